@@ -1,0 +1,39 @@
+"""Every setting of a run, as frozen dataclasses; presets and the command line lie beside them."""
+
+from brewclip.config.command_line import UserError, exit_on_user_error, parse_command_line, parse_options
+from brewclip.config.presets import PRESETS, preset
+from brewclip.config.settings import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    ExtractionConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrackingConfig,
+    check,
+    flatten,
+    unflatten,
+)
+
+__all__ = [
+    "PRESETS",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "ExtractionConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrackingConfig",
+    "UserError",
+    "check",
+    "exit_on_user_error",
+    "flatten",
+    "parse_command_line",
+    "parse_options",
+    "preset",
+    "unflatten",
+]

@@ -1,0 +1,332 @@
+"""The settings of a run as frozen dataclasses, and the checks that need more than one field.
+
+Units stand in the names. No torch here: `--help` must be instant.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
+Transcript = Literal["asr", "ground_truth"]
+AudioWindow = Literal["speech", "first_30_seconds"]
+Precision = Literal["auto", "bfloat16", "float32"]
+
+
+def _default_storage() -> str:
+    return os.environ.get("BREWCLIP_STORAGE") or (Path.cwd() / "storage").as_uri()
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which corpus is read, and how it is streamed."""
+
+    corpus: str = "scenes"
+    """Folder of the corpus below `storage`, as its recipe wrote it."""
+    train_split: str = "train"
+    """Split that is trained on."""
+    dev_split: str = "dev"
+    """Split that chooses the best checkpoint. `test` is refused."""
+    transcript: Transcript = "asr"
+    """Text of the pipeline channel: Whisper's transcript or the text the speaker read."""
+    max_audio_frames: int = 6000
+    """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes."""
+    memory_bytes: int = 512 * 2**20
+    """Upper bound of the raw bytes that one worker holds or fetches ahead."""
+    num_threads: int = 4
+    """Threads of one worker that decode samples."""
+    cache_directory: str = ""
+    """Folder where whole shards are kept after their first use; empty reads byte ranges from storage."""
+    max_bad_fraction: float = 0.01
+    """Largest share of samples that may be undecodable before the run stops, in 0..1."""
+    retry_seconds: float = 180.0
+    """How long a storage outage may last before the run gives up."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The bifurcated model (paper section 3.3) and its frozen parts."""
+
+    variant: Variant = "brewclip"
+    """Full model, acoustic channel alone, prompted pipeline alone, or the untrained pipeline."""
+    whisper: str = "base"
+    """Name of a Whisper model as openai-whisper knows it."""
+    language: str = "en"
+    """Language of the recordings; empty detects it for each recording."""
+    clip: str = "ViT-L-14/openai"
+    """open_clip architecture and weights as ARCHITECTURE/TAG, or `scenes` for the shipped small one."""
+    prompt_length: int = 4
+    """Number M of prompt vectors that text, audio and picture share; 0 switches prompting off."""
+    num_layers: int = 1
+    """Transformer layers of the acoustic channel."""
+    num_heads: int = 8
+    """Attention heads of the acoustic channel; divide the text width."""
+    ff_dim: int = 4096
+    """Width of the feed-forward part of the acoustic channel."""
+    dropout: float = 0.1
+    """Dropout of the acoustic channel, in 0..1."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Inner and outer InfoNCE (paper equations 1 and 2)."""
+
+    alpha: float = 0.1
+    """Weight of the inner loss, in 0..1; the outer one weighs 1 - alpha."""
+    temperature: float = 0.07
+    """Initial softmax temperature tau; the logit scale starts at its inverse."""
+    learn_temperature: bool = True
+    """Whether the logit scale is trained (paper) or stays as it is (release)."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam with linear warm-up and linear decay (paper appendix A)."""
+
+    peak_lr: float = 1e-4
+    """Learning rate at the end of the warm-up."""
+    final_lr: float = 1e-8
+    """Learning rate at the last step."""
+    prompt_lr_scale: float = 1.0
+    """Factor on the learning rate of the prompts alone."""
+    warmup_steps: int = 5_000
+    """Steps of linear warm-up."""
+    total_steps: int = 100_000
+    """Steps of the whole run."""
+    weight_decay: float = 1e-6
+    """L2 weight decay of Adam."""
+    grad_clip_norm: float = 4.0
+    """Largest gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Name, length and rhythm of a run."""
+
+    name: str = ""
+    """Name of the run; the same name continues it. Empty: corpus-variant-seed."""
+    fresh: bool = False
+    """Start over under the same name: earlier checkpoints of the run are removed."""
+    seed: int = 0
+    """Seed of initial weights, sample order and dropout."""
+    global_batch_size: int = 32
+    """Pairs in one step over all workers."""
+    precision: Precision = "auto"
+    """Arithmetic of the towers: `auto` is bfloat16 where the device has it fast, else float32."""
+    selection_metric: str = "dev/speech_to_image/R10"
+    """Metric that chooses the best checkpoint, larger is better; from dev."""
+    log_every_steps: int = 20
+    """Steps between two records of the training curves."""
+    eval_every_steps: int = 2_000
+    """Steps between two evaluations on dev."""
+    checkpoint_every_steps: int = 500
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept, beside the best one."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How the work is spread over a Ray cluster."""
+
+    num_workers: int = 1
+    """Workers of a run, or its largest number if `min_workers` is smaller."""
+    min_workers: int = 0
+    """Smallest number of workers of an elastic run; 0 keeps the number fixed."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    cpus_per_worker: float = 1.0
+    """CPUs of one worker."""
+    max_failures: int = 20
+    """Lost workers or nodes after which a run gives up; -1 never does."""
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """How Whisper reads a corpus once."""
+
+    splits: tuple[str, ...] = ("train", "dev", "test")
+    """Splits that are extracted."""
+    window: AudioWindow = "speech"
+    """Frames of the whole recording, or the first 30 s with their padding (release)."""
+    batch_size: int = 16
+    """Recordings decoded together."""
+    image_side_pixels: int = 0
+    """Short side that stored pictures are reduced to; 0 takes what the CLIP model needs."""
+    keep_original_images: bool = False
+    """Copy pictures byte for byte instead of reducing them."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where runs are recorded."""
+
+    uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
+    """MLflow tracking URI; empty records nothing."""
+    experiment: str = "brewclip"
+    """MLflow experiment."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a job needs to know."""
+
+    storage: str = field(default_factory=_default_storage)
+    """Base URL, s3://bucket[/prefix] or file:///folder: corpora and runs lie below it."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    extraction: ExtractionConfig = ExtractionConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def corpus_url(self) -> str:
+        """Where the recipe wrote pictures and recordings."""
+        return f"{self.storage.rstrip('/')}/{self.data.corpus}"
+
+    @property
+    def features_url(self) -> str:
+        """Where the extraction wrote pictures and Whisper features."""
+        window = "" if self.extraction.window == "speech" else f"-{self.extraction.window}"
+        return f"{self.corpus_url}/whisper-{self.model.whisper}{window}"
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run, given or made from what it is."""
+        return self.run.name or f"{self.data.corpus}-{self.model.variant}-{self.run.seed}"
+
+    @property
+    def run_url(self) -> str:
+        """Where checkpoints and results of the run lie."""
+        return f"{self.storage.rstrip('/')}/runs/{self.run_name}"
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `{"optim.peak_lr": 1e-4, ...}`: one entry for each leaf, in the order of definition."""
+    leaves: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            leaves |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            leaves[prefix + item.name] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def unflatten(leaves: dict[str, Any]) -> Config:
+    """Invert `flatten`; names that no longer exist are refused.
+
+    Raises:
+        ValueError: if a name is not a setting.
+    """
+    return _replace(Config(), leaves)
+
+
+def _replace(config: Any, leaves: dict[str, Any]) -> Any:
+    changes: dict[str, Any] = {}
+    hints = get_type_hints(type(config))
+    for name, value in leaves.items():
+        head, _, rest = name.partition(".")
+        if head not in hints:
+            raise ValueError(f"{name!r} is not a setting of this version")
+        if rest:
+            changes[head] = _replace(changes.get(head, getattr(config, head)), {rest: value})
+        else:
+            changes[head] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(config, **changes)
+
+
+def check(config: Config) -> None:
+    """Find mistakes within and across fields before anything is started.
+
+    Raises:
+        ValueError: one line that names the setting, its value, what is allowed and what to do.
+    """
+    for wrong, message in _rules(config):
+        if wrong:
+            raise ValueError(message)
+
+
+def _rules(config: Config) -> list[tuple[bool, str]]:
+    data, model, loss, optim, run, cluster = (
+        config.data,
+        config.model,
+        config.loss,
+        config.optim,
+        config.run,
+        config.cluster,
+    )
+    batch = run.global_batch_size
+    return [
+        (
+            not config.storage.startswith(("s3://", "file:///")),
+            f"--storage {config.storage!r} must start with s3:// or file:///",
+        ),
+        (
+            data.dev_split.startswith("test") or run.selection_metric.startswith("test"),
+            f"the best checkpoint is never chosen on test (--data.dev-split {data.dev_split!r}, "
+            f"--run.selection-metric {run.selection_metric!r}): choose on dev, evaluate test once at the end",
+        ),
+        (
+            not run.selection_metric.startswith("dev/"),
+            f"--run.selection-metric {run.selection_metric!r} must be a metric of dev, e.g. dev/speech_to_image/R10",
+        ),
+        (
+            data.train_split == data.dev_split,
+            f"--data.train-split and --data.dev-split are both {data.dev_split!r}: choose on other data",
+        ),
+        (batch < 2, f"--run.global-batch-size {batch} leaves no negatives: at least 2"),
+        (
+            cluster.num_workers < 1 or cluster.num_workers > batch,
+            f"--cluster.num-workers {cluster.num_workers} must be 1..{batch}, the global batch size",
+        ),
+        (
+            not 0 <= cluster.min_workers <= cluster.num_workers,
+            f"--cluster.min-workers {cluster.min_workers} must be 0..{cluster.num_workers}, the number of workers",
+        ),
+        (model.prompt_length < 0, f"--model.prompt-length {model.prompt_length} must be 0 or more"),
+        (model.num_layers < 1, f"--model.num-layers {model.num_layers} must be 1 or more"),
+        (not 0 <= model.dropout < 1, f"--model.dropout {model.dropout} must be in 0..1, below 1"),
+        (not 0 <= loss.alpha <= 1, f"--loss.alpha {loss.alpha} must be in 0..1"),
+        (
+            not 0.01 <= loss.temperature <= 1,
+            f"--loss.temperature {loss.temperature} must be in 0.01..1: the logit scale is clamped at 100",
+        ),
+        (
+            optim.total_steps < 1 or not 0 <= optim.warmup_steps <= optim.total_steps,
+            f"--optim.warmup-steps {optim.warmup_steps} must be 0..{optim.total_steps}, the total steps",
+        ),
+        (
+            not 0 <= optim.final_lr <= optim.peak_lr,
+            f"--optim.final-lr {optim.final_lr} must be 0..{optim.peak_lr}, the peak",
+        ),
+        (
+            min(run.log_every_steps, run.eval_every_steps, run.checkpoint_every_steps, run.keep_checkpoints) < 1,
+            "--run.log-every-steps, eval-every-steps, checkpoint-every-steps and keep-checkpoints must be 1 or more",
+        ),
+        (
+            not 0 <= data.max_bad_fraction <= 1,
+            f"--data.max-bad-fraction {data.max_bad_fraction} must be in 0..1",
+        ),
+        (
+            "/" in run.name or run.name.startswith("."),
+            f"--run.name {run.name!r} names a folder: no slash, no leading dot",
+        ),
+    ]
+
+
+def ignored_settings(config: Config) -> list[str]:
+    """Say which settings have no effect in this combination, one line each."""
+    lines = []
+    if config.model.variant in ("acoustic", "pipeline") and config.loss.alpha > 0:
+        lines.append(f"--loss.alpha {config.loss.alpha} has no effect: variant {config.model.variant} has one channel")
+    if config.model.variant == "acoustic" and config.data.transcript != "asr":
+        lines.append("--data.transcript has no effect: variant acoustic reads no text")
+    if config.model.prompt_length == 0 and config.optim.prompt_lr_scale != 1:
+        lines.append("--optim.prompt-lr-scale has no effect: --model.prompt-length is 0")
+    return lines

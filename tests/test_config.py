@@ -1,0 +1,99 @@
+"""Settings, presets and the command line: what a user types, and what they are told when it is wrong."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from brewclip.config import PRESETS, Config, UserError, check, flatten, parse_command_line, preset, unflatten
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_and_survives_flattening(name):
+    config = preset(name)
+    check(config)
+    assert unflatten(flatten(config)) == config
+
+
+def test_the_paper_is_the_default():
+    """Appendix A: batch 32, 100k steps, warm-up 5k to 1e-4, decay to 1e-8, alpha 0.1, four prompts."""
+    leaves = flatten(Config())
+    expected = {
+        "run.global_batch_size": 32,
+        "optim.total_steps": 100_000,
+        "optim.warmup_steps": 5_000,
+        "optim.peak_lr": 1e-4,
+        "optim.final_lr": 1e-8,
+        "optim.weight_decay": 1e-6,
+        "loss.alpha": 0.1,
+        "model.prompt_length": 4,
+        "model.clip": "ViT-L-14/openai",
+        "model.whisper": "base",
+    }
+    assert {name: leaves[name] for name in expected} == expected
+
+
+def test_the_release_differs_where_its_code_does():
+    paper, release = (flatten(preset(name)) for name in ("flickr8k", "flickr8k_release"))
+    assert {name for name in paper if paper[name] != release[name]} == {
+        "model.whisper",
+        "loss.alpha",
+        "loss.learn_temperature",
+        "extraction.window",
+    }
+
+
+def test_flags_change_fields():
+    config = parse_command_line(None, Config, ["flickr8k", "--optim.peak-lr", "3e-4", "--model.variant", "pipeline"])
+    assert (config.optim.peak_lr, config.model.variant, config.data.corpus) == (3e-4, "pipeline", "flickr8k")
+
+
+def test_a_job_may_add_flags():
+    @dataclasses.dataclass(frozen=True)
+    class Form(Config):
+        split: str = "test"
+        """Which."""
+
+    assert parse_command_line(None, Form, ["scenes", "--split", "dev"]).split == "dev"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scene"], "unknown preset 'scene': did you mean 'scenes'"),
+        ([], "no preset given"),
+        (["scenes", "--optim.peek-lr", "1"], "unknown argument '--optim.peek-lr': did you mean --optim.peak-lr"),
+        (["scenes", "--optim.peak-lr", "much"], "--optim.peak-lr"),
+        (["scenes", "--model.variant", "both"], "'both'"),
+        (["scenes", "--loss.alpha", "2"], "--loss.alpha 2.0 must be in 0..1"),
+        (["scenes", "--data.dev-split", "test"], "never chosen on test"),
+        (["scenes", "--run.selection-metric", "test/speech_to_image/R1"], "never chosen on test"),
+        (["scenes", "--storage", "gs://bucket"], "must start with s3:// or file:///"),
+        (["scenes", "--cluster.num-workers", "65"], "must be 1..64, the global batch size"),
+        (["scenes", "--optim.warmup-steps", "9999"], "--optim.warmup-steps 9999 must be 0..300"),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    with pytest.raises(UserError) as caught:
+        parse_command_line(None, Config, words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_without_effect_are_named(capsys):
+    parse_command_line(None, Config, ["scenes", "--model.variant", "acoustic", "--data.transcript", "ground_truth"])
+    assert "warning: --data.transcript has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["train", "extract", "evaluate"])
+def test_help_needs_no_torch(job):
+    code = (
+        f"import sys, runpy; sys.argv = ['{job}.py', '--help']\n"
+        f"try: runpy.run_path('jobs/{job}.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules), 'heavy imports'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--optim.peak-lr" in done.stdout
