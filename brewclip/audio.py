@@ -1,0 +1,136 @@
+"""Recordings to waveforms and back: any sound file that libsndfile reads, as 16 kHz mono."""
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16_000
+MAX_BYTES = 1 << 28  # 256 MiB: ten minutes of 96 kHz stereo in float32 are 230 MB
+_BLOCK_SECONDS = 1.0
+_SAMPLE_RATES_HZ = (1_000, 768_000)  # what a header may claim; a damaged one asks for absurd resampling
+_MAX_CHANNELS = 64
+
+
+class UndecodableAudio(ValueError):
+    """A recording that gives no waveform.
+
+    Attributes:
+        cause: a short machine word to count by: "empty", "too_many_bytes", "too_long", "not_audio",
+            "corrupt", "no_samples".
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class DecodedAudio:
+    """A waveform and whether it is whole.
+
+    Attributes:
+        waveform: float32 mono at `SAMPLE_RATE_HZ`, in [-1, 1].
+        missing_seconds: of what the file's header promised but could not be decoded; 0 for a sound file.
+    """
+
+    waveform: NDArray[np.float32]
+    missing_seconds: float
+
+
+def decode_audio(data: bytes, *, max_seconds: float = 600.0) -> NDArray[np.float32]:
+    """Decode a sound file (flac, wav, ogg, mp3, ...); of a damaged one, what comes before the damage.
+
+    Args:
+        data: the file.
+        max_seconds: longer recordings are refused before they are decoded.
+
+    Returns:
+        float32 mono at 16 kHz, in [-1, 1]; digital silence is a waveform like any other.
+
+    Raises:
+        UndecodableAudio: if the file is empty, too large, too long, no sound file, or damaged from the start.
+    """
+    return decode_audio_with_damage(data, max_seconds=max_seconds).waveform
+
+
+def decode_audio_with_damage(data: bytes, *, max_seconds: float = 600.0) -> DecodedAudio:
+    """Decode as `decode_audio` does, and tell how much of a damaged file is missing."""
+    if not data:
+        raise UndecodableAudio("empty", "the recording has no bytes")
+    if len(data) > MAX_BYTES:
+        raise UndecodableAudio("too_many_bytes", f"the recording has {len(data)} bytes, the limit is {MAX_BYTES}")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            promised_seconds = _check_header(file, max_seconds)
+            blocks, rate_hz = _read_blocks(file, max_seconds), file.samplerate
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise UndecodableAudio("not_audio", f"the recording is not a sound file that can be read: {error}") from error
+    if not blocks:
+        cause = "corrupt" if promised_seconds else "no_samples"
+        raise UndecodableAudio(cause, f"the recording decodes to no samples of {promised_seconds:.1f} s promised")
+    samples = np.concatenate(blocks)
+    decoded_seconds = len(samples) / rate_hz
+    missing_seconds = max(0.0, promised_seconds - decoded_seconds) if math.isfinite(promised_seconds) else 0.0
+    if rate_hz != SAMPLE_RATE_HZ:
+        samples = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+    if not len(samples):
+        raise UndecodableAudio("no_samples", f"the recording lasts {decoded_seconds * 1000:.3f} ms, less than a sample")
+    return DecodedAudio(np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False), missing_seconds)
+
+
+def encode_flac(waveform: NDArray[np.floating]) -> bytes:
+    """Encode a 16 kHz mono waveform in [-1, 1] as 16-bit FLAC; the same samples give the same bytes.
+
+    Raises:
+        ValueError: if the waveform is not one-dimensional, is empty, or is not finite.
+    """
+    waveform = np.asarray(waveform)
+    if waveform.ndim != 1 or not waveform.size or not np.isfinite(waveform).all():
+        raise ValueError(f"a finite waveform of shape (samples,) is needed, got shape {waveform.shape}")
+    pcm = np.clip(np.rint(waveform.astype(np.float64) * 32768.0), -32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _check_header(file: soundfile.SoundFile, max_seconds: float) -> float:
+    """Return how long the header says the recording is; infinite if it does not say."""
+    low_hz, high_hz = _SAMPLE_RATES_HZ
+    if not low_hz <= file.samplerate <= high_hz or file.channels > _MAX_CHANNELS:
+        raise UndecodableAudio(
+            "corrupt",
+            f"the recording claims {file.samplerate} Hz and {file.channels} channels; its header is damaged",
+        )
+    # A stream of unknown length has the largest number there is.
+    seconds = file.frames / file.samplerate if file.frames < 2**62 else math.inf
+    if math.isfinite(seconds) and seconds > max_seconds:
+        raise UndecodableAudio("too_long", f"the recording lasts {seconds:.1f} s, the limit is {max_seconds:.0f} s")
+    return seconds
+
+
+def _read_blocks(file: soundfile.SoundFile, max_seconds: float) -> list[NDArray[np.float32]]:
+    """Read mono blocks up to the end, or up to the first that does not decode."""
+    blocks: list[NDArray[np.float32]] = []
+    block_samples = max(1, round(_BLOCK_SECONDS * file.samplerate))
+    num_read = 0
+    while True:
+        try:
+            block = file.read(block_samples, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError):
+            return blocks
+        if not len(block):
+            return blocks
+        num_read += len(block)
+        if num_read > max_seconds * file.samplerate:
+            raise UndecodableAudio("too_long", f"the recording lasts longer than the limit of {max_seconds:.0f} s")
+        mono = block.mean(axis=1)
+        if not np.isfinite(mono).all():  # a float file can hold anything
+            warnings.warn("the recording holds samples that are not finite; they become silence", stacklevel=2)
+            mono = np.nan_to_num(mono, nan=0.0, posinf=0.0, neginf=0.0)
+        blocks.append(mono)

@@ -1,0 +1,156 @@
+"""Decoding of Whisper's features with whisper.transcribe's rules: when to retry, when to call it silence."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
+from whisper.model import Whisper
+from whisper.tokenizer import get_tokenizer
+
+# The defaults of whisper.transcribe.
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+MAX_COMPRESSION_RATIO = 2.4
+MIN_AVG_LOGPROB = -1.0
+MAX_NO_SPEECH_PROB = 0.6
+
+# Whisper's own rule lets "you" over silence and "Thank you." over half a second of noise pass, as it is sure
+# of them (log probability -0.6 to -0.9). Measured with base: silence, hum and short noise 0.75 to 0.95; of
+# 120 clean spoken digits, at most 0.67.
+CERTAIN_NO_SPEECH_PROB = 0.7
+
+# A decoder that repeats itself runs to the limit and holds up its batch. English speech has at most 7 words a
+# second.
+_TOKENS_PER_SECOND = 10
+_SPARE_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was understood of one window.
+
+    Attributes:
+        transcript: empty if rejected.
+        avg_logprob: mean log probability of a token, of the last attempt.
+        no_speech_prob: probability of silence.
+        compression_ratio: of the last attempt's text; repetition has a high one.
+        temperature: of the last attempt.
+        num_tokens: of the last attempt.
+        rejected: "no_speech", "repetitive", "low_confidence", or None.
+    """
+
+    transcript: str
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+    num_tokens: int
+    rejected: str | None
+
+
+class _EncodedTask(DecodingTask):
+    """Whisper's decoding of features from `encode_mel`, which may be shorter than 30 s."""
+
+    def _get_audio_features(self, mel: Tensor) -> Tensor:
+        return mel
+
+
+def detect_languages(model: Whisper, features: Tensor) -> list[str]:
+    """Return the likeliest language of each window (B, T, audio_dim), as codes such as "en".
+
+    Source: `whisper.decoding.detect_language`, which takes 30 s windows only.
+    """
+    if not model.is_multilingual:
+        return ["en"] * len(features)
+    tokenizer = get_tokenizer(True, num_languages=model.num_languages)
+    start = torch.full((len(features), 1), tokenizer.sot, device=features.device)
+    logits = model.logits(start, features)[:, 0, list(tokenizer.all_language_tokens)]
+    return [tokenizer.all_language_codes[index] for index in logits.argmax(dim=-1).tolist()]
+
+
+def decode_windows(
+    model: Whisper,
+    features: Tensor,
+    language: str,
+    padded_seconds: int,
+    waveforms: Sequence[NDArray[np.float32]],
+) -> list[Reading]:
+    """Decode windows of one padded length, together and greedily; then the failed ones alone, with sampling.
+
+    Sampling is seeded by the window's own samples, so a window reads the same in any batch.
+
+    Args:
+        model: Whisper.
+        features: (B, T, audio_dim) float32.
+        language: a code such as "en".
+        padded_seconds: of the windows; bounds the number of tokens.
+        waveforms: the B windows without padding.
+    """
+    limit = _max_tokens(model, language, padded_seconds)
+    results = _decode(model, features, language, 0.0, limit)
+    readings = []
+    for index, result in enumerate(results):
+        for temperature in TEMPERATURES[1:]:
+            if not _needs_retry(result):
+                break
+            with _seeded(waveforms[index], features):
+                result = _decode(model, features[index : index + 1], language, temperature, limit)[0]
+        readings.append(_judge(result))
+    return readings
+
+
+def _decode(
+    model: Whisper, features: Tensor, language: str, temperature: float, max_tokens: int
+) -> list[DecodingResult]:
+    options = DecodingOptions(
+        language=language, temperature=temperature, sample_len=max_tokens, without_timestamps=True, fp16=False
+    )
+    return _EncodedTask(model, options).run(features)
+
+
+def _max_tokens(model: Whisper, language: str, padded_seconds: int) -> int:
+    most = model.dims.n_text_ctx // 2
+    # Scripts that Whisper spells in bytes take several tokens a letter.
+    return min(most, _SPARE_TOKENS + _TOKENS_PER_SECOND * padded_seconds) if language == "en" else most
+
+
+def _is_silence(result: DecodingResult) -> bool:
+    probably = result.no_speech_prob > MAX_NO_SPEECH_PROB and result.avg_logprob < MIN_AVG_LOGPROB
+    return probably or result.no_speech_prob > CERTAIN_NO_SPEECH_PROB
+
+
+def _failure(result: DecodingResult) -> str | None:
+    if result.compression_ratio > MAX_COMPRESSION_RATIO:
+        return "repetitive"
+    return "low_confidence" if result.avg_logprob < MIN_AVG_LOGPROB else None
+
+
+def _needs_retry(result: DecodingResult) -> bool:
+    return _failure(result) is not None and not _is_silence(result)
+
+
+def _judge(result: DecodingResult) -> Reading:
+    rejected = "no_speech" if _is_silence(result) else _failure(result)
+    return Reading(
+        transcript="" if rejected else result.text,
+        avg_logprob=float(result.avg_logprob),
+        no_speech_prob=float(result.no_speech_prob),
+        compression_ratio=float(result.compression_ratio),
+        temperature=float(result.temperature),
+        num_tokens=len(result.tokens),
+        rejected=rejected,
+    )
+
+
+@contextmanager
+def _seeded(waveform: NDArray[np.float32], features: Tensor) -> Iterator[None]:
+    """Draw from a generator that depends on the samples alone, and leave torch's own as it was."""
+    digest = hashlib.sha256(np.ascontiguousarray(waveform, np.float32).tobytes()).digest()
+    with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        yield

@@ -1,0 +1,179 @@
+"""Whisper base on real speech, silence and noise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import whisper
+import whisper.normalizers
+
+from brewclip.audio import decode_audio
+from brewclip.models import whisper as reading
+from brewclip.models.whisper import SpeechReader
+from brewclip.models.windows import compute_mel, cut_windows, encode_mel
+from brewclip.pretrained import load_whisper
+
+SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
+JFK = "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+normalise = whisper.normalizers.EnglishTextNormalizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    try:
+        return load_whisper("base")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def reader(model):
+    return SpeechReader(model)
+
+
+def load_speech(name):
+    path = SPEECH / name
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    return decode_audio(path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def jfk():
+    return load_speech("jfk.flac")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Clips of one voice that Whisper understands without noise, by digit."""
+    return {digit: load_speech(f"digits/{digit}_jackson_0.wav") for digit in (0, 2, 4, 6)}
+
+
+def make_noise(seconds, kind, level, seed=0):
+    num_samples = round(seconds * 16_000)
+    noise = np.random.default_rng(seed).normal(size=num_samples)
+    if kind == "pink":
+        spectrum = np.fft.rfft(noise)
+        noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), num_samples)
+    return (level * noise / noise.std()).clip(-1, 1).astype(np.float32)
+
+
+def is_digit(transcript, digit):
+    return normalise(transcript).strip() in (str(digit), NAMES[digit])
+
+
+@torch.no_grad()
+def test_encoder_output_equals_whisper_s_own(model, jfk):
+    mel = compute_mel(jfk, 30, 80, torch.device("cpu"))
+    expected = model.encoder(whisper.log_mel_spectrogram(whisper.pad_or_trim(jfk))[None])
+    torch.testing.assert_close(encode_mel(model.encoder, mel[None]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_real_sentence_is_understood(reader, jfk):
+    (speech,) = reader.read([jfk])
+    assert normalise(speech.transcript) == JFK
+    assert (speech.language, speech.rejected, speech.temperature) == ("en", None, 0.0)
+    assert speech.features.shape == (550, 512) and speech.features.dtype == np.float16
+
+
+def test_shorter_windows_understand_what_30_seconds_do(model, jfk, digits, monkeypatch):
+    waveforms = [jfk, *digits.values()]
+    short = SpeechReader(model).read(waveforms)
+    in_full = [[window._replace(padded_seconds=30) for window in cut_windows(w)] for w in waveforms]
+    windows = {len(waveform): cuts for waveform, cuts in zip(waveforms, in_full, strict=True)}
+    monkeypatch.setattr(reading, "cut_windows", lambda waveform: windows[len(waveform)])
+    full = SpeechReader(model).read(waveforms)
+    assert normalise(short[0].transcript) == normalise(full[0].transcript) == JFK
+    right = [is_digit(speech.transcript, digit) for digit, speech in zip(digits, short[1:], strict=True)]
+    right_in_full = [is_digit(speech.transcript, digit) for digit, speech in zip(digits, full[1:], strict=True)]
+    assert sum(right) >= sum(right_in_full) and sum(right) >= 3
+
+
+def test_a_recording_reads_the_same_in_any_batch(model, jfk, digits):
+    waveforms = [jfk, *digits.values(), make_noise(2, "white", 0.1), np.zeros(8000, np.float32)]
+    together = SpeechReader(model, batch_size=4).read(waveforms)
+    alone = [SpeechReader(model).read([waveform])[0] for waveform in waveforms]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.transcript, one.rejected, one.temperature) == (
+            other.transcript,
+            other.rejected,
+            other.temperature,
+        )
+        np.testing.assert_allclose(one.features.astype(float), other.features.astype(float), atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["white", "pink"])
+@pytest.mark.parametrize("level", [0.0002, 0.003, 0.03, 0.3])
+def test_noise_is_no_sentence(reader, kind, level):
+    speeches = reader.read([make_noise(seconds, kind, level) for seconds in (0.5, 2.0, 6.0)])
+    assert [speech.transcript for speech in speeches] == ["", "", ""]
+    assert {speech.rejected for speech in speeches} == {"no_speech"}
+
+
+def test_long_noise_that_passes_for_speech_is_rejected_after_all_temperatures(reader):
+    noise = make_noise(25.0, "white", 0.1)
+    state = torch.get_rng_state()
+    first, second = reader.read([noise])[0], reader.read([noise])[0]
+    assert first.transcript == "" and first.rejected in ("no_speech", "repetitive", "low_confidence")
+    assert first.avg_logprob == second.avg_logprob, "sampling follows the recording"
+    assert torch.equal(torch.get_rng_state(), state), "and leaves torch's generator alone"
+
+
+def test_silence_and_nothing_are_no_speech(reader):
+    hum = 0.1 * np.sin(2 * np.pi * 100 * np.arange(48_000) / 16_000)
+    speeches = reader.read([np.zeros(0, np.float32), np.zeros(48_000, np.float32), hum.astype(np.float32)])
+    assert [(speech.transcript, speech.rejected) for speech in speeches] == [("", "no_speech")] * 3
+    assert [speech.features.shape for speech in speeches] == [(0, 512), (150, 512), (150, 512)]
+    assert all(np.isfinite(speech.features).all() for speech in speeches)
+
+
+def test_digits_stay_right_down_to_10_db_of_noise(reader, digits):
+    right = 0
+    for snr_db in (20, 10):
+        noisy = []
+        for digit, waveform in digits.items():
+            noise = make_noise(len(waveform) / 16_000, "pink", waveform.std() / 10 ** (snr_db / 20), seed=digit)
+            noisy.append((waveform + noise[: len(waveform)]).clip(-1, 1))
+        for digit, speech in zip(digits, reader.read(noisy), strict=True):
+            right += is_digit(speech.transcript, digit)
+            assert (speech.rejected is None) == bool(speech.transcript)
+    assert right >= 5
+
+
+def test_a_long_recording_is_read_to_its_end_in_the_language_of_its_beginning(model, jfk):
+    """Three times the sentence with pauses: 36 s in two windows, cut between words."""
+    pause = np.zeros(8000, np.float32)
+    waveform = np.concatenate([jfk, pause, jfk, pause, jfk, pause, pause])
+    (speech,) = SpeechReader(model, language=None).read([waveform])
+    assert normalise(speech.transcript).split().count("country") == 6
+    assert "ask what you can do for your country" in normalise(speech.transcript)
+    assert len(speech.features) == -(-len(waveform) // 320)
+    assert (speech.language, speech.rejected) == ("en", None)
+
+
+def test_bfloat16_keeps_the_words(model, jfk):
+    exact, rounded = (SpeechReader(model, precision=p).read([jfk])[0] for p in ("float32", "bfloat16"))
+    assert normalise(exact.transcript) == normalise(rounded.transcript)
+    one, other = exact.features.astype(np.float64).ravel(), rounded.features.astype(np.float64).ravel()
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"language": "english please"}, "give a code such as 'en'"),
+        ({"precision": "int8"}, "choose one of float32, bfloat16, float16"),
+        ({"batch_size": 0}, "1 or more"),
+    ],
+)
+def test_impossible_settings_are_refused(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        SpeechReader(model, **settings)
+
+
+def test_waveforms_that_are_not_finite_are_refused(reader):
+    with pytest.raises(ValueError, match="waveform 1"):
+        reader.read([np.zeros(10, np.float32), np.full(10, np.nan, np.float32)])

@@ -1,0 +1,140 @@
+"""Decoding of good, odd and damaged files, and the flac encoder."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from brewclip.audio import (
+    SAMPLE_RATE_HZ,
+    UndecodableAudio,
+    decode_audio,
+    decode_audio_with_damage,
+    encode_flac,
+)
+
+SPEECH = Path(__file__).parents[1].parent / "shared" / "speech"
+
+
+def tone(seconds=2.0, rate_hz=16_000, frequency_hz=440.0):
+    return 0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(round(seconds * rate_hz)) / rate_hz)
+
+
+def write(waveform, rate_hz=16_000, **settings):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, rate_hz, **({"format": "WAV", "subtype": "PCM_16"} | settings))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"format": "WAV", "subtype": "PCM_16"},
+        {"format": "WAV", "subtype": "FLOAT"},
+        {"format": "FLAC", "subtype": "PCM_24"},
+        {"format": "OGG", "subtype": "VORBIS"},
+        {"format": "MP3", "subtype": "MPEG_LAYER_III"},
+    ],
+)
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
+def test_common_formats_become_16_khz_mono(settings, rate_hz):
+    stereo = np.stack([tone(rate_hz=rate_hz), tone(rate_hz=rate_hz)], axis=1)
+    waveform = decode_audio(write(stereo, rate_hz, **settings))
+    assert waveform.dtype == np.float32 and waveform.ndim == 1
+    assert len(waveform) == pytest.approx(2 * SAMPLE_RATE_HZ, abs=1600)
+    middle = waveform[8000:24000]
+    peak_hz = np.abs(np.fft.rfft(middle)).argmax() * SAMPLE_RATE_HZ / len(middle)
+    assert peak_hz == pytest.approx(440, abs=2) and np.abs(middle).max() == pytest.approx(0.5, abs=0.1)
+
+
+def test_stereo_is_averaged():
+    stereo = np.stack([tone(), -tone()], axis=1)
+    assert np.abs(decode_audio(write(stereo))).max() < 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"format": "FLAC"}, {"format": "OGG", "subtype": "VORBIS"}])
+def test_a_cut_file_keeps_what_comes_before_the_cut(settings):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 10 * 16_000)
+    data = write(noise, **settings)
+    decoded = decode_audio_with_damage(data[: len(data) // 2])
+    assert 3.5 < len(decoded.waveform) / SAMPLE_RATE_HZ < 5.5
+
+
+def test_a_cut_flac_tells_what_is_missing():
+    data = write(np.random.default_rng(0).uniform(-0.5, 0.5, 10 * 16_000), format="FLAC")
+    decoded = decode_audio_with_damage(data[: len(data) // 2])
+    assert decoded.missing_seconds == pytest.approx(10 - len(decoded.waveform) / SAMPLE_RATE_HZ)
+    assert decode_audio_with_damage(data).missing_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", "empty"),
+        (b"not a sound file at all" * 100, "not_audio"),
+        (write(np.zeros(0)), "no_samples"),
+        (write(tone(seconds=3.0)), "too_long"),
+    ],
+)
+def test_undecodable_recordings_say_why(data, cause):
+    with pytest.raises(UndecodableAudio) as caught:
+        decode_audio(data, max_seconds=2.5)
+    assert caught.value.cause == cause and "\n" not in str(caught.value)
+
+
+def test_a_file_that_lies_about_its_length_is_stopped(monkeypatch):
+    monkeypatch.setattr("brewclip.audio.MAX_BYTES", 1000)
+    with pytest.raises(UndecodableAudio, match="limit is 1000") as caught:
+        decode_audio(write(tone()))
+    assert caught.value.cause == "too_many_bytes"
+
+
+def test_damaged_bytes_never_raise_anything_else():
+    """Random damage to real files decodes or is refused with a cause."""
+    rng = np.random.default_rng(0)
+    for settings in ({}, {"format": "FLAC"}, {"format": "OGG", "subtype": "VORBIS"}, {"format": "MP3"}):
+        subtype = (settings == {"format": "MP3"} and {"subtype": "MPEG_LAYER_III"}) or {}
+        whole = write(tone(), **settings, **subtype)
+        for _ in range(25):
+            damaged = bytearray(whole)
+            for position in rng.integers(0, len(damaged), 20):
+                damaged[position] = rng.integers(256)
+            try:
+                waveform = decode_audio(bytes(damaged))
+            except UndecodableAudio as error:
+                assert error.cause
+            else:
+                assert np.isfinite(waveform).all() and np.abs(waveform).max() <= 1
+
+
+def test_samples_that_are_not_finite_become_silence_with_a_warning():
+    waveform = tone().astype(np.float32)
+    waveform[100] = np.nan
+    with pytest.warns(UserWarning, match="not finite"):
+        decoded = decode_audio(write(waveform, subtype="FLOAT"))
+    assert decoded[100] == 0 and np.isfinite(decoded).all()
+
+
+def test_flac_makes_the_round_trip_and_is_deterministic():
+    waveform = tone()
+    data = encode_flac(waveform)
+    assert data == encode_flac(waveform.astype(np.float64))
+    np.testing.assert_allclose(decode_audio(data), waveform, atol=1 / 32768)
+    np.testing.assert_array_equal(encode_flac(decode_audio(data)), data)
+    assert np.abs(decode_audio(encode_flac(np.array([2.0, -2.0])))).max() <= 1
+
+
+@pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros((2, 2)), np.array([np.nan])])
+def test_flac_refuses_what_is_no_waveform(waveform):
+    with pytest.raises(ValueError, match="finite waveform"):
+        encode_flac(waveform)
+
+
+def test_real_recordings_decode():
+    for name, seconds in (("jfk.flac", 11.0), ("digits/0_jackson_0.wav", 0.64)):
+        path = SPEECH / name
+        if not path.is_file():
+            pytest.skip(f"{path} is missing")
+        assert len(decode_audio(path.read_bytes())) / SAMPLE_RATE_HZ == pytest.approx(seconds, abs=0.1)

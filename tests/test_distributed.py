@@ -1,0 +1,79 @@
+"""Loss and gradients on two and three processes against one, with unequal shares of the batch."""
+
+import open_clip
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from brewclip.distributed import gather_rows, row_offset, sum_gradients
+from brewclip.losses import brewclip_loss
+from brewclip.models.brewclip import BrewCLIP
+from brewclip.models.clip import PromptedCLIP
+
+IMAGE_IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])  # image 1 comes twice, on two workers
+
+
+def build_model():
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        text_cfg={"context_length": 12, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+    )
+    return BrewCLIP(PromptedCLIP(clip), variant="brewclip", audio_dim=10, ff_dim=32, dropout=0.2).train()
+
+
+def make_batch():
+    torch.manual_seed(1)
+    tokens = torch.randint(1, 48, (8, 12))
+    tokens[torch.arange(8), torch.arange(3, 11)] = 49
+    mask = torch.arange(9) < torch.arange(2, 10)[:, None]
+    return torch.randn(8, 3, 16, 16), tokens, torch.randn(8, 9, 10), mask, torch.arange(100, 108)
+
+
+def step(rows):
+    model = build_model()
+    features = model(*(part[rows] for part in make_batch()))
+    losses = brewclip_loss(features, IMAGE_IDS[rows], model.logit_scale, 0.1, gather_rows)
+    losses["loss"].backward()
+    parameters = model.trained_parameters()
+    sum_gradients(parameters.values())
+    return losses, {name: parameter.grad for name, parameter in parameters.items()}
+
+
+def run_worker(rank, splits, folder):
+    torch.set_num_threads(1)
+    world_size = len(splits[0])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    results = []
+    for shares in splits:
+        start = sum(shares[:rank])
+        rows = slice(start, start + shares[rank])
+        results.append((*step(rows), row_offset(shares[rank]), gather_rows(IMAGE_IDS[rows])))
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("splits", [[(4, 4), (5, 3)], [(2, 5, 1), (6, 2, 0)]], ids=["2 processes", "3 processes"])
+def test_loss_and_gradients_equal_one_process(splits, tmp_path):
+    mp.spawn(run_worker, (splits, tmp_path), nprocs=len(splits[0]))
+    by_rank = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(len(splits[0]))]
+    expected_losses, expected_gradients = step(slice(0, 8))
+    for shares, results in zip(splits, zip(*by_rank, strict=True), strict=True):
+        for name, expected in expected_losses.items():
+            total = sum(losses[name] for losses, *_ in results)
+            torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+        for rank, (_, gradients, offset, ids) in enumerate(results):
+            assert offset == sum(shares[:rank])
+            assert torch.equal(ids, IMAGE_IDS)
+            assert gradients.keys() == expected_gradients.keys()
+            for name, expected in expected_gradients.items():
+                torch.testing.assert_close(gradients[name], expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_without_a_process_group_everything_is_the_identity():
+    x = torch.randn(3, 2)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    sum_gradients([parameter])
+    assert gather_rows(x) is x and row_offset(3) == 0 and parameter.grad is None

@@ -1,0 +1,87 @@
+"""InfoNCE by hand, same-image masking, and the parts of the loss."""
+
+import math
+
+import pytest
+import torch
+
+from brewclip.losses import brewclip_loss, info_nce
+from brewclip.models.brewclip import Features
+
+
+def identity(x):
+    return x
+
+
+def make_features(n=4, channels=True):
+    torch.manual_seed(0)
+    image, acoustic, text = (torch.randn(n, 8, requires_grad=True) for _ in range(3))
+    return Features(image, acoustic + text, acoustic, text) if channels else Features(image, text, None, text)
+
+
+def test_info_nce_by_hand():
+    """Cosines are 1 and 0 for the first query, 0.6 and 0.8 for the second; lengths do not matter."""
+    queries = torch.tensor([[2.0, 0.0], [3.0, 4.0]])
+    keys = torch.tensor([[5.0, 0.0], [0.0, 0.1]])
+    loss = info_nce(queries, keys, torch.tensor([0, 1]), torch.ones(2, 2, dtype=torch.bool), torch.tensor(math.log(2)))
+    expected = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(1.2 - 1.6))]
+    assert loss.tolist() == pytest.approx(expected)
+
+
+def test_a_dropped_key_leaves_the_denominator():
+    queries, keys = torch.randn(1, 4), torch.randn(3, 4)
+    scale, target = torch.tensor(1.0), torch.tensor([0])
+    masked = info_nce(queries, keys, target, torch.tensor([[True, False, True]]), scale)
+    absent = info_nce(queries, keys[[0, 2]], target, torch.ones(1, 2, dtype=torch.bool), scale)
+    torch.testing.assert_close(masked, absent)
+
+
+def test_total_is_alpha_inner_plus_rest_outer():
+    features, ids, scale = make_features(), torch.arange(4), torch.tensor(2.0)
+    losses = brewclip_loss(features, ids, scale, 0.1, identity)
+    everything = torch.ones(4, 4, dtype=torch.bool)
+
+    def both_ways(x, y):
+        return sum(info_nce(a, b, ids, everything, scale).mean() for a, b in ((x, y), (y, x)))
+
+    torch.testing.assert_close(losses["outer"], both_ways(features.image, features.speech))
+    torch.testing.assert_close(losses["inner"], both_ways(features.acoustic, features.text))
+    torch.testing.assert_close(losses["loss"], 0.1 * losses["inner"] + 0.9 * losses["outer"])
+    assert losses["effective_negatives"].item() == 3
+
+
+def test_captions_of_one_image_are_not_negatives_of_each_other():
+    features, scale = make_features(), torch.tensor(2.0)
+    losses = brewclip_loss(features, torch.tensor([7, 8, 7, 9]), scale, 0.0, identity)
+    assert losses["effective_negatives"].item() == (2 + 3 + 2 + 3) / 4
+    keep = torch.ones(4, 4, dtype=torch.bool)
+    keep[0, 2] = keep[2, 0] = False
+    rows = info_nce(features.image, features.speech, torch.arange(4), keep, scale)
+    rows = rows + info_nce(features.speech, features.image, torch.arange(4), keep, scale)
+    torch.testing.assert_close(losses["loss"], rows.mean())
+
+
+def test_one_image_only_is_a_loss_of_zero_not_nan():
+    losses = brewclip_loss(make_features(), torch.zeros(4, dtype=torch.long), torch.tensor(2.0), 0.1, identity)
+    assert losses["loss"].item() == 0 and losses["effective_negatives"].item() == 0
+
+
+def test_without_both_channels_the_loss_is_the_whole_outer_loss():
+    losses = brewclip_loss(make_features(channels=False), torch.arange(4), torch.tensor(2.0), 0.1, identity)
+    assert losses["inner"].item() == 0
+    torch.testing.assert_close(losses["loss"], losses["outer"])
+
+
+def test_gradients_reach_features_and_scale():
+    features, scale = make_features(), torch.tensor(2.0, requires_grad=True)
+    losses = brewclip_loss(features, torch.arange(4), scale, 0.1, identity)
+    losses["loss"].backward()
+    assert scale.grad.abs() > 0 and features.image.grad.abs().sum() > 0 and features.acoustic.grad.abs().sum() > 0
+    assert not losses["outer"].requires_grad
+
+
+def test_autocast_does_not_round_the_logits():
+    features, ids, scale = make_features(), torch.arange(4), torch.tensor(math.log(100.0))
+    exact = brewclip_loss(features, ids, scale, 0.1, identity)["loss"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(brewclip_loss(features, ids, scale, 0.1, identity)["loss"], exact)
