@@ -1,0 +1,1 @@
+"""Pictures and recordings as WebDataset shards: written once with a manifest, read by position."""

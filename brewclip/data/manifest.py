@@ -1,0 +1,225 @@
+"""The manifest of a split: what shards there are, and where in them every sample lies.
+
+Three objects beside the shards, so that a split of a million shards opens in seconds:
+
+- `manifest.json`: schema version, kind, counts, hashes of the other two; written last, so that a split either
+  has a manifest and is whole, or does not exist;
+- `shards.parquet`: a row for each shard: name, round, samples, size in bytes, sha256, crc32 of its index;
+- `index.bin`: for each sample in the order of the shards, where its bytes end in the shard (u64) and their
+  crc32 (u32), little-endian. The part of one shard is found by counting and read when it is needed.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import zlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from brewclip.config import UserError
+from brewclip.data.schema import SCHEMA_VERSION
+from brewclip.data.storage import ObjectMissing, Storage, open_storage
+
+MANIFEST = "manifest.json"
+SHARDS = "shards.parquet"
+INDEX = "index.bin"
+INDEX_ENTRY = np.dtype([("end", "<u8"), ("crc32", "<u4")])
+
+
+class ManifestError(UserError):
+    """A split without a usable manifest, or shards that disagree with it; the message names them."""
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What the writer knows of one finished shard.
+
+    Attributes:
+        name: file name of the tar.
+        round: which caption of its picture each sample is; 0-based.
+        num_samples: samples in it.
+        size_bytes: size of the tar.
+        sha256: of the tar, hexadecimal.
+        index: entries of `INDEX_ENTRY`, one for each sample.
+        notes: what the writer wants to find again when it continues or finishes the split; not in the manifest.
+    """
+
+    name: str
+    round: int
+    num_samples: int
+    size_bytes: int
+    sha256: str
+    index: np.ndarray = field(repr=False, compare=False)
+    notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The content of manifest.json.
+
+    Attributes:
+        kind: `recordings` before and `features` after extraction.
+        num_images: pictures that differ in image_id.
+        details: what else belongs to the split: Whisper's name and hash, counts of rejections.
+    """
+
+    corpus: str
+    split: str
+    kind: str
+    num_samples: int
+    num_shards: int
+    num_rounds: int
+    num_images: int
+    size_bytes: int
+    shards_sha256: str
+    index_sha256: str
+    details: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+class Manifest:
+    """A split as it is stored: counts at hand, offsets read shard by shard when they are needed.
+
+    Attributes:
+        url: folder of the split.
+        summary: content of manifest.json.
+        names, rounds, num_samples, size_bytes: a row for each shard, in order of round and name.
+        first_sample: samples before each shard; one entry more than there are shards.
+    """
+
+    def __init__(self, storage: Storage, summary: Summary, table: dict[str, Any]) -> None:
+        self.storage = storage
+        self.url = storage.url
+        self.summary = summary
+        self.names = table["name"]
+        self.rounds: np.ndarray = np.asarray(table["round"], dtype=np.int32)
+        self.num_samples: np.ndarray = np.asarray(table["num_samples"], dtype=np.int64)
+        self.size_bytes: np.ndarray = np.asarray(table["size_bytes"], dtype=np.int64)
+        self._sha256 = table["sha256"]
+        self._index_crc32 = table["index_crc32"]
+        self.first_sample: np.ndarray = np.concatenate([[0], np.cumsum(self.num_samples)])
+        self._read_index = functools.lru_cache(maxsize=4096)(self._read_index_uncached)
+
+    def __len__(self) -> int:
+        return self.summary.num_samples
+
+    @property
+    def sha256(self) -> str:
+        """Hash that changes whenever any byte of the split does."""
+        return hashlib.sha256(json.dumps(asdict(self.summary), sort_keys=True).encode()).hexdigest()
+
+    def name_of(self, shard: int) -> str:
+        """Return the file name of a shard."""
+        return str(self.names[shard])
+
+    def sha256_of(self, shard: int) -> str:
+        """Return the sha256 of a shard, hexadecimal."""
+        return str(self._sha256[shard])
+
+    def index_of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return where each sample of a shard begins and ends, and its crc32.
+
+        Returns:
+            offsets of shape (num_samples + 1,), int64, in bytes; crc32 of shape (num_samples,), uint32.
+
+        Raises:
+            ManifestError: if the stored index is not the one that was written.
+        """
+        return self._read_index(int(shard))
+
+    def _read_index_uncached(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        start, stop = (int(n) * INDEX_ENTRY.itemsize for n in self.first_sample[shard : shard + 2])
+        data = self.storage.read_range(INDEX, start, stop)
+        if len(data) != stop - start or zlib.crc32(data) != int(self._index_crc32[shard]):
+            raise ManifestError(f"{self.url}/{INDEX} does not hold the index of {self.name_of(shard)}: write it again")
+        entries = np.frombuffer(data, INDEX_ENTRY)
+        offsets = np.concatenate([[0], entries["end"].astype(np.int64)])
+        return offsets, entries["crc32"]
+
+
+def open_manifest(url: str, *, retry_seconds: float = 180.0) -> Manifest:
+    """Open the split below a URL.
+
+    Raises:
+        ManifestError: if there is no manifest, or its parts do not belong together.
+        StorageError: if storage refuses or cannot be reached.
+    """
+    storage = open_storage(url, retry_seconds=retry_seconds)
+    try:
+        fields = json.loads(storage.read(MANIFEST))
+        version = fields.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ManifestError(
+                f"{url}/{MANIFEST} has schema version {version}, this is {SCHEMA_VERSION}: write it again"
+            )
+        summary = Summary(**fields)
+        shards = storage.read(SHARDS)
+    except ObjectMissing as error:
+        raise ManifestError(f"no whole split at {url}: {error}; write or extract it first") from error
+    except (ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise ManifestError(f"{url}/{MANIFEST} cannot be read: {error}") from error
+    if hashlib.sha256(shards).hexdigest() != summary.shards_sha256:
+        raise ManifestError(f"{url}/{SHARDS} is not the one that {MANIFEST} names: write the split again")
+    return Manifest(storage, summary, _columns(shards))
+
+
+def write_manifest(storage: Storage, records: list[ShardRecord], **facts: Any) -> Summary:
+    """Write index, table and, last, manifest.json over finished shards.
+
+    Args:
+        storage: folder of the split.
+        records: one for each shard, in any order.
+        **facts: the remaining fields of `Summary`: corpus, split, kind, num_images, details.
+    """
+    records = sorted(records, key=lambda record: (record.round, record.name))
+    index = b"".join(record.index.tobytes() for record in records)
+    shards = _to_parquet(records)
+    summary = Summary(
+        num_samples=sum(record.num_samples for record in records),
+        num_shards=len(records),
+        num_rounds=len({record.round for record in records}),
+        size_bytes=sum(record.size_bytes for record in records),
+        shards_sha256=hashlib.sha256(shards).hexdigest(),
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        **facts,
+    )
+    storage.write(INDEX, index)
+    storage.write(SHARDS, shards)
+    storage.write(MANIFEST, json.dumps(asdict(summary), indent=1, sort_keys=True).encode())
+    return summary
+
+
+def _to_parquet(records: list[ShardRecord]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "name": pa.array([record.name for record in records], pa.string()),
+            "round": pa.array([record.round for record in records], pa.int32()),
+            "num_samples": pa.array([record.num_samples for record in records], pa.int64()),
+            "size_bytes": pa.array([record.size_bytes for record in records], pa.int64()),
+            "sha256": pa.array([record.sha256 for record in records], pa.string()),
+            "index_crc32": pa.array([zlib.crc32(record.index.tobytes()) for record in records], pa.uint32()),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _columns(parquet: bytes) -> dict[str, Any]:
+    """Return the columns: numbers as arrays, text as arrow (a million names are no Python objects)."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(parquet))
+    text = ("name", "sha256")
+    return {
+        name: table.column(name).combine_chunks() if name in text else table.column(name).to_numpy()
+        for name in table.column_names
+    }

@@ -1,0 +1,218 @@
+"""Reading samples of a split by number: range requests at the manifest's offsets, every byte checked.
+
+Each shard's size is compared with the manifest when it is first touched, each sample's crc32 whenever it is
+read, so nothing that was cut, flipped or exchanged passes for a sample.
+"""
+
+import hashlib
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from brewclip.config import UserError
+from brewclip.data.manifest import Manifest, ManifestError
+from brewclip.data.order import Extent
+from brewclip.data.schema import BadSample, Sample, unpack_sample
+from brewclip.data.storage import FolderStorage, ObjectMissing, Storage
+
+Decoded = TypeVar("Decoded")
+_EXTENT_BYTES = 4 * 2**20
+_SMALLEST_COUNT_FOR_A_SHARE = 1000
+_LISTED_REJECTIONS = 1000
+
+
+class TooManyBadSamples(UserError):
+    """More samples than the set share cannot be used; the message lists the first of them."""
+
+
+class Rejections:
+    """Samples that could not be used: counted by cause, the first thousand listed. Safe to share by threads."""
+
+    def __init__(self, url: str, max_fraction: float = 1.0) -> None:
+        self.url, self.max_fraction = url, max_fraction
+        self.listed: list[dict[str, str | int]] = []
+        self.counts: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def total(self) -> int:
+        """Number of samples that could not be used, each time counted that it was met."""
+        return sum(self.counts.values())
+
+    def add(self, shard: str, index: int, error: BadSample) -> None:
+        """Count one sample."""
+        with self._lock:
+            self.counts[error.cause] = self.counts.get(error.cause, 0) + 1
+            if len(self.listed) < _LISTED_REJECTIONS:
+                self.listed.append({"shard": shard, "index": index, "cause": error.cause, "detail": str(error)})
+
+    def check(self, samples_seen: int) -> None:
+        """Stop above the set share of the samples seen, of a thousand at least.
+
+        Raises:
+            TooManyBadSamples: with counts and the first ten.
+        """
+        allowed = self.max_fraction * max(samples_seen, _SMALLEST_COUNT_FOR_A_SHARE)
+        if self.total <= allowed:
+            return
+        first = "; ".join(f"{row['shard']} #{row['index']} {row['detail']}" for row in self.listed[:10])
+        raise TooManyBadSamples(
+            f"{self.total} of {samples_seen} samples of {self.url} cannot be used {self.counts}, more than "
+            f"--data.max-bad-fraction {self.max_fraction} allows: {first}"
+        )
+
+
+class SplitReader:
+    """Reads samples of one split; safe to share by threads.
+
+    Args:
+        manifest: the split.
+        cache_directory: folder where whole shards are kept after their first use; empty reads ranges from storage.
+    """
+
+    def __init__(self, manifest: Manifest, cache_directory: str = "") -> None:
+        self.manifest = manifest
+        self._cache = Path(cache_directory).expanduser() if cache_directory else None
+        self._known: set[int] = set()
+        self._locks: dict[int, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def read(self, extent: Extent) -> list[memoryview | BadSample]:
+        """Return the tar bytes of each sample of an extent; a `BadSample` where the checksum differs.
+
+        Raises:
+            ManifestError: if the shard is missing or is not as large as its manifest says.
+        """
+        manifest = self.manifest
+        storage = self._storage_of(extent.shard)
+        offsets, checksums = manifest.index_of(extent.shard)
+        start, stop = int(offsets[extent.first]), int(offsets[extent.first + extent.count])
+        data = memoryview(storage.read_range(manifest.name_of(extent.shard), start, stop))
+        if len(data) != stop - start:
+            raise ManifestError(self._disagreement(extent.shard, f"ends before byte {stop}"))
+        samples: list[memoryview | BadSample] = []
+        for number in range(extent.first, extent.first + extent.count):
+            part = data[int(offsets[number]) - start : int(offsets[number + 1]) - start]
+            good = zlib.crc32(part) == int(checksums[number])
+            samples.append(part if good else BadSample("checksum", f"bytes of sample {number} were changed"))
+        return samples
+
+    def load(self, extent: Extent) -> Iterator[tuple[int, Sample | BadSample]]:
+        """Yield number and parsed sample for each sample of an extent."""
+        for number, data in enumerate(self.read(extent), start=extent.first):
+            if isinstance(data, BadSample):
+                yield number, data
+                continue
+            try:
+                yield number, unpack_sample(data)
+            except BadSample as error:
+                yield number, error
+
+    def _storage_of(self, shard: int) -> Storage:
+        """Return where to read a shard from, after its size was compared once."""
+        if self._cache is not None:
+            return self._cached(shard)
+        if shard not in self._known:
+            self._compare_size(shard)
+            self._known.add(shard)
+        return self.manifest.storage
+
+    def _compare_size(self, shard: int) -> None:
+        name, expected = self.manifest.name_of(shard), int(self.manifest.size_bytes[shard])
+        try:
+            size = self.manifest.storage.size(name)
+        except ObjectMissing:
+            raise ManifestError(self._disagreement(shard, "is missing")) from None
+        if size != expected:
+            raise ManifestError(self._disagreement(shard, f"has {size} bytes instead of {expected}"))
+
+    def _cached(self, shard: int) -> FolderStorage:
+        assert self._cache is not None
+        sha256 = self.manifest.sha256_of(shard)
+        folder = FolderStorage(self._cache / sha256[:2] / sha256)
+        with self._lock:
+            lock = self._locks.setdefault(shard, threading.Lock())
+        with lock:
+            target = folder.folder / self.manifest.name_of(shard)
+            if not target.exists():
+                self._fill_cache(shard, target)
+        return folder
+
+    def _fill_cache(self, shard: int, target: Path) -> None:
+        self._compare_size(shard)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=target.parent)
+        os.close(descriptor)
+        try:
+            self.manifest.storage.download(self.manifest.name_of(shard), Path(partial))
+            with open(partial, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.sha256_of(shard):
+                    raise ManifestError(self._disagreement(shard, "has another sha256"))
+            os.replace(partial, target)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+
+    def _disagreement(self, shard: int, what: str) -> str:
+        url = self.manifest.url
+        return f"shard {url}/{self.manifest.name_of(shard)} {what}: it is not the one of {url}/manifest.json"
+
+
+def iter_split(
+    reader: SplitReader,
+    decode: Callable[[Sample], Decoded],
+    rejections: Rejections,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int = 4,
+) -> Iterator[tuple[tuple[int, int], Decoded]]:
+    """Yield ((shard, index), decoded sample) for a worker's share of a split, once each, in the order it is stored.
+
+    Samples that cannot be used are counted in `rejections` and left out.
+    """
+    manifest = reader.manifest
+    first = len(manifest) * rank // world_size
+    stop = len(manifest) * (rank + 1) // world_size
+
+    def load(extent: Extent) -> list[tuple[tuple[int, int], Decoded]]:
+        return list(_decode_all(reader, extent, decode, rejections))
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        waiting = []
+        for extent in _extents_between(manifest, first, stop):
+            waiting.append(pool.submit(load, extent))
+            if len(waiting) > num_threads:
+                yield from waiting.pop(0).result()
+        for future in waiting:
+            yield from future.result()
+
+
+def _decode_all(
+    reader: SplitReader, extent: Extent, decode: Callable[[Sample], Decoded], rejections: Rejections
+) -> Iterator[tuple[tuple[int, int], Decoded]]:
+    for number, sample in reader.load(extent):
+        try:
+            if isinstance(sample, BadSample):
+                raise sample
+            yield (extent.shard, number), decode(sample)
+        except BadSample as error:
+            rejections.add(reader.manifest.name_of(extent.shard), number, error)
+
+
+def _extents_between(manifest: Manifest, first: int, stop: int) -> Iterator[Extent]:
+    """Cut the samples first..stop of a split into extents of a few MB that stay within a shard."""
+    mean_bytes = max(1, manifest.summary.size_bytes // max(1, len(manifest)))
+    most = max(1, _EXTENT_BYTES // mean_bytes)
+    shard = int(manifest.first_sample.searchsorted(first, side="right")) - 1
+    while first < stop:
+        end = min(stop, int(manifest.first_sample[shard + 1]))
+        while first < end:
+            count = min(most, end - first)
+            yield Extent(shard, first - int(manifest.first_sample[shard]), count)
+            first += count
+        shard += 1

@@ -1,0 +1,47 @@
+"""Progress of long work as plain lines: how far, how fast, how long yet. Fit for terminals and job logs alike."""
+
+import sys
+import time
+
+
+class Progress:
+    """Prints a line now and then, and one at the end.
+
+    Args:
+        label: what is being done.
+        total: amount of work, in `unit`.
+        unit: what is counted, plural.
+        every_seconds: least time between two lines.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, every_seconds: float = 10.0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self._every_seconds = every_seconds
+        self._start = self._printed = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count work that was done; `note` is added to the line if one is printed."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._printed < self._every_seconds and self.done < self.total:
+            return
+        self._printed = now
+        seconds = max(now - self._start, 1e-9)
+        rate = self.done / seconds
+        if self.done < self.total:
+            left = f"{describe_seconds((self.total - self.done) / max(rate, 1e-9))} left"
+        else:
+            left = f"took {describe_seconds(seconds)}"
+        line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {left}"
+        print(f"{line}{', ' + note if note else ''}", file=sys.stdout, flush=True)
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a duration for people: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
