@@ -1,0 +1,39 @@
+"""The key pair of the embedded S3 server: made at random, kept in a file that only its owner can read."""
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True)
+class S3Key:
+    """An S3 key pair."""
+
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+
+    @classmethod
+    def random(cls) -> Self:
+        """Makes a new key pair (the secret has 240 random bits)."""
+        return cls(f"brewclip{secrets.token_hex(6)}", secrets.token_urlsafe(30))
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """Reads the key pair of an earlier run, or makes one and writes it with mode 0600.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        if not path.exists():
+            key = cls.random()
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(asdict(key), file)
+            return key
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} does not hold a key pair ({error}); delete it to get a new one") from error
