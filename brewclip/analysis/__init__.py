@@ -1,0 +1,1 @@
+"""What is made of trained systems: tables, galleries, reports."""

@@ -1,0 +1,70 @@
+"""Parts built from a configuration: one function for each, used alike by training, evaluation and serving."""
+
+import math
+
+import torch
+
+from brewclip.config import Config, UserError
+from brewclip.data.batches import PairDecoder
+from brewclip.data.manifest import Manifest
+from brewclip.data.order import Extent
+from brewclip.data.reader import SplitReader
+from brewclip.data.schema import BadSample, npy_to_array
+from brewclip.models.brewclip import BrewCLIP
+from brewclip.models.clip import PromptedCLIP
+from brewclip.pretrained import LoadedClip
+
+
+def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
+    """Build the model of a configuration with initial weights that depend on its seed alone."""
+    model, loss = config.model, config.loss
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        return BrewCLIP(
+            clip,
+            variant=model.variant,
+            audio_dim=audio_dim,
+            prompt_length=model.prompt_length,
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            ff_dim=model.ff_dim,
+            dropout=model.dropout,
+            init_logit_scale=math.log(1 / loss.temperature),
+            learn_logit_scale=loss.learn_temperature,
+        )
+
+
+def build_decoder(config: Config, clip: LoadedClip) -> PairDecoder:
+    """Build what turns stored samples into pairs for this CLIP."""
+    return PairDecoder(clip.tokenize, clip.image_size, config.data.transcript, config.data.max_audio_frames)
+
+
+def build_autocast(config: Config, device: torch.device) -> torch.autocast:
+    """Build the context of a run's arithmetic: bfloat16 where it is asked for, or fast and not refused."""
+    precision = config.run.precision
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bfloat16" if fast else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def check_pictures(manifest: Manifest, clip: LoadedClip) -> None:
+    """Compare the size of the stored pictures with what a CLIP needs.
+
+    Raises:
+        UserError: if they were reduced further.
+    """
+    stored = int(manifest.summary.details.get("image_side_pixels", 0))
+    if 0 < stored < clip.image_size:
+        raise UserError(
+            f"pictures of {manifest.url} were reduced to {stored} pixels, {clip.name} needs {clip.image_size}: "
+            f"extract again with --extraction.image-side-pixels {clip.image_size}"
+        )
+
+
+def audio_dim_of(manifest: Manifest) -> int:
+    """Return the width of the Whisper features of a split."""
+    for _, sample in SplitReader(manifest).load(Extent(0, 0, 1)):
+        if not isinstance(sample, BadSample) and sample.features is not None:
+            return int(npy_to_array(sample.features).shape[1])
+    raise UserError(f"{manifest.url} holds no Whisper features: run jobs/extract.py first")

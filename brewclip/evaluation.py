@@ -1,0 +1,148 @@
+"""Embeddings of a whole split, shared by workers, and the retrieval metrics that follow from them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from brewclip.data.batches import Batch, Pair, PairDecoder
+from brewclip.data.reader import Rejections, SplitReader, iter_split
+from brewclip.metrics import RetrievalResult, retrieval
+from brewclip.models.brewclip import BrewCLIP
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Features of a split, not normalised.
+
+    Attributes:
+        keys, texts, speech_image_ids: one for each recording, in stored order.
+        places: (shard, index) of each recording in its split.
+        speech: (Q, E) float32.
+        image_ids: one for each picture, in the order of first appearance.
+        images: (G, E) float32.
+    """
+
+    keys: list[str]
+    texts: list[str]
+    speech_image_ids: list[str]
+    places: list[tuple[int, int]]
+    speech: np.ndarray
+    image_ids: list[str]
+    images: np.ndarray
+
+    def rank(self) -> RetrievalResult:
+        """Rank pictures for recordings and recordings for pictures."""
+        return retrieval(self.speech, np.array(self.speech_image_ids), self.images, np.array(self.image_ids))
+
+
+def embed_split(
+    model: BrewCLIP,
+    reader: SplitReader,
+    decode: PairDecoder,
+    to_batch: Callable[[list[Pair]], Batch],
+    rejections: Rejections,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    batch_size: int = 64,
+    num_threads: int = 4,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Embeddings:
+    """Embed a worker's share of a split; every picture once.
+
+    Args:
+        model: put in eval mode for the duration.
+        reader: the split of features.
+        decode: sample -> pair.
+        to_batch: pairs -> tensors on the model's device.
+        rejections: counts what could not be used.
+        rank, world_size: which share.
+        batch_size: pairs embedded together.
+        num_threads: threads that decode.
+        progress: told how many recordings were embedded.
+    """
+    keys: list[str] = []
+    texts: list[str] = []
+    names: list[str] = []
+    speech: list[np.ndarray] = []
+    pictures: dict[str, np.ndarray] = {}
+    places: list[tuple[int, int]] = []
+    pending: list[Pair] = []
+    was_training = model.training
+    model.eval()
+
+    def embed() -> None:
+        batch = to_batch(pending)
+        features, _, _ = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)
+        speech.append(features.float().cpu().numpy())
+        first = {name: row for row, name in reversed(list(enumerate(batch.image_names))) if name not in pictures}
+        if first:
+            rows = torch.tensor(sorted(first.values()), device=batch.images.device)
+            found = model.encode_image(batch.images[rows]).float().cpu().numpy()
+            pictures.update({batch.image_names[row]: vector for row, vector in zip(rows.tolist(), found, strict=True)})
+        keys.extend(batch.keys)
+        texts.extend(batch.texts)
+        names.extend(batch.image_names)
+        progress(len(pending))
+        pending.clear()
+
+    share = iter_split(reader, decode, rejections, rank=rank, world_size=world_size, num_threads=num_threads)
+    with torch.no_grad():
+        for place, pair in share:
+            places.append(place)
+            pending.append(pair)
+            if len(pending) == batch_size:
+                embed()
+        if pending:
+            embed()
+    model.train(was_training)
+    return _pack(keys, texts, names, places, speech, pictures)
+
+
+def gather_embeddings(own: Embeddings) -> Embeddings | None:
+    """Put the shares of all workers together on rank 0; None on the others."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return own
+    first = dist.get_rank() == 0
+    shares: list[Embeddings | None] | None = [None] * dist.get_world_size() if first else None
+    dist.gather_object(own, shares, dst=0)
+    return join_embeddings([share for share in shares if share is not None]) if shares else None
+
+
+def join_embeddings(shares: list[Embeddings]) -> Embeddings:
+    """Put shares together in order; a picture that several have is kept once."""
+    pictures: dict[str, np.ndarray] = {}
+    for share in shares:
+        for name, vector in zip(share.image_ids, share.images, strict=True):
+            pictures.setdefault(name, vector)
+    return _pack(
+        [key for share in shares for key in share.keys],
+        [text for share in shares for text in share.texts],
+        [name for share in shares for name in share.speech_image_ids],
+        [place for share in shares for place in share.places],
+        [share.speech for share in shares if len(share.speech)],
+        pictures,
+    )
+
+
+def _pack(
+    keys: list[str],
+    texts: list[str],
+    names: list[str],
+    places: list[tuple[int, int]],
+    speech: list[np.ndarray],
+    pictures: dict[str, np.ndarray],
+) -> Embeddings:
+    empty = np.zeros((0, 0), np.float32)
+    return Embeddings(
+        keys,
+        texts,
+        names,
+        places,
+        np.concatenate(speech) if speech else empty,
+        list(pictures),
+        np.stack(list(pictures.values())) if pictures else empty,
+    )

@@ -1,0 +1,170 @@
+"""The training loop, read from top to bottom: one global batch a step, by the rules of the paper.
+
+It knows nothing of Ray, storage or MLflow: what it needs of them is handed in as callables.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brewclip.config import Config, UserError
+from brewclip.data.batches import Batch
+from brewclip.distributed import agree_on_problem, gather_rows, sum_gradients, sum_over_workers
+from brewclip.losses import brewclip_loss
+from brewclip.models.brewclip import BrewCLIP
+from brewclip.training.optimizer import learning_rate, set_learning_rate
+
+STOP_REQUESTED = "stop requested"
+LogMetrics = Callable[[dict[str, float], int], None]
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimiser steps done.
+        best: metric and step of the best evaluation so far; empty before the first.
+        metrics: dev metrics of the last evaluation, if it was at this step.
+        problem: why the run ended early; empty if it did not.
+    """
+
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+
+
+def train(
+    config: Config,
+    model: BrewCLIP,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[tuple[Batch, Tensor]],
+    progress: Progress,
+    *,
+    evaluate: Callable[[], dict[str, float]],
+    save: Callable[[Progress, bool], None],
+    log: LogMetrics,
+    stop_requested: Callable[[], bool],
+    preempted: Callable[[], bool],
+    autocast: Callable[[], torch.autocast],
+) -> Progress:
+    """Train until the last step, a request to stop, or a problem that all workers agree on.
+
+    Args:
+        config: the run.
+        model: on its device.
+        optimizer: over `model.trained_parameters()`.
+        batches: from `progress.step` on: this worker's part of each global batch, and the positions of its samples.
+        progress: where the run stands; updated in place.
+        evaluate: dev metrics; a collective operation that returns them on rank 0 and {} elsewhere.
+        save: writes a checkpoint; told whether it is the best so far.
+        log: records metrics of a step.
+        stop_requested: whether this worker was asked to stop; the run ends with a checkpoint.
+        preempted: whether a machine of the group is about to go, a collective operation; a checkpoint is written.
+        autocast: context of the arithmetic.
+    """
+    optim, run = config.optim, config.run
+    parameters = list(model.trained_parameters().values())
+    clock, samples_since, data_seconds = time.monotonic(), 0, 0.0
+    model.train()
+    while progress.step < optim.total_steps:
+        # ---- data: all workers have their part, or all stop together
+        started, batch, positions, problem = time.monotonic(), None, None, ""
+        try:
+            batch, positions = next(batches)
+        except UserError as error:
+            problem = str(error)
+        data_seconds += time.monotonic() - started
+        problem = agree_on_problem(problem or (STOP_REQUESTED if stop_requested() else ""))
+        if problem:
+            progress.problem = problem
+            break
+        assert batch is not None and positions is not None
+
+        # ---- loss: this worker's rows against all rows (paper, equations 1 and 2)
+        with autocast():
+            features = model(
+                batch.images, batch.tokens, batch.audio, batch.audio_mask, sample_seeds(run.seed, positions)
+            )
+        losses = brewclip_loss(features, batch.image_ids, model.logit_scale, config.loss.alpha, gather_rows)
+
+        # ---- step: gradients summed over workers; a non-finite one stops all of them before the step
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        sum_gradients(parameters)
+        max_norm = optim.grad_clip_norm or math.inf
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        if not torch.isfinite(grad_norm):
+            progress.problem = f"the gradient is {grad_norm.item()} at step {progress.step}: lower --optim.peak-lr"
+            break
+        rate = learning_rate(optim, progress.step)
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+        model.clamp_logit_scale()
+        progress.step += 1
+        progress.metrics = {}
+        samples_since += run.global_batch_size
+
+        # ---- curves
+        last = progress.step == optim.total_steps
+        if progress.step % run.log_every_steps == 0 or last:
+            names = ("loss", "outer", "inner", "effective_negatives")
+            sums = sum_over_workers(torch.stack([losses[name].detach().float() for name in names])).tolist()
+            seconds = time.monotonic() - clock
+            log(
+                {f"train/{name}": value for name, value in zip(names, sums, strict=True)}
+                | {
+                    "train/lr": rate,
+                    "train/grad_norm": grad_norm.item(),
+                    "train/logit_scale": model.logit_scale.exp().item(),
+                    "train/samples_per_second": samples_since / seconds,
+                    "train/data_wait_fraction": data_seconds / seconds,
+                },
+                progress.step,
+            )
+            clock, samples_since, data_seconds = time.monotonic(), 0, 0.0
+
+        # ---- selection on dev, checkpoints
+        best = False
+        leaving = progress.step % run.log_every_steps == 0 and preempted()
+        if progress.step % run.eval_every_steps == 0 or last:
+            paused = time.monotonic()
+            progress.metrics = evaluate()
+            model.train()
+            if progress.metrics:
+                best = is_better(progress.metrics, progress.best, run.selection_metric)
+                if best:
+                    progress.best = {
+                        run.selection_metric: progress.metrics[run.selection_metric],
+                        "step": progress.step,
+                    }
+                log(progress.metrics, progress.step)
+            clock += time.monotonic() - paused
+        if best or last or leaving or progress.step % run.checkpoint_every_steps == 0:
+            save(progress, best)
+    if progress.problem == STOP_REQUESTED:
+        save(progress, False)
+    return progress
+
+
+def sample_seeds(seed: int, positions: Tensor) -> Tensor:
+    """Return a dropout seed for each position of the stream: another one in every epoch, the same on any worker."""
+    mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(2)
+    return positions + int(mixed)
+
+
+def is_better(metrics: dict[str, float], best: dict[str, float], name: str) -> bool:
+    """Return whether the selection metric rose; the first evaluation is always the best so far.
+
+    Raises:
+        UserError: if there is no metric of that name.
+    """
+    if name not in metrics:
+        raise UserError(f"--run.selection-metric {name!r} is not measured: choose one of {', '.join(sorted(metrics))}")
+    return name not in best or metrics[name] > best[name]

@@ -1,0 +1,41 @@
+"""Adam with the paper's schedule: linear warm-up, linear decay (appendix A)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from brewclip.config import OptimConfig
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Return the learning rate of optimiser step `step` (0-based).
+
+    It rises linearly to `peak_lr` at the end of the warm-up and falls linearly to `final_lr` at the last step.
+    """
+    if step < config.warmup_steps:
+        return config.peak_lr * (step + 1) / config.warmup_steps
+    length = max(1, config.total_steps - config.warmup_steps - 1)
+    done = min(1.0, (step - config.warmup_steps) / length)
+    return config.peak_lr + (config.final_lr - config.peak_lr) * done
+
+
+def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.Adam:
+    """Build Adam over what is trained; prompts have a learning rate of their own, the logit scale no decay."""
+    groups: dict[str, list[nn.Parameter]] = {"prompts": [], "scale": [], "rest": []}
+    for name, parameter in parameters.items():
+        kind = "prompts" if name.startswith("prompts.") else "scale" if name == "logit_scale" else "rest"
+        groups[kind].append(parameter)
+    settings = {
+        "prompts": {"lr_scale": config.prompt_lr_scale, "weight_decay": config.weight_decay},
+        "scale": {"lr_scale": 1.0, "weight_decay": 0.0},
+        "rest": {"lr_scale": 1.0, "weight_decay": config.weight_decay},
+    }
+    used = [{"params": members, **settings[kind]} for kind, members in groups.items() if members]
+    return torch.optim.Adam(used, lr=config.peak_lr)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]

@@ -1,0 +1,289 @@
+"""One worker of a training run: its model, data and connections, built before it enters the loop."""
+
+import contextlib
+import json
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from brewclip.assembly import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures
+from brewclip.config import Config, UserError, flatten, unflatten
+from brewclip.data.batches import Batch, Pair, collate
+from brewclip.data.manifest import Manifest, open_manifest
+from brewclip.data.order import SampleOrder
+from brewclip.data.reader import Rejections, SplitReader
+from brewclip.data.storage import Storage, StorageError, exists, open_storage
+from brewclip.data.stream import Stream
+from brewclip.distributed import agree_on_problem
+from brewclip.evaluation import embed_split, gather_embeddings
+from brewclip.models.clip import PromptedCLIP
+from brewclip.pretrained import load_clip, weights_sha256
+from brewclip.tracking import Tracker, describe_environment
+from brewclip.training.checkpoint import (
+    Checkpoint,
+    CheckpointFacts,
+    check_frozen,
+    check_same_run,
+    load_checkpoint,
+    load_optimizer_state,
+    optimizer_state,
+    step_name,
+)
+from brewclip.training.loop import Progress, train
+from brewclip.training.optimizer import build_optimizer
+from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
+
+OUTCOME, STOP = "outcome.json", "stop"
+# Ray starts a group again when a worker dies or raises; these would be raised again.
+_NOT_WORTH_A_RETRY = (
+    TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError, NotImplementedError,
+)  # fmt: skip
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Build one worker's parts, train, and leave the outcome with the run; runs on every worker of the group."""
+    config, progress, run_id, is_bug = unflatten(settings), Progress(), "", False
+    try:
+        with _parts_of_worker(config) as (parts, problem):
+            progress = Progress(problem=problem) if parts is None else parts.run()
+            run_id = parts.tracker.run_id if parts is not None else ""
+    except UserError as error:
+        progress.problem = str(error)
+    except _NOT_WORTH_A_RETRY as error:
+        traceback.print_exc()
+        progress.problem, is_bug = f"{type(error).__name__}: {error}", True
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        outcome = {
+            "step": progress.step,
+            "best": progress.best,
+            "problem": progress.problem,
+            "is_bug": is_bug,
+            "mlflow_run_id": run_id,
+        }
+        open_storage(config.run_url).write(OUTCOME, json.dumps(outcome).encode())
+
+
+@contextlib.contextmanager
+def _parts_of_worker(config: Config) -> Iterator[tuple["Worker | None", str]]:
+    """Build a worker; if any of the group cannot be built, all give up with the same problem."""
+    worker, problem = None, ""
+    try:
+        worker = Worker(config)
+    except (UserError, ValueError, FileNotFoundError) as error:
+        problem = str(error)
+    problem = agree_on_problem(problem)
+    try:
+        yield (None if problem else worker), problem
+    finally:
+        if worker is not None:
+            worker.close()
+
+
+class Worker:
+    """One worker's model, data and connections.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError: if settings, data, weights and checkpoint do not fit together.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.device = _device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+        self.storage = open_storage(config.run_url, retry_seconds=config.data.retry_seconds)
+        self.manifest = self._open(config.data.train_split)
+        self.dev = SplitReader(self._open(config.data.dev_split))
+        self.clip = load_clip(config.model.clip)
+        check_pictures(self.manifest, self.clip)
+        self.model = build_model(config, PromptedCLIP(self.clip.model), audio_dim_of(self.manifest)).to(self.device)
+        self.decoder = build_decoder(config, self.clip)
+        self.frozen_sha256 = {config.model.clip: weights_sha256(self.clip.model)}
+        self.optimizer = build_optimizer(self.model.trained_parameters(), config.optim)
+        self.progress, self.run_id = self._resume()
+        self.rejections = Rejections(self.manifest.url, config.data.max_bad_fraction)
+        self.stop_flag = StopFlag(self.storage) if self.rank == 0 else threading.Event()
+        self._preemption_seen = False
+        self.saver = CheckpointSaver(self.storage, config.run.keep_checkpoints)
+        self.tracker = self._open_tracker()
+
+    def run(self) -> Progress:
+        """Train from where the run stands."""
+        config = self.config
+        if self.rank == 0:
+            print(
+                f"train {config.run_name}: step {self.progress.step} of {config.optim.total_steps}, {self.world_size} "
+                f"workers on {self.device.type}, {len(self.manifest)} pairs, "
+                f"{sum(p.numel() for p in self.model.trained_parameters().values()):,} trained parameters",
+                flush=True,
+            )
+        return train(
+            config,
+            self.model,
+            self.optimizer,
+            self._batches(),
+            self.progress,
+            evaluate=self.evaluate,
+            save=self.save,
+            log=self.log,
+            stop_requested=self.stop_flag.is_set,
+            preempted=self._preempted,
+            autocast=lambda: build_autocast(config, self.device),
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """Return dev metrics on rank 0, {} elsewhere."""
+        rejections = Rejections(self.dev.manifest.url)
+        with build_autocast(self.config, self.device):
+            own = embed_split(
+                self.model, self.dev, self.decoder, self._to_batch, rejections, rank=self.rank,
+                world_size=self.world_size, num_threads=self.config.data.num_threads,
+            )  # fmt: skip
+        everything = gather_embeddings(own)
+        if everything is None:
+            return {}
+        return {f"dev/{name}": value for name, value in everything.rank().summary().items()}
+
+    def save(self, progress: Progress, best: bool) -> None:
+        """Hand a checkpoint to the background upload; rank 0 only."""
+        if self.rank != 0:
+            return
+        names = list(self.model.trained_parameters())
+        facts = CheckpointFacts(
+            step=progress.step,
+            config=flatten(self.config),
+            frozen_sha256=self.frozen_sha256,
+            audio_dim=audio_dim_of(self.manifest),
+            mlflow_run_id=self.tracker.run_id,
+            metrics=dict(progress.metrics),
+            best=dict(progress.best),
+        )
+        model = {name: tensor.cpu().contiguous() for name, tensor in self.model.trained_state().items()}
+        self.saver.put(PendingCheckpoint(Checkpoint(facts, model, optimizer_state(self.optimizer, names)), best))
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record metrics and print a line; rank 0 only."""
+        if self.rank != 0:
+            return
+        bad = {f"data/bad/{cause}": float(count) for cause, count in self.rejections.counts.items()}
+        self.tracker.log_metrics(metrics | bad, step)
+        print(describe_step(metrics, step, self.config), flush=True)
+
+    def close(self) -> None:
+        """Deliver what is still on its way: checkpoints, then records."""
+        self.stop_flag.set()
+        self.saver.close()
+        if self.rank == 0:
+            if self.rejections.listed:
+                rows = "\n".join(str(row) for row in self.rejections.listed)
+                self.tracker.log_text(rows, f"bad_samples/from_step_{self.progress.step}.txt")
+            done = self.progress.step >= self.config.optim.total_steps
+            self.tracker.finish("FINISHED" if done else "KILLED")
+
+    def _open(self, split: str) -> Manifest:
+        return open_manifest(f"{self.config.features_url}/{split}", retry_seconds=self.config.data.retry_seconds)
+
+    def _resume(self) -> tuple[Progress, str]:
+        checkpoint = load_checkpoint(self.storage, self._agreed_checkpoint())
+        if checkpoint is None:
+            return Progress(), ""
+        facts = checkpoint.facts
+        check_same_run(self.config, facts)
+        check_frozen(checkpoint, self.frozen_sha256)
+        self.model.load_trained_state(checkpoint.model)
+        load_optimizer_state(self.optimizer, list(self.model.trained_parameters()), checkpoint.optimizer)
+        return Progress(facts.step, dict(facts.best), dict(facts.metrics)), facts.mlflow_run_id
+
+    def _agreed_checkpoint(self) -> str:
+        """Return the name of the newest checkpoint as rank 0 sees it."""
+        latest = load_checkpoint(self.storage) if self.rank == 0 else None
+        name = [step_name(latest.facts.step) if latest is not None else "latest"]
+        if dist.is_initialized():
+            dist.broadcast_object_list(name, src=0)
+        return name[0]
+
+    def _preempted(self) -> bool:
+        """Return, once, that Ray was told that a machine of this group will go; all workers ask together."""
+        import ray.train
+
+        if self._preemption_seen or ray.train.get_preemption_info() is None:
+            return False
+        self._preemption_seen = True
+        if self.rank == 0:
+            print(f"train {self.config.run_name}: a machine will go, writing a checkpoint", flush=True)
+        return True
+
+    def _open_tracker(self) -> Tracker:
+        config, uri = self.config, self.config.tracking.uri if self.rank == 0 else ""
+        tracker = Tracker(uri, config.tracking.experiment, config.run_name, config.run_url)
+        if self.rank == 0:
+            details = {f"data.{name}": value for name, value in self.manifest.summary.details.items()}
+            tracker.log_params(flatten(config) | details)
+            tracker.set_tags(
+                describe_environment()
+                | {f"brewclip.sha256.{name}": sha256 for name, sha256 in self.frozen_sha256.items()}
+                | {
+                    "brewclip.sha256.manifest": self.manifest.sha256,
+                    "brewclip.world_size": str(self.world_size),
+                }
+            )
+        return tracker
+
+    def _to_batch(self, pairs: list[Pair]) -> Batch:
+        return collate(pairs, self.clip.mean, self.clip.std, self.device)
+
+    def _batches(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield this worker's part of each global batch, with the positions of its samples."""
+        data, run = self.config.data, self.config.run
+        order = SampleOrder(self.manifest, run.seed, run.global_batch_size)
+        stream = Stream(
+            SplitReader(self.manifest, data.cache_directory), order, self.decoder, self.rejections, rank=self.rank,
+            world_size=self.world_size, memory_bytes=data.memory_bytes, num_threads=data.num_threads,
+        )  # fmt: skip
+        for step, pairs in stream.iter_from(self.progress.step):
+            positions = torch.from_numpy(step * run.global_batch_size + stream.slots)
+            yield self._to_batch(pairs), positions
+
+
+class StopFlag(threading.Event):
+    """Set when the object `stop` appears beside the run: the driver was asked to end."""
+
+    def __init__(self, storage: Storage, every_seconds: float = 1.0) -> None:
+        super().__init__()
+        self._storage, self._every_seconds = storage, every_seconds
+        threading.Thread(target=self._watch, name="stop-flag", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self.wait(self._every_seconds):
+            with contextlib.suppress(StorageError):
+                if exists(self._storage, STOP):
+                    self.set()
+
+
+def describe_step(metrics: dict[str, float], step: int, config: Config) -> str:
+    """Return one line for people: losses and rate with the time left, or recalls on dev."""
+    total = config.optim.total_steps
+    if "train/loss" not in metrics:
+        recalls = ", ".join(f"{name} {metrics[name]:.1f}" for name in sorted(metrics) if name.endswith(("/R1", "/R10")))
+        return f"train {config.run_name}: step {step}/{total}, {recalls}"
+    from brewclip.progress import describe_seconds
+
+    rate = metrics["train/samples_per_second"]
+    left = describe_seconds((total - step) * config.run.global_batch_size / max(rate, 1e-9))
+    return (
+        f"train {config.run_name}: step {step}/{total}, loss {metrics['train/loss']:.3f}, "
+        f"lr {metrics['train/lr']:.2g}, {rate:.0f} pairs/s, {left} left"
+    )
+
+
+def _device() -> torch.device:
+    import ray.train.torch
+
+    return ray.train.torch.get_device() if dist.is_initialized() else torch.device("cpu")

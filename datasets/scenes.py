@@ -1,0 +1,145 @@
+"""The scenes world as a corpus: drawn pictures, described in words, spoken by a synthetic voice.
+
+    python datasets/scenes.py --dest s3://bucket/scenes
+    python datasets/scenes.py --dest file:///tmp/scenes --num-train 2000 --style narrative --noise-snr-db 5
+
+Needs the packages of the extra `demo`. The same flags write the same bytes.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from brewclip.audio import SAMPLE_RATE_HZ, encode_flac
+from brewclip.config import exit_on_user_error, parse_options
+from brewclip.data.schema import Sample
+from brewclip.recipe import WriteOptions, print_summary, write_corpus
+from brewclip.scenes import captions, voices
+from brewclip.scenes.drawing import draw_scene
+from brewclip.scenes.world import Scene, sample_scene, scene_generator, world_seed
+
+Style = Literal["caption", "narrative", "emotion"]
+
+
+@dataclass(frozen=True)
+class ScenesOptions(WriteOptions):
+    """What of the world is written."""
+
+    dest: str = "file:///tmp/brewclip/scenes"
+    """URL of the corpus, s3://bucket/corpus or file:///folder: splits lie below it."""
+    samples_per_shard: int = 100
+    """Samples of one shard, the last of a round excepted."""
+    num_train: int = 400
+    """Pictures of the split train."""
+    num_dev: int = 100
+    """Pictures of the split dev."""
+    num_test: int = 200
+    """Pictures of the split test."""
+    captions_per_picture: int = 2
+    """Spoken captions of each picture, 1 to 5; narratives and emotions have their own number."""
+    style: Style = "caption"
+    """Read captions, spontaneous narratives, or one sentence in four emotions (no pictures)."""
+    image_side_pixels: int = 192
+    """Side of the square pictures."""
+    noise_snr_db: float = 99.0
+    """Babble is mixed in at this signal-to-noise ratio, in dB; 60 and more mix nothing in."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recording to be made: caption `number` of scene `index` of a split."""
+
+    split: str
+    index: int
+    number: int
+
+
+class Scenes:
+    """The recipe: which scenes a split has, and how one is drawn and spoken."""
+
+    corpus = "scenes"
+
+    def __init__(self, options: ScenesOptions) -> None:
+        self.options = options
+        self.sizes = {"train": options.num_train, "dev": options.num_dev, "test": options.num_test}
+        self.held_out = {
+            sample_scene(world_seed(f"scenes/{split}"), index).signature
+            for split in ("dev", "test")
+            for index in range(self.sizes[split])
+        }
+
+    def splits(self) -> list[str]:
+        return [split for split, size in self.sizes.items() if size]
+
+    def rounds(self, split: str) -> list[list[Item]]:
+        count = {
+            "caption": self.options.captions_per_picture,
+            "narrative": 1,
+            "emotion": len(captions.EMOTIONS),
+        }
+        indices = list(self._indices(split))
+        return [[Item(split, index, number) for index in indices] for number in range(count[self.options.style])]
+
+    def _indices(self, split: str):
+        """Yield scene numbers; a training scene that looks like a held-out one is passed over."""
+        index = found = 0
+        while found < self.sizes[split]:
+            if split != "train" or _scene(split, index).signature not in self.held_out:
+                found += 1
+                yield index
+            index += 1
+
+    def make_sample(self, item: Item) -> Sample:
+        scene = _scene(item.split, item.index)
+        image_id = f"scene{item.split}{item.index:06d}"
+        text, emotion = self._words(scene, item)
+        waveform, speaker = self._speech(text, emotion, item)
+        metadata: dict[str, Any] = {
+            "image_id": image_id,
+            "caption_id": f"{image_id}-{item.number}",
+            "split": item.split,
+            "duration_seconds": round(len(waveform) / SAMPLE_RATE_HZ, 3),
+            "text": text,
+            "speaker": speaker,
+        }
+        picture = None if emotion else _jpeg(scene, self.options.image_side_pixels)
+        metadata |= {"emotion": emotion} if emotion else {}
+        return Sample(f"{image_id}-{item.number}", metadata, image=picture, audio=encode_flac(waveform))
+
+    def _words(self, scene: Scene, item: Item) -> tuple[str, str]:
+        seed = world_seed(f"scenes/{item.split}")
+        rng = scene_generator(seed, item.index, "captions")
+        if self.options.style == "emotion":
+            return captions.emotion_sentence(item.index), captions.EMOTIONS[item.number]
+        if self.options.style == "narrative":
+            return captions.narrative(scene, rng), ""
+        return captions.read_captions(scene, rng, self.options.captions_per_picture)[item.number], ""
+
+    def _speech(self, text: str, emotion: str, item: Item):
+        rng = scene_generator(world_seed(f"scenes/{item.split}"), item.index, f"voice-{item.number}")
+        voice = voices.sample_voice(rng)
+        waveform = voices.speak(text, voices.with_emotion(voice, emotion) if emotion else voice, rng)
+        if self.options.noise_snr_db < 60:
+            waveform = voices.add_noise(waveform, self.options.noise_snr_db, rng)
+        return waveform, voice.speaker
+
+
+def _scene(split: str, index: int) -> Scene:
+    return sample_scene(world_seed(f"scenes/{split}"), index)
+
+
+def _jpeg(scene: Scene, side_pixels: int) -> bytes:
+    buffer = io.BytesIO()
+    draw_scene(scene, side_pixels).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    """Write the splits that the flags ask for."""
+    with exit_on_user_error():
+        options = parse_options(__doc__, ScenesOptions)
+        print_summary(write_corpus(Scenes(options), options))
+
+
+if __name__ == "__main__":
+    main()

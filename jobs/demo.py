@@ -1,0 +1,159 @@
+"""The main job, end to end, on this machine: scenes -> shards -> Whisper -> training -> evaluation -> report.
+
+    make demo
+    python jobs/demo.py --num-train 2000 --total-steps 1000
+
+Starts an S3 server, a Ray head and MLflow on loopback, submits every stage as a user would, and ends them again.
+What is done is kept below .state/ and reused; `rm -r .state` starts over.
+"""
+
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from brewclip.config import exit_on_user_error, parse_options
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+VARIANTS = ("pipeline", "acoustic", "brewclip")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Sizes of the demo."""
+
+    num_train: int = 300
+    """Pictures to train on."""
+    num_dev: int = 50
+    """Pictures that choose the best checkpoint."""
+    num_test: int = 200
+    """Pictures of the final evaluation."""
+    captions_per_picture: int = 2
+    """Spoken captions of each picture, 1 to 5."""
+    total_steps: int = 160
+    """Optimiser steps of each variant."""
+    state: Path = CHECKOUT / ".state"
+    """Folder of the services' data, logs and of the report."""
+
+
+class Stages:
+    """Submits jobs one after the other and remembers how long each took."""
+
+    def __init__(self, head, storage: str) -> None:
+        self.head, self.storage = head, storage
+        self.seconds: dict[str, float] = {}
+
+    def submit(self, name: str, command: str) -> None:
+        """Run a stage by `ray job submit`; a failure ends the demo with the stage's exit code."""
+        from brewclip.embedded import submit_job
+
+        print(f"\n== {name}\n$ ray job submit --working-dir . -- {command}", flush=True)
+        start = time.monotonic()
+        code = submit_job(self.head, command, CHECKOUT, environment={"BREWCLIP_STORAGE": self.storage}, say=say)
+        self.seconds[name] = time.monotonic() - start
+        if code != 0:
+            raise SystemExit(code)
+
+
+def main() -> None:
+    """Start the services, run the stages, print where everything is."""
+    # An interrupt must unwind the services, also when it comes as SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with exit_on_user_error():
+        options = parse_options(__doc__, DemoOptions)
+        try:
+            run(options)
+        except KeyboardInterrupt:
+            print("interrupted: the services are ended, done work is kept", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def run(options: DemoOptions) -> None:
+    """Run all stages over embedded services."""
+    from brewclip.embedded import EmbeddedServices
+
+    began = time.monotonic()
+    memory = MemoryWatch()
+    with EmbeddedServices(options.state, num_cpus=2, say=say) as services:
+        stages = Stages(services.ray, services.bucket_url)
+        stages.seconds["services"] = time.monotonic() - began
+        corpus = f"{services.bucket_url}/scenes"
+        stages.submit("data", f"python datasets/scenes.py --dest {corpus} {scene_flags(options)}")
+        stages.submit("extraction", "python jobs/extract.py scenes")
+        for variant in VARIANTS:
+            steps = f"--optim.total-steps {options.total_steps}"
+            stages.submit(f"training {variant}", f"python jobs/train.py scenes --model.variant {variant} {steps}")
+        systems = " ".join(["zero_shot", *(f"scenes-{variant}-0" for variant in VARIANTS)])
+        stages.submit("evaluation", f"python jobs/evaluate.py scenes --split test --systems {systems}")
+        report = fetch_report(services, options.state)
+    print(f"\n{'stage':<22}{'seconds':>8}")
+    for name, seconds in stages.seconds.items():
+        print(f"{name:<22}{seconds:>8.0f}")
+    print(f"{'in all':<22}{time.monotonic() - began:>8.0f}    peak memory {memory.stop() / 2**30:.1f} GiB\n")
+    print(f"report:         {report}")
+    print("MLflow:         make services, then open the address it prints")
+    print("Ray dashboard:  likewise")
+    print(f"checkpoint:     {services.bucket_url}/runs/scenes-brewclip-0 (in {options.state / 's3'})", flush=True)
+
+
+def scene_flags(options: DemoOptions) -> str:
+    """Return the flags of the recipe."""
+    names = ("num_train", "num_dev", "num_test", "captions_per_picture")
+    flags = [(f"--{name.replace('_', '-')}", str(getattr(options, name))) for name in names]
+    return shlex.join([word for flag in flags for word in flag] + ["--samples-per-shard", "50"])
+
+
+def fetch_report(services, state: Path) -> Path:
+    """Copy the report out of the bucket and return where it lies."""
+    import os
+
+    from brewclip.data.storage import open_storage
+
+    os.environ.update(services.environment())
+    storage = open_storage(f"{services.bucket_url}/evaluations/scenes-test-asr")
+    path = state / "report.html"
+    path.write_bytes(storage.read("report.html"))
+    return path
+
+
+class MemoryWatch:
+    """Largest memory of this process and everything below it, looked at every two seconds."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """Return the peak in bytes."""
+        self._done.set()
+        self._thread.join()
+        return self.peak_bytes
+
+    def _watch(self) -> None:
+        import psutil
+
+        own = psutil.Process()
+        while not self._done.wait(2.0):
+            total = 0
+            for process in [own, *own.children(recursive=True)]:
+                try:
+                    memory = process.memory_full_info()
+                    total += getattr(memory, "pss", memory.uss)
+                except psutil.Error:
+                    continue
+            self.peak_bytes = max(self.peak_bytes, total)
+
+
+def say(line: str) -> None:
+    """Print a line at once, without the colours that Ray gives its workers."""
+    print(re.sub(r"\x1b\[[0-9;]*m", "", line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Let the frozen Whisper read a corpus once: transcripts, confidences and features, as shards.
+
+    ray job submit --working-dir . -- python jobs/extract.py flickr8k --storage s3://bucket
+    python jobs/extract.py scenes --extraction.splits test
+
+Shards that are already there are skipped.
+"""
+
+from brewclip.config import exit_on_user_error, parse_command_line
+
+
+def main() -> None:
+    """Parse the configuration, join Ray, extract split after split."""
+    with exit_on_user_error():
+        config = parse_command_line(__doc__)
+        from brewclip.cluster import connect
+        from brewclip.data.manifest import open_manifest
+        from brewclip.data.storage import check_reachable
+        from brewclip.extraction import extract_splits, image_side
+
+        check_reachable(config.storage)
+        for split in config.extraction.splits:
+            open_manifest(f"{config.corpus_url}/{split}", retry_seconds=10)
+        side_pixels = image_side(config)
+        connect()
+        for split, counts in extract_splits(config, side_pixels).items():
+            print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The embedded services alone, until Ctrl-C: to look at what the demo left, or to submit jobs by hand.
+
+make services
+. .state/environment.sh && ray job submit --working-dir . -- python jobs/train.py scenes    # in a second terminal
+"""
+
+import os
+import shlex
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from brewclip.config import exit_on_user_error, parse_options
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class ServicesOptions:
+    """Where the services keep their data."""
+
+    state: Path = CHECKOUT / ".state"
+    """Folder of the services' data and logs."""
+
+
+def main() -> None:
+    """Start the services, say where they are, wait for an interrupt."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with exit_on_user_error():
+        options = parse_options(__doc__, ServicesOptions)
+    from brewclip.embedded import EmbeddedServices
+
+    with EmbeddedServices(options.state) as services:
+        variables = services.environment() | {"BREWCLIP_STORAGE": services.bucket_url}
+        environment_file = write_private(
+            options.state / "environment.sh",
+            "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()),
+        )
+        token_file = write_private(options.state / "ray-token", services.ray.token + "\n")
+        print(f"MLflow:        {services.mlflow.tracking_uri}")
+        print(f"Ray dashboard: {services.ray.dashboard_url} (it asks for the token in {token_file})")
+        print(f"S3 server:     {services.s3.endpoint_url}, bucket {services.bucket_url}")
+        print(f"in a second terminal: . {environment_file}")
+        print("Ctrl-C ends them.", flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print("ending the services", flush=True)
+        finally:
+            environment_file.unlink()
+            token_file.unlink()
+
+
+def write_private(path: Path, text: str) -> Path:
+    """Write a file that only its owner can read."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Check a split as it is stored against its manifest, and say everything that is wrong.
+
+    python jobs/verify.py --url s3://bucket/flickr8k/train
+
+Exit code 0 if the split is exactly as it was written, 1 if something is wrong with it.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from brewclip.config import exit_on_user_error, parse_options
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What is checked."""
+
+    url: str = "file:///tmp/brewclip/scenes/train"
+    """Folder of the split, s3://bucket/corpus/split or file:///folder."""
+    num_threads: int = 4
+    """Shards checked at once; each is held in memory whole."""
+
+
+def main() -> None:
+    """Check, print one line for each problem, then a summary."""
+    with exit_on_user_error():
+        words = sys.argv[1:]
+        if words and not words[0].startswith("-"):
+            words = ["--url", *words]
+        options = parse_options(__doc__, VerifyOptions, words)
+        from brewclip.data.manifest import ManifestError, open_manifest
+        from brewclip.data.storage import check_reachable
+        from brewclip.data.verify import verify_split
+        from brewclip.progress import Progress
+
+        check_reachable(options.url)
+        try:
+            total = len(open_manifest(options.url, retry_seconds=10))
+        except ManifestError:
+            total = 0
+        progress = Progress(f"verify {options.url}", total, "samples")
+        problems = verify_split(options.url, num_threads=options.num_threads, progress=progress.advance)
+    for problem in problems:
+        print(problem)
+    print(f"{options.url}: {len(problems)} problems in {total} samples" if problems else f"{options.url}: whole")
+    raise SystemExit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

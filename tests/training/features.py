@@ -1,0 +1,49 @@
+"""A small split of features for training tests: real pictures of the scenes world, made-up Whisper frames."""
+
+import io
+
+import numpy as np
+
+from brewclip.data.schema import Sample, array_to_npy
+from brewclip.data.shards import finish_split, shard_name, write_shard
+from brewclip.data.storage import open_storage
+
+AUDIO_DIM = 32
+
+
+def write_features(url: str, split: str, num_pictures: int, *, per_shard: int = 20, rounds: int = 2) -> None:
+    """Write `rounds` captions for each picture; frames carry the number of the picture, so there is much to learn."""
+    storage = open_storage(f"{url}/{split}")
+    records = []
+    for number in range(rounds):
+        for shard, start in enumerate(range(0, num_pictures, per_shard)):
+            picks = range(start, min(num_pictures, start + per_shard))
+            samples = (make_features(split, number, picture) for picture in picks)
+            records.append(write_shard(storage, shard_name(split, number, shard), number, samples))
+    finish_split(storage, records, corpus="scenes", split=split, kind="features", num_images=num_pictures)
+
+
+def make_features(split: str, number: int, picture: int) -> Sample:
+    """Return caption `number` of a picture."""
+    from brewclip.scenes.drawing import draw_scene
+    from brewclip.scenes.world import sample_scene, world_seed
+
+    rng = np.random.default_rng([number, picture, len(split)])
+    buffer = io.BytesIO()
+    draw_scene(sample_scene(world_seed(f"scenes/{split}"), picture), 96).save(buffer, "JPEG")
+    frames = rng.normal(size=(int(rng.integers(3, 9)), AUDIO_DIM)) * 0.1
+    frames[:, picture % AUDIO_DIM] += 2.0
+    image_id = f"{split}{picture}"
+    return Sample(
+        f"{image_id}-{number}",
+        {
+            "image_id": image_id,
+            "caption_id": f"{image_id}-{number}",
+            "split": split,
+            "duration_seconds": 1.0,
+            "text": f"picture {picture}",
+            "transcript": f"a picture number {picture}",
+        },
+        image=buffer.getvalue(),
+        features=array_to_npy(frames.astype(np.float16)),
+    )

@@ -1,0 +1,144 @@
+"""Checkpoints: whole or not there, checked on load, no pickle, and the best one kept."""
+
+import json
+
+import pytest
+import torch
+
+from brewclip.config import Config, flatten
+from brewclip.data.storage import open_storage
+from brewclip.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointFacts,
+    check_frozen,
+    check_same_run,
+    load_checkpoint,
+    load_optimizer_state,
+    open_checkpoint,
+    optimizer_state,
+    remove_checkpoints,
+    save_checkpoint,
+)
+from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
+
+
+def checkpoint_at(step: int) -> Checkpoint:
+    facts = CheckpointFacts(step=step, config=flatten(Config()), frozen_sha256={"clip": "abc"}, audio_dim=8)
+    return Checkpoint(facts, {"w": torch.full((2, 3), float(step))}, {"w|exp_avg": torch.ones(2, 3)})
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return open_storage((tmp_path / "run").as_uri())
+
+
+def test_what_is_saved_is_loaded(storage):
+    save_checkpoint(storage, checkpoint_at(7), best=False, keep=2)
+    loaded = load_checkpoint(storage)
+    assert loaded.facts.step == 7
+    assert loaded.facts.config == flatten(Config())
+    assert torch.equal(loaded.model["w"], torch.full((2, 3), 7.0))
+    assert torch.equal(loaded.optimizer["w|exp_avg"], torch.ones(2, 3))
+
+
+def test_old_ones_go_the_newest_and_the_best_stay(storage):
+    for step in (1, 2, 3, 4):
+        save_checkpoint(storage, checkpoint_at(step), best=step == 1, keep=2)
+    assert {load_checkpoint(storage, name).facts.step for name in ("latest", "best")} == {4, 1}
+    assert load_checkpoint(storage, "step-00000003") is not None
+    assert load_checkpoint(storage, "step-00000002") is None
+
+
+def test_one_cut_while_uploading_is_never_loaded(storage):
+    """Files without checkpoint.json, which is written last: the run goes on from the one before."""
+    save_checkpoint(storage, checkpoint_at(1), best=False, keep=2)
+    storage.write("checkpoints/step-00000002/model.safetensors", b"half of")
+    assert load_checkpoint(storage).facts.step == 1
+    assert load_checkpoint(storage, "step-00000002") is None
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_damage_is_named(storage, damage):
+    save_checkpoint(storage, checkpoint_at(1), best=True, keep=2)
+    name = "checkpoints/step-00000001/model.safetensors"
+    storage.write(name, b"other") if damage == "changed" else storage.delete(name)
+    with pytest.raises(CheckpointError, match="step-00000001"):
+        load_checkpoint(storage)
+
+
+def test_a_run_without_checkpoints(storage):
+    assert load_checkpoint(storage) is None
+    with pytest.raises(CheckpointError, match="no checkpoint at .*give the URL of a run"):
+        open_checkpoint(storage.url)
+
+
+def test_urls_of_runs_and_of_single_checkpoints_open(storage):
+    for step in (1, 2):
+        save_checkpoint(storage, checkpoint_at(step), best=step == 1, keep=2)
+    assert open_checkpoint(storage.url).facts.step == 1
+    assert open_checkpoint(f"{storage.url}/checkpoints/step-00000002").facts.step == 2
+
+
+def test_starting_over_removes_everything(storage):
+    save_checkpoint(storage, checkpoint_at(1), best=True, keep=2)
+    remove_checkpoints(storage)
+    assert storage.list_names() == []
+
+
+def test_other_frozen_weights_are_refused():
+    with pytest.raises(CheckpointError, match="trained on clip with sha256 abc, here it is def"):
+        check_frozen(checkpoint_at(1), {"clip": "def"})
+
+
+def test_other_settings_are_refused_and_harmless_ones_are_not():
+    now = flatten(Config())
+    facts = checkpoint_at(1).facts
+    check_same_run(Config(), CheckpointFacts(**{**vars(facts), "config": now | {"cluster.num_workers": 7}}))
+    with pytest.raises(CheckpointError, match=r"was started with --optim\.peak-lr 1, now it is 0\.0001"):
+        check_same_run(Config(), CheckpointFacts(**{**vars(facts), "config": now | {"optim.peak_lr": 1}}))
+
+
+def test_adam_goes_on_as_if_it_had_not_stopped(storage):
+    def run(optimizer, parameter, steps):
+        for number in steps:
+            parameter.grad = torch.arange(6.0).view(2, 3) + number
+            optimizer.step()
+
+    straight = torch.nn.Parameter(torch.ones(2, 3))
+    adam = torch.optim.Adam([straight], lr=0.1)
+    run(adam, straight, range(3))
+    state = optimizer_state(adam, ["w"])
+    facts = checkpoint_at(3).facts
+    save_checkpoint(storage, Checkpoint(facts, {"w": straight.detach().clone()}, state), best=False, keep=1)
+    run(adam, straight, range(3, 6))
+
+    loaded = load_checkpoint(storage)
+    resumed = torch.nn.Parameter(loaded.model["w"])
+    other = torch.optim.Adam([resumed], lr=0.1)
+    load_optimizer_state(other, ["w"], loaded.optimizer)
+    run(other, resumed, range(3, 6))
+    assert torch.equal(straight, resumed)
+
+
+def test_uploads_happen_in_order_and_failures_surface(storage, tmp_path):
+    saver = CheckpointSaver(storage, keep=5)
+    for step in (1, 2, 3):
+        saver.put(PendingCheckpoint(checkpoint_at(step), best=False))
+    saver.close()
+    assert load_checkpoint(storage).facts.step == 3
+    (tmp_path / "file").write_text("in the way")
+    blocked = CheckpointSaver(open_storage((tmp_path / "file" / "run").as_uri()), keep=1)
+    blocked.put(PendingCheckpoint(checkpoint_at(1), best=False))
+    with pytest.raises(ValueError, match="cannot be written"):
+        blocked.close()
+
+
+def test_nothing_is_pickled(storage):
+    save_checkpoint(storage, checkpoint_at(1), best=True, keep=2)
+    for name in storage.list_names("checkpoints/step-"):
+        data = storage.read(name)
+        if name.endswith(".json"):
+            json.loads(data)
+        else:
+            assert data[8:9] == b"{", "safetensors begin with a length and a json header"

@@ -1,0 +1,163 @@
+"""Training is killed, starved and moved, and ends as if nothing had happened.
+
+Real jobs on a real Ray head, features on a real S3 server. The run that nothing happened to is made once.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from brewclip.embedded.processes import program_path
+from tests.training.features import write_features
+from tests.training.runs import STEPS, TrainingJob, training_workers
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def storage(s3):
+    """A bucket with features to train on."""
+    url = s3.create_bucket("interruptions")
+    write_features(f"{url}/scenes/whisper-base", "train", 30)
+    write_features(f"{url}/scenes/whisper-base", "dev", 8)
+    return url
+
+
+@pytest.fixture(scope="module")
+def undisturbed(storage, ray_head, tmp_path_factory):
+    """A run on two workers that nothing happens to."""
+    job = TrainingJob(storage, "undisturbed", tmp_path_factory.mktemp("runs") / "undisturbed.log")
+    assert job.wait() == 0, job.log.read_text()
+    return job
+
+
+def assert_same_run(job: TrainingJob, undisturbed: TrainingJob) -> None:
+    """Every step had the loss it would have had, and the weights are the same to the bit."""
+    one, other = job.checkpoint(), undisturbed.checkpoint()
+    assert one.facts.step == other.facts.step == STEPS
+    for name, tensor in other.model.items():
+        assert torch.equal(one.model[name], tensor), name
+    for step, losses in job.losses().items():
+        assert losses == undisturbed.losses()[step], f"step {step}"
+
+
+def test_killed_workers_and_a_killed_driver(storage, undisturbed, ray_head, tmp_path):
+    """Workers are killed three times and the driver twice, at steps that no checkpoint was written for."""
+    log = tmp_path / "killed.log"
+    job = TrainingJob(storage, "killed", log)
+    for kill_at in (7, 23):
+        job.wait_for_step(kill_at)
+        training_workers()[kill_at % 2].kill()
+    job.wait_for_step(41)
+    os.killpg(job.process.pid, signal.SIGKILL)
+    job.wait()
+    _wait_until_no_workers()
+    job = TrainingJob(storage, "killed", log)
+    job.wait_for_step(58)
+    training_workers()[0].kill()
+    job.wait_for_step(74)
+    os.killpg(job.process.pid, signal.SIGKILL)
+    job.wait()
+    _wait_until_no_workers()
+    job = TrainingJob(storage, "killed", log)
+    assert job.wait() == 0, log.read_text()[-3000:]
+    assert_same_run(job, undisturbed)
+
+
+def test_a_lost_node_and_another_number_of_workers(storage, undisturbed, ray_head, tmp_path):
+    """A worker's node disappears; the run waits, goes on, and is finished on one worker instead of two."""
+    node = _start_node(ray_head, tmp_path)
+    flags = ("--cluster.cpus-per-worker", "3")  # the head has four: one worker fits there, the other on the node
+    job = TrainingJob(storage, "moved", tmp_path / "moved.log", *flags)
+    try:
+        job.wait_for_step(9)
+        assert len(training_workers()) == 2
+    finally:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+    time.sleep(3)
+    os.killpg(job.process.pid, signal.SIGKILL)
+    job.wait()
+    _wait_until_no_workers()
+    stopped_at = job.step()
+    assert 0 < stopped_at < STEPS
+    job = TrainingJob(storage, "moved", tmp_path / "moved.log", "--cluster.num-workers", "1")
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    expected = undisturbed.losses()
+    for step, losses in job.losses().items():
+        for loss in losses:
+            assert float(loss) == pytest.approx(float(*expected[step]), abs=1.5e-3), f"step {step}"
+    one, other = job.checkpoint(), undisturbed.checkpoint()
+    assert one.facts.step == STEPS
+    for name, tensor in other.model.items():
+        torch.testing.assert_close(one.model[name], tensor, atol=1e-3, rtol=1e-3)
+
+
+def test_storage_and_mlflow_away_for_half_a_minute(storage, undisturbed, s3, mlflow_server, ray_head, tmp_path):
+    """Training goes on with what it has, waits for data, and no record is lost."""
+    job = TrainingJob(storage, "starved", tmp_path / "starved.log", "--tracking.uri", mlflow_server.tracking_uri)
+    job.wait_for_step(10)
+    s3.stop()
+    mlflow_server.stop()
+    time.sleep(30)
+    s3.start()
+    mlflow_server.start()
+    assert job.wait() == 0, job.log.read_text()[-3000:]
+    assert_same_run(job, undisturbed)
+    import mlflow
+
+    client = mlflow.MlflowClient(mlflow_server.tracking_uri)
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("brewclip").experiment_id], f"tags.`brewclip.run_url` = '{job.run_url}'"
+    )
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted(point.step for point in history) == list(range(1, STEPS + 1))
+    assert run.info.status == "FINISHED"
+
+
+def test_a_request_to_end_writes_a_checkpoint_first(storage, undisturbed, ray_head, mlflow_server, tmp_path):
+    """SIGTERM to the driver, as `ray job stop` and Kubernetes send it; submitted again, it is the same MLflow run."""
+    log = tmp_path / "asked.log"
+    flags = ("--tracking.uri", mlflow_server.tracking_uri, "--run.checkpoint-every-steps", "1000")
+    job = TrainingJob(storage, "asked", log, *flags)
+    _wait_for_text(log, "step 15/")
+    job.process.terminate()
+    assert job.wait() == 2
+    assert "was asked to stop at step" in log.read_text()
+    assert 15 <= job.step() < STEPS
+    job = TrainingJob(storage, "asked", log, *flags)
+    assert job.wait() == 0, log.read_text()[-3000:]
+    assert_same_run(job, undisturbed)
+    import mlflow
+
+    client = mlflow.MlflowClient(mlflow_server.tracking_uri)
+    experiment = client.get_experiment_by_name("brewclip").experiment_id
+    assert len(client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")) == 1
+
+
+def _start_node(ray_head, folder: Path) -> subprocess.Popen:
+    """Start a second Ray node on this machine, in a session of its own."""
+    command = [program_path("ray"), "start", f"--address={ray_head.address}", "--block", "--num-cpus=3"]
+    command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", "--object-store-memory=100000000"]
+    output = open(folder / "node.log", "w")  # noqa: SIM115
+    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def _wait_until_no_workers(seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while training_workers():
+        assert time.monotonic() < deadline, [psutil.Process(p.pid).cmdline() for p in training_workers()]
+        time.sleep(0.2)
+
+
+def _wait_for_text(log: Path, text: str, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while text not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)
