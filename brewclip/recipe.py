@@ -7,7 +7,9 @@ are a function of the recipe and its items alone, so that a corpus written twice
 import errno
 import hashlib
 import json
+import re
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -101,7 +103,11 @@ def run_recipe(usage: str | None, form: type[Form], read: Callable[[Form], FileC
         options = parse_options(usage, form)
         check_options(options)
         corpus = read(options)
-        summary = write_corpus(corpus, options, options.split)
+        try:
+            summary = write_corpus(corpus, options, options.split)
+        except KeyboardInterrupt:
+            print("interrupted: finished shards are kept, the same command continues", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
         if not options.dry_run:
             _write_left_out(corpus, options.dest)
         print_summary(summary)
@@ -206,9 +212,7 @@ def _cut_in_shards(url: str, split: str, rounds: list[list[Any]], options: Write
             yield _Task(url, shard_name(split, number, shard), number, part, plan)
 
 
-def _run_tasks(
-    recipe: Recipe, tasks: list[_Task]
-) -> Iterator[tuple[_Task, ShardRecord | None, dict[str, Any]]]:
+def _run_tasks(recipe: Recipe, tasks: list[_Task]) -> Iterator[tuple[_Task, ShardRecord | None, dict[str, Any]]]:
     """Yield each task with its result as it is done; a few more are submitted than there are CPUs."""
     import ray
 
@@ -263,7 +267,8 @@ def _write_task(recipe: Recipe, task: _Task) -> tuple[ShardRecord | None, dict[s
 
 
 def _row(item: Any, cause: str, detail: str) -> dict[str, str]:
-    """Return a line of rejected.jsonl."""
+    """Return a line of rejected.jsonl; the same in every run."""
+    detail = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", detail)  # soundfile and PIL print addresses
     if isinstance(item, Recording):
         return {"key": item.key or item.image_id, "file": item.audio, "cause": cause, "detail": detail}
     return {"key": str(item), "file": "", "cause": cause, "detail": detail}

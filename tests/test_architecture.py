@@ -19,8 +19,8 @@ CHECKOUT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("audio", "cluster", "config", "distributed", "embedded", "metrics", "progress", "scenes", "tracking"),
     ("ctranslate2", "data", "losses", "models", "pretrained"),
-    ("assembly", "evaluation", "extraction", "recipe"),
-    ("analysis", "training"),
+    ("assembly", "corpora", "evaluation", "extraction", "recipe"),
+    ("analysis", "benchmarks", "training"),
     ("brewclip", "tune"),  # "brewclip" alone is brewclip/__init__.py
     ("datasets", "jobs"),
 )
@@ -72,7 +72,9 @@ RULES: dict[str, Rule] = {
     "brewclip.extraction": without("mlflow"),
     "brewclip.training": without("mlflow"),
     # A recipe knows its corpus's format; config is for its users' mistakes, recipe for what all of them share.
-    "datasets": Rule(ours=frozenset(f"brewclip.{room}" for room in ("audio", "config", "data", "recipe", "scenes"))),
+    "datasets": Rule(
+        ours=frozenset(f"brewclip.{room}" for room in ("audio", "config", "corpora", "data", "recipe", "scenes"))
+    ),
 }
 # What must import in a moment: the command line's mistakes are told before torch is loaded.
 LIGHT_MODULES = ("brewclip", "brewclip.config", "brewclip.embedded")

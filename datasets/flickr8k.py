@@ -1,0 +1,121 @@
+"""Flickr8k with the Flickr Audio Caption Corpus: 8,000 pictures, five read captions each.
+
+    python datasets/flickr8k.py --source DIR --dest s3://bucket/flickr8k
+
+DIR holds, at any depth: the pictures (Images/ or Flicker8k_Dataset/), Flickr8k.token.txt or Kaggle's captions.txt,
+the three lists Flickr_8k.{train,dev,test}Images.txt, and flickr_audio/ (wavs/, wav2capt.txt, wav2spk.txt).
+Splits follow the three lists only. See docs/corpora/flickr8k.md.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from brewclip.config import UserError
+from brewclip.corpora import FileCorpus, Recording, Source, join, safe_id
+from brewclip.recipe import SourceOptions, run_recipe
+
+Caption = tuple[str, int]  # file name of the picture, number of the caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flickr8kOptions(SourceOptions):
+    """Flickr8k with spoken captions."""
+
+
+def read_corpus(options: Flickr8kOptions) -> FileCorpus:
+    """Read lists and captions, and join them with the files that are there."""
+    source = Source(options.source)
+    return FileCorpus("flickr8k", source, join(source, recordings(source)), options.stored_side_pixels)
+
+
+def recordings(source: Source) -> Iterator[Recording]:
+    """Yield a recording for each caption that has a text or a line in wav2capt.txt."""
+    split_of = read_splits(source)
+    texts, wavs, speakers = read_texts(source), read_wavs(source), read_speakers(source)
+    captions = {*texts, *wavs}
+    without = split_of.keys() - {image for image, _ in captions}
+    for image, number in sorted(captions | {(image, 0) for image in without}):
+        stem = image.rpartition(".")[0]
+        wav = wavs.get((image, number), f"{stem}_{number}.wav")
+        split = split_of.get(image, "")
+        text = texts.get((image, number), "")
+        yield Recording(
+            split=split,
+            image_id=safe_id(stem),
+            audio=f"wavs/{wav}",
+            image=image,
+            text=text,
+            speaker=speakers.get(wav, ""),
+            caption_id=wav.rpartition(".")[0],
+            problem="no_split" if not split else "" if text else "missing_caption",
+        )
+
+
+def read_splits(source: Source) -> dict[str, str]:
+    """Return picture -> split.
+
+    Raises:
+        UserError: if a list is missing, or a picture is in two of them.
+    """
+    split_of: dict[str, str] = {}
+    for split in ("train", "dev", "test"):
+        for line in source.lines(source.require(f"Flickr_8k.{split}Images.txt")):
+            other = split_of.setdefault(line.strip(), split)
+            if other != split:
+                raise UserError(
+                    f"{line.strip()} is in Flickr_8k.{other}Images.txt and in Flickr_8k.{split}Images.txt: "
+                    "these are not the original lists, download them again"
+                )
+    return split_of
+
+
+def read_texts(source: Source) -> dict[Caption, str]:
+    """Return the captions of Flickr8k.token.txt, or else of Kaggle's captions.txt (five rows for each picture)."""
+    name = source.require("Flickr8k.token.txt", "captions.txt")
+    texts: dict[Caption, str] = {}
+    if name.endswith("captions.txt"):
+        seen: Counter[str] = Counter()
+        for row in list(csv.reader(io.StringIO(source.text(name), newline="")))[1:]:
+            if len(row) >= 2:
+                image = _without_copy_number(row[0])
+                # A comma that is not quoted splits the caption.
+                texts[image, seen[image]] = ",".join(row[1:]).strip()
+                seen[image] += 1
+        return texts
+    for line in source.lines(name):
+        label, _, text = line.partition("\t")
+        image, _, number = label.strip().rpartition("#")
+        if not number.isdecimal():  # kept, so that it is counted: no list names such a picture
+            image, number = label.strip(), "0"
+        texts.setdefault((_without_copy_number(image), int(number)), text.strip())
+    return texts
+
+
+def read_wavs(source: Source) -> dict[Caption, str]:
+    """Return the recording of each caption from wav2capt.txt: lines `<wav> <jpg> #<n>`."""
+    wavs: dict[Caption, str] = {}
+    for line in source.lines(source.require("wav2capt.txt")):
+        parts = line.split()
+        if len(parts) == 3 and parts[2].lstrip("#").isdecimal():
+            wavs[_without_copy_number(parts[1]), int(parts[2].lstrip("#"))] = parts[0]
+    return wavs
+
+
+def read_speakers(source: Source) -> dict[str, str]:
+    """Return the speaker of each recording from wav2spk.txt; nothing if it is missing."""
+    name = source.find("wav2spk.txt")
+    pairs = (line.split() for line in source.lines(name)) if name else ()
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def _without_copy_number(image: str) -> str:
+    """Return the picture of the line that names `2258277193_586949ec62.jpg.1`."""
+    head, _, tail = image.strip().rpartition(".jpg.")
+    return f"{head}.jpg" if head and tail.isdecimal() else image.strip()
+
+
+if __name__ == "__main__":
+    run_recipe(__doc__, Flickr8kOptions, read_corpus)
