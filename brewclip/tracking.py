@@ -181,6 +181,7 @@ def _git_commit() -> str:
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # repeated here, in order
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     return mlflow.MlflowClient(tracking_uri=uri)
@@ -188,7 +189,10 @@ def _client(uri: str) -> Any:
 
 def _experiment_id(client: Any, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
-    return str(experiment.experiment_id if experiment else client.create_experiment(name))
+    if experiment:
+        return str(experiment.experiment_id)
+    # Without this tag MLflow's page opens on its tools for language models instead of on the runs.
+    return str(client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"}))
 
 
 def _runs_of(client: Any, experiment_id: str, run_url: str) -> list[Any]:

@@ -35,7 +35,7 @@ def scenes() -> Config:
     return Config(
         data=DataConfig(corpus="scenes", num_threads=1),
         model=ModelConfig(clip="scenes", ff_dim=1024),
-        optim=OptimConfig(peak_lr=1e-3, prompt_lr_scale=10.0, warmup_steps=20, total_steps=300),
+        optim=OptimConfig(peak_lr=3e-4, prompt_lr_scale=3.0, warmup_steps=20, total_steps=300),
         run=RunConfig(
             global_batch_size=64,
             precision="float32",

@@ -27,6 +27,7 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 RAY_SETTINGS = LOOPBACK_ONLY | {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with the patch, prints of workers come twice
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_JOB_STOP_WAIT_TIME_S": "30",  # of `ray job stop`: time for a last checkpoint; Ray's own 3 s are short
 }
 
 

@@ -52,7 +52,7 @@ def run_training(config: Config) -> dict[str, Any]:
                 use_gpu=cluster.use_gpu,
                 resources_per_worker=resources,
             ),
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # seen by mypy as the old one of ray.air
                 name=config.run_name,
                 storage_path=folder,
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),

@@ -69,7 +69,7 @@ def test_damage_is_named(storage, damage):
 
 def test_a_run_without_checkpoints(storage):
     assert load_checkpoint(storage) is None
-    with pytest.raises(CheckpointError, match="no checkpoint at .*give the URL of a run"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*give the URL of a run"):
         open_checkpoint(storage.url)
 
 

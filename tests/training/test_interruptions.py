@@ -3,9 +3,11 @@
 Real jobs on a real Ray head, features on a real S3 server. The run that nothing happened to is made once.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from brewclip.embedded.processes import program_path
+from brewclip.embedded import RayHead
 from tests.training.features import write_features
 from tests.training.runs import STEPS, TrainingJob, training_workers
 
@@ -79,8 +81,7 @@ def test_a_lost_node_and_another_number_of_workers(storage, undisturbed, ray_hea
         job.wait_for_step(9)
         assert len(training_workers()) == 2
     finally:
-        os.killpg(node.pid, signal.SIGKILL)
-        node.wait()
+        _kill_node(node)
     time.sleep(3)
     os.killpg(job.process.pid, signal.SIGKILL)
     job.wait()
@@ -141,12 +142,35 @@ def test_a_request_to_end_writes_a_checkpoint_first(storage, undisturbed, ray_he
     assert len(client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")) == 1
 
 
-def _start_node(ray_head, folder: Path) -> subprocess.Popen:
-    """Start a second Ray node on this machine, in a session of its own."""
-    command = [program_path("ray"), "start", f"--address={ray_head.address}", "--block", "--num-cpus=3"]
-    command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", "--object-store-memory=100000000"]
-    output = open(folder / "node.log", "w")  # noqa: SIM115
-    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+# `ray start` refuses a second node on loopback; this is what ray.cluster_utils does, in a process that can be killed.
+NODE = """
+import signal, sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+node = Node(RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", num_cpus=3, object_store_memory=10**8,
+                      dashboard_agent_listen_port=0, min_worker_port=0, max_worker_port=0),
+            head=False, shutdown_at_exit=False, spawn_reaper=False)
+print("node is up", flush=True)
+signal.pause()
+"""
+
+
+def _start_node(ray_head: RayHead, folder: Path) -> psutil.Process:
+    """Start a second Ray node on this machine and return its process when it is up."""
+    with open(folder / "node.log", "w") as output:
+        command = [sys.executable, "-c", NODE, ray_head.address]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    _wait_for_text(folder / "node.log", "node is up")
+    return psutil.Process(process.pid)
+
+
+def _kill_node(node: psutil.Process) -> None:
+    """Kill everything of a node at once, as a lost machine does."""
+    processes = [node, *node.children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=20)
 
 
 def _wait_until_no_workers(seconds: float = 60.0) -> None:
