@@ -188,6 +188,7 @@ class Extractor:
     ) -> Iterator[Sample]:
         count, width = int(source.manifest.num_samples[shard]), task.batch_size * _BATCHES_AT_ONCE
         self.speech_reader.batch_size = task.batch_size
+        self.speech_reader.whole_window = task.window == "first_30_seconds"
         for first in range(0, count, width):
             prepared = list(_prepared(task, source, Extent(shard, first, min(width, count - first)), notes))
             speeches = self.speech_reader.read([waveform for _, waveform in prepared])

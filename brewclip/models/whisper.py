@@ -13,7 +13,7 @@ from whisper.tokenizer import LANGUAGES
 from whisper.utils import compression_ratio
 
 from brewclip.models.decoding import Reading, decode_windows, detect_languages
-from brewclip.models.windows import Window, compute_mel, cut_windows, encode_mel
+from brewclip.models.windows import Window, compute_mel, cut_windows, encode_mel, first_window
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SILENT_PEAK = 1e-4  # three steps of 16-bit audio: nothing can be heard, and nothing is decoded
@@ -69,6 +69,7 @@ class SpeechReader:
         model: Whisper, on the device to compute on.
         language: code such as "en"; None detects it for each recording.
         batch_size: windows encoded and decoded together.
+        whole_window: keep what the released code used: the first 30 s only, with the frames of their padding.
         precision: of the encoder, "float32", "bfloat16" or "float16"; decoding is float32. Features keep a
             cosine above 0.999 in bfloat16. Measure before choosing it: a CPU without AMX took 0.26
             instead of 0.18 CPU-s for 8 s.
@@ -78,7 +79,13 @@ class SpeechReader:
     """
 
     def __init__(
-        self, model: Whisper, language: str | None = "en", batch_size: int = 16, precision: str = "float32"
+        self,
+        model: Whisper,
+        language: str | None = "en",
+        batch_size: int = 16,
+        *,
+        whole_window: bool = False,
+        precision: str = "float32",
     ) -> None:
         if language is not None and language not in LANGUAGES:
             raise ValueError(f"unknown language {language!r}; give a code such as 'en', or None to detect it")
@@ -91,6 +98,7 @@ class SpeechReader:
         self.model = model
         self.language = language
         self.batch_size = batch_size
+        self.whole_window = whole_window
         self.precision = _PRECISIONS[precision]
 
     @torch.no_grad()
@@ -111,7 +119,8 @@ class SpeechReader:
         for batch in self._iter_batches(waveforms):
             features = self._encode(batch)
             for job, row, reading in zip(batch, features, self._decode(batch, features, languages), strict=True):
-                frames = row[: job.window.num_frames].half().cpu().numpy()
+                num_frames = None if self.whole_window else job.window.num_frames
+                frames = row[:num_frames].half().cpu().numpy()
                 readings[job.recording][job.place] = (reading, frames)
         return [
             self._join([parts[place] for place in sorted(parts)], languages.get(recording))
@@ -123,7 +132,7 @@ class SpeechReader:
         jobs = [
             _Job(recording, place, window, waveform[window.start : window.stop])
             for recording, waveform in enumerate(waveforms)
-            for place, window in enumerate(cut_windows(waveform))
+            for place, window in enumerate(first_window(waveform) if self.whole_window else cut_windows(waveform))
         ]
         jobs.sort(key=lambda job: (job.place > 0, job.window.padded_seconds, len(job.samples)))
         start = 0

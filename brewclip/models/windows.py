@@ -54,6 +54,11 @@ def cut_windows(waveform: NDArray[np.float32]) -> list[Window]:
     return windows
 
 
+def first_window(waveform: NDArray[np.float32]) -> list[Window]:
+    """Return the first 30 s of a recording as the one window, padded to 30 s; none for an empty recording."""
+    return [Window(0, min(len(waveform), MAX_SAMPLES), PADDED_SECONDS[-1])] if len(waveform) else []
+
+
 def _quietest_cut(waveform: NDArray[np.float32]) -> int:
     tail = waveform[-_SEARCH_FRAMES * FRAME_SAMPLES :].reshape(_SEARCH_FRAMES, FRAME_SAMPLES)
     energy = np.square(tail, dtype=np.float64).mean(axis=1)

@@ -177,3 +177,17 @@ def test_impossible_settings_are_refused(model, settings, message):
 def test_waveforms_that_are_not_finite_are_refused(reader):
     with pytest.raises(ValueError, match="waveform 1"):
         reader.read([np.zeros(10, np.float32), np.full(10, np.nan, np.float32)])
+
+
+def test_the_released_window_keeps_the_frames_of_its_padding(model, jfk):
+    """The first 30 s with their padding, as the paper's authors released it: 1,500 frames whatever was said."""
+    long = np.concatenate([jfk, jfk, jfk])
+    for waveform in (jfk, long):
+        (speech,) = SpeechReader(model, whole_window=True).read([waveform])
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(torch.from_numpy(waveform)))
+        with torch.no_grad():
+            expected = model.encoder(mel[None])[0]
+        assert speech.features.shape == (1500, model.dims.n_audio_state)
+        torch.testing.assert_close(torch.from_numpy(speech.features).float(), expected, atol=2e-2, rtol=2e-2)
+        if waveform is jfk:  # three times the same is rejected as a repetition
+            assert normalise(speech.transcript) == JFK
