@@ -1,11 +1,13 @@
 """Rows and gradients across workers; every function is the identity without a process group."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+Item = TypeVar("Item")
 
 
 def world_rank() -> int:
@@ -111,3 +113,15 @@ def sum_over_workers(values: Tensor) -> Tensor:
     if _is_distributed():
         dist.all_reduce(total)
     return total
+
+
+def gather_to_first(item: Item) -> list[Item]:
+    """Return the items of all workers, in the order of their ranks, on rank 0, and nothing elsewhere.
+
+    All workers must call this together; items travel between workers of one run only.
+    """
+    if not _is_distributed():
+        return [item]
+    items: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(item, items, dst=0)
+    return items or []

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from brewclip.data.batches import Batch, Pair, PairDecoder
 from brewclip.data.reader import Rejections, SplitReader, iter_split
+from brewclip.distributed import gather_to_first
 from brewclip.metrics import RetrievalResult, retrieval
 from brewclip.models.brewclip import BrewCLIP
 
@@ -104,12 +104,8 @@ def embed_split(
 
 def gather_embeddings(own: Embeddings) -> Embeddings | None:
     """Put the shares of all workers together on rank 0; None on the others."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return own
-    first = dist.get_rank() == 0
-    shares: list[Embeddings | None] | None = [None] * dist.get_world_size() if first else None
-    dist.gather_object(own, shares, dst=0)
-    return join_embeddings([share for share in shares if share is not None]) if shares else None
+    shares = gather_to_first(own)
+    return join_embeddings(shares) if shares else None
 
 
 def join_embeddings(shares: list[Embeddings]) -> Embeddings:

@@ -111,6 +111,16 @@ class Manifest:
         """Hash that changes whenever any byte of the split does."""
         return hashlib.sha256(json.dumps(asdict(self.summary), sort_keys=True).encode()).hexdigest()
 
+    def counts(self) -> list[tuple[str, int, int]]:
+        """Return name, count by manifest.json and count by the table of shards of each thing that is counted."""
+        summary = self.summary
+        return [
+            ("num_samples", summary.num_samples, int(self.first_sample[-1])),
+            ("num_shards", summary.num_shards, len(self.num_samples)),
+            ("num_rounds", summary.num_rounds, len(np.unique(self.rounds))),
+            ("size_bytes", summary.size_bytes, int(self.size_bytes.sum())),
+        ]
+
     def name_of(self, shard: int) -> str:
         """Return the file name of a shard."""
         return str(self.names[shard])
@@ -132,7 +142,10 @@ class Manifest:
 
     def _read_index_uncached(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         start, stop = (int(n) * INDEX_ENTRY.itemsize for n in self.first_sample[shard : shard + 2])
-        data = self.storage.read_range(INDEX, start, stop)
+        try:
+            data = self.storage.read_range(INDEX, start, stop)
+        except ObjectMissing as error:
+            raise ManifestError(f"{error}, the index of {self.name_of(shard)} and others: write it again") from error
         if len(data) != stop - start or zlib.crc32(data) != int(self._index_crc32[shard]):
             raise ManifestError(f"{self.url}/{INDEX} does not hold the index of {self.name_of(shard)}: write it again")
         entries = np.frombuffer(data, INDEX_ENTRY)
@@ -165,7 +178,11 @@ def open_manifest(url: str, *, retry_seconds: float = 180.0) -> Manifest:
         raise ManifestError(f"{url}/{MANIFEST} cannot be read: {error}") from error
     if hashlib.sha256(shards).hexdigest() != summary.shards_sha256:
         raise ManifestError(f"{url}/{SHARDS} is not the one that {MANIFEST} names: write the split again")
-    return Manifest(storage, summary, _columns(shards))
+    manifest = Manifest(storage, summary, _columns(shards))
+    for name, told, stored in manifest.counts():
+        if told != stored:
+            raise ManifestError(f"{url}/{MANIFEST} says {name} {told}, its shards have {stored}: write the split again")
+    return manifest
 
 
 def write_manifest(storage: Storage, records: list[ShardRecord], **facts: Any) -> Summary:
@@ -178,7 +195,7 @@ def write_manifest(storage: Storage, records: list[ShardRecord], **facts: Any) -
     """
     records = sorted(records, key=lambda record: (record.round, record.name))
     index = b"".join(record.index.tobytes() for record in records)
-    shards = _to_parquet(records)
+    shards = shards_to_parquet(records, [zlib.crc32(record.index.tobytes()) for record in records])
     summary = Summary(
         num_samples=sum(record.num_samples for record in records),
         num_shards=len(records),
@@ -194,7 +211,8 @@ def write_manifest(storage: Storage, records: list[ShardRecord], **facts: Any) -
     return summary
 
 
-def _to_parquet(records: list[ShardRecord]) -> bytes:
+def shards_to_parquet(records: list[ShardRecord], index_crc32: list[int]) -> bytes:
+    """Return the table of shards, with the crc32 of the index of each, as the bytes of a parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -205,7 +223,7 @@ def _to_parquet(records: list[ShardRecord]) -> bytes:
             "num_samples": pa.array([record.num_samples for record in records], pa.int64()),
             "size_bytes": pa.array([record.size_bytes for record in records], pa.int64()),
             "sha256": pa.array([record.sha256 for record in records], pa.string()),
-            "index_crc32": pa.array([zlib.crc32(record.index.tobytes()) for record in records], pa.uint32()),
+            "index_crc32": pa.array(index_crc32, pa.uint32()),
         }
     )
     buffer = io.BytesIO()

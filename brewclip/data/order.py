@@ -21,7 +21,9 @@ from brewclip.data.manifest import Manifest
 
 _FEISTEL_ROUNDS = 5
 _MAX_LANES = 256
-_BLOCK_BYTES = 2**20
+_ALWAYS_ALLOWED_LANES = 8
+_ROWS_OF_LANE = 32
+_BLOCK_BYTES = 2**21
 _WINDOW_BLOCKS = 4
 _MIN_BLOCKS_OF_LANE = 8
 
@@ -52,6 +54,23 @@ class Extent:
     count: int
 
 
+@dataclass(frozen=True)
+class Window:
+    """A few blocks of a lane, within which samples are permuted.
+
+    Attributes:
+        lane: stretch of the round that it is read from.
+        number: as in `Place`.
+        end: first position of the same lane after it.
+        extents: what must be read for all of it, in ascending order.
+    """
+
+    lane: int
+    number: int
+    end: int
+    extents: list[Extent]
+
+
 class SampleOrder:
     """The order of the samples of a split, for one seed and one global batch size.
 
@@ -61,25 +80,30 @@ class SampleOrder:
         global_batch_size: pairs in one step over all workers.
 
     Attributes:
-        num_lanes: largest divisor of the global batch size up to 256; also the largest number of workers.
-        block_samples: samples of a block: about 1 MiB, less where a lane would have too few blocks to shuffle.
+        num_lanes: largest divisor of the global batch size up to 256 and to a 32nd of the shortest round (a lane of
+            few rows has small blocks, and each costs a request), but 8 are always allowed; also the largest number
+            of workers.
+        block_samples: samples of a block: about 2 MiB, less where a lane would have too few blocks to shuffle.
     """
 
     def __init__(self, manifest: Manifest, seed: int, global_batch_size: int) -> None:
         self.url = manifest.url
         self.seed = seed
         self.global_batch_size = global_batch_size
-        self.num_lanes = max(n for n in range(1, min(global_batch_size, _MAX_LANES) + 1) if global_batch_size % n == 0)
         self.num_samples = len(manifest)
         rounds, starts = np.unique(manifest.rounds, return_index=True)
         self._shard_starts = np.append(starts, len(manifest.rounds))
         self._round_starts = manifest.first_sample[self._shard_starts]
         self._first_sample = manifest.first_sample
         mean_bytes = max(1, manifest.summary.size_bytes // max(1, self.num_samples))
-        shortest_lane = max(1, int(np.diff(self._round_starts).min()) // self.num_lanes)
+        shortest_round = int(np.diff(self._round_starts).min())
+        most = min(global_batch_size, _MAX_LANES, max(_ALWAYS_ALLOWED_LANES, shortest_round // _ROWS_OF_LANE))
+        self.num_lanes = max(n for n in range(1, most + 1) if global_batch_size % n == 0)
+        shortest_lane = max(1, shortest_round // self.num_lanes)
         self.block_samples = max(1, min(_BLOCK_BYTES // mean_bytes, shortest_lane // _MIN_BLOCKS_OF_LANE))
         self.window_rows = self.block_samples * _WINDOW_BLOCKS
         self.window_bytes = self.window_rows * mean_bytes
+        self._windows_of_turn = self.num_samples // self.window_rows + 2
         self.num_rounds = len(rounds)
 
     def batch_positions(self, step: int) -> np.ndarray:
@@ -144,27 +168,26 @@ class SampleOrder:
         key = _mix(_key(self.seed, turn, 1) ^ _mix(lane.astype(np.uint64) << np.uint64(40) ^ window.astype(np.uint64)))
         shuffled = lane_start + start + permute(row - start, size, key)
         shard, index = self._resolve(turn, shuffled)
-        windows_of_turn = self.num_samples // self.window_rows + 2
-        return np.stack([shard, index, lane, turn * windows_of_turn + window])
+        return np.stack([shard, index, lane, turn * self._windows_of_turn + window])
+
+    def window_of(self, position: int) -> Window:
+        """Return the window that holds a position, and what must be read for all of it."""
+        turn, row, lane, lane_start, number, start, size = self._window_at(position)
+        shard, index = self._resolve(turn, np.arange(lane_start + start, lane_start + start + size))
+        end = position + (start + size - row) * self.num_lanes
+        return Window(lane, turn * self._windows_of_turn + number, end, _merge(shard, index))
 
     def extents_of(self, position: int) -> list[Extent]:
         """Return what must be read for the whole window that holds a position, in ascending order."""
-        turn, _, lane_start, start, size = self._window_at(position)
-        shard, index = self._resolve(turn, np.arange(lane_start + start, lane_start + start + size))
-        return _merge(shard, index)
+        return self.window_of(position).extents
 
-    def window_end(self, position: int) -> int:
-        """Return the first position of the same lane after the window that holds a position."""
-        _, row, _, start, size = self._window_at(position)
-        return position + (start + size - row) * self.num_lanes
-
-    def _window_at(self, position: int) -> tuple[int, int, int, int, int]:
-        """Return turn and row of a position, where its lane starts, and first row and rows of its window."""
+    def _window_at(self, position: int) -> tuple[int, int, int, int, int, int, int]:
+        """Return turn, row and lane of a position, where the lane starts, and its window's number, start and rows."""
         turn, number, within = self._turn_of(position)
         row, lane = divmod(within, self.num_lanes)
         lane_start, lane_rows = self._lane(self._round_size(number), np.array([lane]))
-        _, start, size = self._window(np.array([lane]), np.array([row]), lane_rows)
-        return turn, row, int(lane_start[0]), int(start[0]), int(size[0])
+        window, start, size = self._window(np.array([lane]), np.array([row]), lane_rows)
+        return turn, row, lane, int(lane_start[0]), int(window[0]), int(start[0]), int(size[0])
 
     def _turn_of(self, position: int) -> tuple[int, int, int]:
         """Return the turn, its round, and the position within that round."""

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from brewclip.config import UserError
 from brewclip.data.manifest import Manifest, ManifestError
 from brewclip.data.order import Extent
@@ -67,6 +69,24 @@ class Rejections:
         )
 
 
+def check_samples(
+    data: memoryview, offsets: np.ndarray, checksums: np.ndarray, first: int
+) -> Iterator[memoryview | BadSample]:
+    """Cut bytes into samples; a `BadSample` where the checksum differs.
+
+    Args:
+        data: begins where the first sample does.
+        offsets: (n + 1,), where samples begin and the last one ends, within the shard.
+        checksums: (n,), crc32.
+        first: number of the first sample in its shard.
+    """
+    ends = (offsets - offsets[0]).tolist()
+    for row, expected in enumerate(checksums.tolist()):
+        part = data[ends[row] : ends[row + 1]]
+        good = zlib.crc32(part) == expected
+        yield part if good else BadSample("checksum", f"bytes of sample {first + row} were changed")
+
+
 class SplitReader:
     """Reads samples of one split; safe to share by threads.
 
@@ -92,15 +112,14 @@ class SplitReader:
         storage = self._storage_of(extent.shard)
         offsets, checksums = manifest.index_of(extent.shard)
         start, stop = int(offsets[extent.first]), int(offsets[extent.first + extent.count])
-        data = memoryview(storage.read_range(manifest.name_of(extent.shard), start, stop))
+        try:
+            data = memoryview(storage.read_range(manifest.name_of(extent.shard), start, stop))
+        except ObjectMissing:  # it was there when its size was compared
+            raise ManifestError(self.disagreement(extent.shard, "is missing")) from None
         if len(data) != stop - start:
-            raise ManifestError(self._disagreement(extent.shard, f"ends before byte {stop}"))
-        samples: list[memoryview | BadSample] = []
-        for number in range(extent.first, extent.first + extent.count):
-            part = data[int(offsets[number]) - start : int(offsets[number + 1]) - start]
-            good = zlib.crc32(part) == int(checksums[number])
-            samples.append(part if good else BadSample("checksum", f"bytes of sample {number} were changed"))
-        return samples
+            raise ManifestError(self.disagreement(extent.shard, f"ends before byte {stop}"))
+        stop = extent.first + extent.count
+        return list(check_samples(data, offsets[extent.first : stop + 1], checksums[extent.first : stop], extent.first))
 
     def load(self, extent: Extent) -> Iterator[tuple[int, Sample | BadSample]]:
         """Yield number and parsed sample for each sample of an extent."""
@@ -127,9 +146,9 @@ class SplitReader:
         try:
             size = self.manifest.storage.size(name)
         except ObjectMissing:
-            raise ManifestError(self._disagreement(shard, "is missing")) from None
+            raise ManifestError(self.disagreement(shard, "is missing")) from None
         if size != expected:
-            raise ManifestError(self._disagreement(shard, f"has {size} bytes instead of {expected}"))
+            raise ManifestError(self.disagreement(shard, f"has {size} bytes instead of {expected}"))
 
     def _cached(self, shard: int) -> FolderStorage:
         assert self._cache is not None
@@ -152,12 +171,13 @@ class SplitReader:
             self.manifest.storage.download(self.manifest.name_of(shard), Path(partial))
             with open(partial, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.sha256_of(shard):
-                    raise ManifestError(self._disagreement(shard, "has another sha256"))
+                    raise ManifestError(self.disagreement(shard, "has another sha256"))
             os.replace(partial, target)
         finally:
             Path(partial).unlink(missing_ok=True)
 
-    def _disagreement(self, shard: int, what: str) -> str:
+    def disagreement(self, shard: int, what: str) -> str:
+        """Return the message about a shard that does not fit the manifest: which, what is wrong, and by what."""
         url = self.manifest.url
         return f"shard {url}/{self.manifest.name_of(shard)} {what}: it is not the one of {url}/manifest.json"
 

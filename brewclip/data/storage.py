@@ -251,7 +251,7 @@ def _client_of_process(process_id: int) -> Any:
     from botocore.config import Config
 
     logging.getLogger("botocore").setLevel(logging.WARNING)  # else it tells where it found the credentials
-    return boto3.client(
+    return boto3.session.Session().client(  # a session of its own: boto3's default one keeps what it read first
         "s3",
         config=Config(
             connect_timeout=5,

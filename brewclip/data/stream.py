@@ -1,53 +1,30 @@
 """The training stream: global batches by step number, prefetched, in an order that no worker count changes.
 
-What is read when is decided here; which sample stands where is decided in `order`; no state outlives an iterator,
-so starting at any step is the same as having come there.
+Which sample stands where is decided in `order`, what is read when in `windows`; no state outlives an iterator, so
+starting at any step is the same as having come there.
 """
 
-import heapq
-import threading
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from brewclip.data.order import Extent, SampleOrder
+from brewclip.data.manifest import ManifestError
+from brewclip.data.order import Extent, Place, SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.schema import BadSample, Sample, unpack_sample
+from brewclip.data.windows import RawSamples, RawSource, open_source
 
 Decoded = TypeVar("Decoded")
-RawWindow = dict[tuple[int, int], memoryview | BadSample]
+Task = tuple[Future[RawSamples], int, int]
+"""What holds a sample, its shard and its index."""
 _FETCH_THREADS = 8
 _DECODE_AHEAD_STEPS = 3
-_MIN_WINDOWS_AHEAD = 64
-
-
-@dataclass
-class _Window:
-    """A window of a lane on its way or in memory, until each of its samples was decoded."""
-
-    content: Future[RawWindow]
-    size_bytes: int
-    users: int
-
-
-@dataclass
-class _State:
-    """What one iterator holds: windows by their key, and when the next window of each lane is needed."""
-
-    windows: dict[tuple[int, int], _Window] = field(default_factory=dict)
-    upcoming: list[int] = field(default_factory=list)
-    held_bytes: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def hold(self, num_bytes: int) -> int:
-        """Account for bytes taken (or, negative, given back); return what is held now."""
-        with self.lock:
-            self.held_bytes += num_bytes
-            return self.held_bytes
+_SAMPLES_OF_TASK = 16  # a task for each sample costs more than unpacking it
+_POSITIONS_LOCATED_AT_ONCE = 4096  # 1 us each; in batches of 128 it is 25 us
 
 
 class Stream(Generic[Decoded]):
@@ -56,10 +33,11 @@ class Stream(Generic[Decoded]):
     Args:
         reader: the split.
         order: which sample stands at which position.
-        decode: turns a sample into what a batch is made of; raises `BadSample` if it cannot.
+        decode: turns a sample, whose parts are views of what was read, into what a batch is made of; raises
+            `BadSample` if it cannot.
         rejections: counts the samples that could not be used, and stops above its share.
         rank, world_size: which worker this is.
-        memory_bytes: bound of the raw bytes held or on their way.
+        memory_bytes: bound of the raw bytes held or on their way; a split that is no larger is read only once.
         num_threads: threads that decode.
 
     Raises:
@@ -92,85 +70,66 @@ class Stream(Generic[Decoded]):
 
     def iter_from(self, step: int) -> Iterator[tuple[int, list[Decoded]]]:
         """Yield (step, decoded samples of this worker in the order of their slots), without end, from a step on."""
-        state = self._start(step)
-        decoding: list[tuple[int, list[Future[Decoded]]]] = []
         fetchers = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
         decoders = ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode")
-        submitted, samples_seen = step, 0
+        source = open_source(self.reader, self.order, self._positions(step), self.memory_bytes, fetchers)
+        steps = self._iter_decoding(step, source, decoders)
+        samples_seen = 0
         try:
+            decoding = deque(itertools.islice(steps, 1 + _DECODE_AHEAD_STEPS))
             while True:
-                while submitted <= step + _DECODE_AHEAD_STEPS:
-                    decoding.append((submitted, self._submit(submitted, state, fetchers, decoders)))
-                    submitted += 1
-                self._fetch_ahead(state, fetchers)
-                step, futures = decoding.pop(0)
-                batch = [future.result() for future in futures]
+                source.fetch_ahead()
+                self.peak_bytes = max(self.peak_bytes, source.peak_bytes)
+                batch = [sample for future in decoding.popleft() for sample in future.result()]
+                source.give_back()
                 samples_seen += len(batch)
                 self.rejections.check(samples_seen)
                 yield step, batch
                 step += 1
+                decoding.append(next(steps))
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
             fetchers.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, step: int) -> _State:
-        """Queue the window of each own lane that the first batch needs."""
-        base = step * self.order.global_batch_size
-        own_lanes = np.unique(self.slots % self.order.num_lanes)
-        state = _State(upcoming=[int(base + lane) for lane in own_lanes])
-        heapq.heapify(state.upcoming)
-        return state
+    def _positions(self, step: int) -> np.ndarray:
+        return step * self.order.global_batch_size + self.slots
 
-    def _submit(
-        self, step: int, state: _State, fetchers: ThreadPoolExecutor, decoders: ThreadPoolExecutor
-    ) -> list[Future[Decoded]]:
-        positions = step * self.order.global_batch_size + self.slots
-        while state.upcoming[0] <= positions[-1]:
-            self._fetch_next(state, fetchers)
-        place = self.order.locate(positions)
-        futures = []
-        for shard, index, lane, number in zip(place.shard, place.index, place.lane, place.window, strict=True):
-            key = (int(lane), int(number))
-            window = state.windows[key]
-            futures.append(decoders.submit(self._decode_one, window.content, int(shard), int(index)))
-            window.users -= 1
-            if not window.users:
-                del state.windows[key]
-                futures[-1].add_done_callback(partial(_release, state, window.size_bytes))
-        return futures
+    def _iter_decoding(self, step: int, source: RawSource, decoders: Executor) -> Iterator[list[Future[list[Decoded]]]]:
+        """Start decoding step after step: for each, its tasks in the order of their slots."""
+        size = min(_SAMPLES_OF_TASK, -(-len(self.slots) // self.num_threads))
+        for positions, place in self._iter_places(step):
+            contents = source.take(positions, place)
+            tasks = list(zip(contents, place.shard.tolist(), place.index.tolist(), strict=True))
+            yield [
+                decoders.submit(self._decode_some, tasks[first : first + size]) for first in range(0, len(tasks), size)
+            ]
 
-    def _fetch_ahead(self, state: _State, fetchers: ThreadPoolExecutor) -> None:
-        most = max(2 * len(state.upcoming), _MIN_WINDOWS_AHEAD)
-        while len(state.windows) < most and state.held_bytes + self.order.window_bytes <= self.memory_bytes:
-            self._fetch_next(state, fetchers)
+    def _iter_places(self, step: int) -> Iterator[tuple[np.ndarray, Place]]:
+        """Yield positions of this worker and where their samples lie, step after step."""
+        at_once = max(1, _POSITIONS_LOCATED_AT_ONCE // len(self.slots))
+        while True:
+            positions = np.stack([self._positions(step + ahead) for ahead in range(at_once)])
+            place = self.order.locate(positions.ravel())
+            rows = [part.reshape(positions.shape) for part in (place.shard, place.index, place.lane, place.window)]
+            for ahead in range(at_once):
+                yield positions[ahead], Place(*(part[ahead] for part in rows))
+            step += at_once
 
-    def _fetch_next(self, state: _State, fetchers: ThreadPoolExecutor) -> None:
-        """Request the window that is needed first among those not yet requested."""
-        position = state.upcoming[0]
-        end = self.order.window_end(position)
-        heapq.heapreplace(state.upcoming, end)
-        place = self.order.locate(np.array([position]))
-        extents = self.order.extents_of(position)
-        size = self.order.window_bytes * sum(extent.count for extent in extents) // self.order.window_rows
-        self.peak_bytes = max(self.peak_bytes, state.hold(size))
-        users = (end - position) // self.order.num_lanes
-        content = fetchers.submit(self._read_window, extents)
-        state.windows[int(place.lane[0]), int(place.window[0])] = _Window(content, size, users)
+    def _decode_some(self, tasks: list[Task]) -> list[Decoded]:
+        return [self._decode_one(*task) for task in tasks]
 
-    def _read_window(self, extents: list[Extent]) -> RawWindow:
-        window: RawWindow = {}
-        for extent in extents:
-            for number, data in enumerate(self.reader.read(extent), start=extent.first):
-                window[extent.shard, number] = data
-        return window
+    def _decode_one(self, content: Future[RawSamples], shard: int, index: int) -> Decoded:
+        """Decode a sample, or, if it cannot be used, the next one of its shard that can.
 
-    def _decode_one(self, window: Future[RawWindow], shard: int, index: int) -> Decoded:
-        """Decode a sample, or, if it cannot be used, the next one of its shard that can."""
-        data = window.result()[shard, index]
+        Raises:
+            ManifestError: if no sample of the shard can be used.
+        """
+        data = content.result()[shard, index]
         try:
             return self._decode_bytes(data)
         except BadSample as error:
             self.rejections.add(self.reader.manifest.name_of(shard), index, error)
+            cause = error
         count = int(self.reader.manifest.num_samples[shard])
         for step in range(1, count):
             (data,) = self.reader.read(Extent(shard, (index + step) % count, 1))
@@ -178,14 +137,9 @@ class Stream(Generic[Decoded]):
                 return self._decode_bytes(data)
             except BadSample:
                 continue
-        raise BadSample("shard", f"no sample of {self.reader.manifest.name_of(shard)} can be used")
+        raise ManifestError(self.reader.disagreement(shard, f"has no sample that can be used ({cause})"))
 
     def _decode_bytes(self, data: memoryview | BadSample) -> Decoded:
         if isinstance(data, BadSample):
             raise data
-        return self.decode(unpack_sample(data))
-
-
-def _release(state: _State, size_bytes: int, _: Future) -> None:
-    """Account for a window whose last sample was decoded."""
-    state.hold(-size_bytes)
+        return self.decode(unpack_sample(data, copy=False))

@@ -1,21 +1,23 @@
 """Checking a split as it is stored, byte for byte, and saying everything that is wrong with it."""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
-from brewclip.audio import UndecodableAudio, decode_audio
+import numpy as np
+
+from brewclip.audio import UndecodableAudio, decode_audio_with_damage
 from brewclip.data.batches import open_picture
 from brewclip.data.manifest import INDEX, MANIFEST, SHARDS, Manifest, ManifestError, open_manifest
-from brewclip.data.order import Extent
-from brewclip.data.reader import SplitReader
-from brewclip.data.schema import BadSample, Sample, npy_to_array
+from brewclip.data.reader import check_samples
+from brewclip.data.schema import BadSample, Sample, npy_to_array, unpack_sample
 from brewclip.data.storage import ObjectMissing, StorageError
 
 _KNOWN_FILES = (MANIFEST, SHARDS, INDEX, "rejected.jsonl")
 _END_OF_TAR_BYTES = 1024
+_PART_BYTES = 64 * 2**20
 
 
 def verify_split(url: str, *, num_threads: int = 4, progress: Callable[[int], None] = lambda count: None) -> list[str]:
@@ -37,90 +39,138 @@ def verify_split(url: str, *, num_threads: int = 4, progress: Callable[[int], No
     except ManifestError as error:
         return [str(error)]
     problems = list(_check_files(manifest))
+    hashes = []
+    for report in _iter_reports(manifest, num_threads):
+        problems += report.problems
+        hashes.append(report.key_hashes)
+        progress(report.num_samples)
+    return problems + list(_find_twins(manifest, hashes))
+
+
+@dataclass(frozen=True)
+class _ShardReport:
+    """What is wrong with a shard, and 64 bits of the hash of each key; 0 for a sample that cannot be read."""
+
+    problems: list[str]
+    key_hashes: np.ndarray
+    num_samples: int
+
+
+def _iter_reports(manifest: Manifest, num_threads: int) -> Iterator[_ShardReport]:
+    """Check shard after shard in threads, a few ahead: a million tasks at once would be a GB of them."""
+    waiting: deque[Future[_ShardReport]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
-        for shard, found in enumerate(pool.map(partial(_check_shard, manifest), range(len(manifest.num_samples)))):
-            problems += found
-            progress(int(manifest.num_samples[shard]))
-    return problems
+        for shard in range(len(manifest.num_samples)):
+            waiting.append(pool.submit(_check_shard, manifest, shard))
+            if len(waiting) > 2 * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _find_twins(manifest: Manifest, hashes: list[np.ndarray]) -> Iterator[str]:
+    """Name samples that have the key of another, in the same shard or not."""
+    joined = np.concatenate(hashes)
+    places = np.lexsort((np.arange(len(joined)), joined))
+    same = (joined[places[1:]] == joined[places[:-1]]) & (joined[places[1:]] != 0)
+    for row in np.flatnonzero(same):
+        first, second = (_describe_place(manifest, int(place)) for place in places[row : row + 2])
+        yield f"shard {second} has the key of {first}"
+
+
+def _describe_place(manifest: Manifest, place: int) -> str:
+    """Return shard and number of the sample that stands at a place of the split."""
+    shard = int(manifest.first_sample.searchsorted(place, side="right")) - 1
+    return f"{manifest.url}/{manifest.name_of(shard)}: sample {place - int(manifest.first_sample[shard])}"
 
 
 def _check_files(manifest: Manifest) -> Iterator[str]:
     """Compare the files of the folder, and what the manifest says about them, with the table of shards."""
-    summary, storage = manifest.summary, manifest.storage
     names = {manifest.name_of(shard) for shard in range(len(manifest.num_samples))}
-    for name in storage.list_names():
+    for name in manifest.storage.list_names():
         if name not in names and name not in _KNOWN_FILES and not name.startswith(("parts/", "whisper-")):
             yield f"{manifest.url}/{name} does not belong to the split"
-    counts = {
-        "num_samples": int(manifest.num_samples.sum()),
-        "num_shards": len(names),
-        "size_bytes": int(manifest.size_bytes.sum()),
-    }
-    for field, count in counts.items():
-        if asdict(summary)[field] != count:
-            yield f"{manifest.url}/{MANIFEST} says {field} {asdict(summary)[field]}, its shards have {count}"
     try:
-        index = storage.read(INDEX)
+        if _hash_of_index(manifest) != manifest.summary.index_sha256:
+            yield f"{manifest.url}/{INDEX} is not the one that {MANIFEST} names"
     except ObjectMissing as error:
         yield str(error)
-        return
-    if hashlib.sha256(index).hexdigest() != summary.index_sha256:
-        yield f"{manifest.url}/{INDEX} is not the one that {MANIFEST} names"
 
 
-def _check_shard(manifest: Manifest, shard: int) -> list[str]:
-    name = f"{manifest.url}/{manifest.name_of(shard)}"
+def _hash_of_index(manifest: Manifest) -> str:
+    """Return the sha256 of the index, read in parts: it has 12 bytes for each sample."""
+    sha256, size = hashlib.sha256(), manifest.storage.size(INDEX)
+    for start in range(0, size, _PART_BYTES):
+        sha256.update(manifest.storage.read_range(INDEX, start, min(start + _PART_BYTES, size)))
+    return sha256.hexdigest()
+
+
+def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
+    """Read a shard once and compare it with its row of the table, its index, and what samples must be."""
+    name, count = f"{manifest.url}/{manifest.name_of(shard)}", int(manifest.num_samples[shard])
+    hashes = np.zeros(count, np.uint64)
     try:
         data = manifest.storage.read(manifest.name_of(shard))
     except ObjectMissing:
-        return [f"shard {name} is missing"]
+        return _ShardReport([f"shard {name} is missing"], hashes, count)
     problems = []
     if len(data) != manifest.size_bytes[shard]:
         problems.append(f"shard {name} has {len(data)} bytes, its manifest says {manifest.size_bytes[shard]}")
     elif hashlib.sha256(data).hexdigest() != manifest.sha256_of(shard):
         problems.append(f"shard {name} has another sha256 than its manifest says")
     try:
-        offsets, _ = manifest.index_of(shard)
+        offsets, checksums = manifest.index_of(shard)
     except (ManifestError, StorageError) as error:
-        return [*problems, str(error)]
+        return _ShardReport([*problems, str(error)], hashes, count)
     if offsets[-1] + _END_OF_TAR_BYTES != manifest.size_bytes[shard]:
         problems.append(f"shard {name} has {manifest.size_bytes[shard]} bytes, its samples end at {offsets[-1]}")
-    if problems and len(data) < offsets[-1]:
-        return problems
-    return problems + list(_check_samples(manifest, shard, name))
-
-
-def _check_samples(manifest: Manifest, shard: int, name: str) -> Iterator[str]:
-    keys = set()
-    try:
-        samples = list(SplitReader(manifest).load(Extent(shard, 0, int(manifest.num_samples[shard]))))
-    except ManifestError:
-        return  # its size is named already
-    for number, sample in samples:
+    without_picture = []
+    for number, raw in enumerate(check_samples(memoryview(data), offsets, checksums, 0)):
         try:
-            if isinstance(sample, BadSample):
-                raise sample
-            if sample.key in keys:
-                raise BadSample("key", f"{sample.key!r} comes twice")
-            keys.add(sample.key)
-            _decode(sample, manifest.summary.kind)
-        except (BadSample, UndecodableAudio) as error:
-            key = f" {sample.key!r}" if isinstance(sample, Sample) else ""
-            yield f"shard {name}: sample {number}{key}: {error}"
+            sample = _check_sample(raw, manifest.summary.kind)
+        except BadSample as error:
+            problems.append(f"shard {name}: sample {number}: {error}")
+            continue
+        hashes[number] = int.from_bytes(hashlib.blake2b(sample.key.encode(), digest_size=8).digest(), "little")
+        if sample.image is None:
+            without_picture.append(f"shard {name}: sample {number}: picture: {sample.key!r}: there is none")
+    if len(without_picture) < count:  # else a corpus of recordings alone
+        problems += without_picture
+    return _ShardReport(problems, hashes, count)
+
+
+def _check_sample(raw: memoryview | BadSample, kind: str) -> Sample:
+    """Parse and decode a sample.
+
+    Raises:
+        BadSample: if it cannot be used; of what could be parsed, with its key.
+    """
+    if isinstance(raw, BadSample):
+        raise raw
+    sample = unpack_sample(raw)
+    try:
+        _decode(sample, kind)
+    except BadSample as error:
+        raise BadSample(error.cause, f"{sample.key!r}: {error.detail}") from error
+    except UndecodableAudio as error:
+        raise BadSample("audio", f"{sample.key!r}: {error}") from error
+    return sample
 
 
 def _decode(sample: Sample, kind: str) -> None:
     """Decode all that a sample holds.
 
     Raises:
-        BadSample, UndecodableAudio: if something cannot be decoded, or is not there.
+        BadSample, UndecodableAudio: if something cannot be decoded, or sound or features are not there.
     """
     if sample.image is not None:
         open_picture(sample.image)
     if kind == "recordings":
         if sample.audio is None:
             raise BadSample("audio", "there is no recording")
-        decode_audio(sample.audio)
+        missing_seconds = decode_audio_with_damage(sample.audio).missing_seconds
+        if missing_seconds > 0:
+            raise BadSample("audio", f"the recording breaks off {missing_seconds:.2f} s before its end")
     elif sample.features is None:
         raise BadSample("features", "there are none")
     else:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.storage import Storage, StorageError, exists, open_storage
 from brewclip.data.stream import Stream
-from brewclip.distributed import agree_on_problem
+from brewclip.distributed import agree_on_problem, gather_to_first, sum_over_workers
 from brewclip.evaluation import embed_split, gather_embeddings
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import load_clip, weights_sha256
@@ -108,6 +109,7 @@ class Worker:
         self.frozen_sha256 = {config.model.clip: weights_sha256(self.clip.model)}
         self.optimizer = build_optimizer(self.model.trained_parameters(), config.optim)
         self.progress, self.run_id = self._resume()
+        self.first_step, self.bad_samples = self.progress.step, list[dict[str, str | int]]()
         self.rejections = Rejections(self.manifest.url, config.data.max_bad_fraction)
         self.stop_flag = StopFlag(self.storage) if self.rank == 0 else threading.Event()
         self._preemption_seen = False
@@ -146,10 +148,11 @@ class Worker:
                 self.model, self.dev, self.decoder, self._to_batch, rejections, rank=self.rank,
                 world_size=self.world_size, num_threads=self.config.data.num_threads,
             )  # fmt: skip
+        bad = sum_over_workers(torch.tensor(float(rejections.total), device=self.device)).item()
         everything = gather_embeddings(own)
         if everything is None:
             return {}
-        return {f"dev/{name}": value for name, value in everything.rank().summary().items()}
+        return {f"dev/{name}": value for name, value in everything.rank().summary().items()} | {"dev/bad_samples": bad}
 
     def save(self, progress: Progress, best: bool) -> None:
         """Hand a checkpoint to the background upload; rank 0 only."""
@@ -169,11 +172,17 @@ class Worker:
         self.saver.put(PendingCheckpoint(Checkpoint(facts, model, optimizer_state(self.optimizer, names)), best))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Record metrics and print a line; rank 0 only."""
+        """Record metrics and print a line on rank 0; all workers tell it of samples that could not be used."""
+        reports = gather_to_first((dict(self.rejections.counts), list(self.rejections.listed)))
         if self.rank != 0:
             return
-        bad = {f"data/bad/{cause}": float(count) for cause, count in self.rejections.counts.items()}
-        self.tracker.log_metrics(metrics | bad, step)
+        counts = sum((Counter(report[0]) for report in reports), Counter())
+        rows = [row for report in reports for row in report[1]]
+        if rows != self.bad_samples:
+            self.bad_samples = rows
+            text = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
+            self.tracker.log_text(text, f"bad_samples/from_step_{self.first_step}.jsonl")
+        self.tracker.log_metrics(metrics | {f"data/bad/{cause}": float(n) for cause, n in counts.items()}, step)
         print(describe_step(metrics, step, self.config), flush=True)
 
     def close(self) -> None:
@@ -181,9 +190,6 @@ class Worker:
         self.stop_flag.set()
         self.saver.close()
         if self.rank == 0:
-            if self.rejections.listed:
-                rows = "\n".join(str(row) for row in self.rejections.listed)
-                self.tracker.log_text(rows, f"bad_samples/from_step_{self.progress.step}.txt")
             done = self.progress.step >= self.config.optim.total_steps
             self.tracker.finish("FINISHED" if done else "KILLED")
 

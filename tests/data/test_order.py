@@ -105,5 +105,6 @@ def test_more_workers_than_lanes_is_refused():
 def test_a_billion_samples_in_a_million_shards_need_no_table():
     order = SampleOrder(counts_only(np.full(1_000_000, 1000), np.zeros(1_000_000, int)), 0, 4096)
     place = order.locate(order.batch_positions(123_456))
+    assert order.num_lanes == 256
     assert len(set(zip(place.shard, place.index, strict=True))) == 4096
     assert len(np.unique(place.shard)) > 1000  # 256 lanes, each in a window of four blocks

@@ -1,9 +1,11 @@
 """Storage on disk and on a real S3 server: the same behaviour, and one clear line when it cannot be."""
 
 import socket
+import threading
 
 import pytest
 
+from brewclip.data import storage as storage_module
 from brewclip.data.storage import ObjectMissing, StorageError, check_reachable, exists, open_storage
 
 
@@ -56,39 +58,35 @@ def test_other_urls_are_refused():
         open_storage("ftp://somewhere")
 
 
+@pytest.fixture
+def forget_client():
+    """A function after which boto3 reads its environment again, as a new process would; called at the end, too."""
+    yield storage_module._client_of_process.cache_clear
+    storage_module._client_of_process.cache_clear()
+
+
 @pytest.mark.services
-def test_a_missing_bucket_a_wrong_key_and_a_silent_server_are_told_apart(s3, bucket, monkeypatch):
+def test_a_missing_bucket_a_wrong_key_and_a_silent_server_are_told_apart(s3, bucket, forget_client, monkeypatch):
     with pytest.raises(StorageError, match="bucket 'no-such-bucket' does not exist"):
         check_reachable("s3://no-such-bucket/x")
     check_reachable(bucket)
-    run_with = _fresh_client(monkeypatch)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    run_with()
+    forget_client()
     with pytest.raises(StorageError, match="S3 refuses the key") as caught:
         check_reachable(bucket)
     assert "wrong" not in str(caught.value)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        run_with()
+        forget_client()
         with pytest.raises(StorageError, match="cannot be reached"):
             check_reachable(bucket)
 
 
 @pytest.mark.services
 def test_an_outage_is_outlived(s3, bucket):
-    import threading
-
     storage = open_storage(bucket, retry_seconds=60)
     storage.write("kept", b"here")
     s3.stop()
     threading.Timer(3.0, s3.start).start()
     assert storage.read("kept") == b"here"
-
-
-def _fresh_client(monkeypatch):
-    """Return a function after which boto3 reads its environment again."""
-    from brewclip.data import storage as module
-
-    monkeypatch.setattr(module, "_client_of_process", module._client_of_process)
-    return module._client_of_process.cache_clear

@@ -1,6 +1,7 @@
 """A small split of features for training tests: real pictures of the scenes world, made-up Whisper frames."""
 
 import io
+from collections.abc import Collection
 
 import numpy as np
 
@@ -11,19 +12,26 @@ from brewclip.data.storage import open_storage
 AUDIO_DIM = 32
 
 
-def write_features(url: str, split: str, num_pictures: int, *, per_shard: int = 20, rounds: int = 2) -> None:
-    """Write `rounds` captions for each picture; frames carry the number of the picture, so there is much to learn."""
+def write_features(
+    url: str, split: str, num_pictures: int, *, per_shard: int = 20, rounds: int = 2, broken: Collection[int] = ()
+) -> None:
+    """Write `rounds` captions for each picture; frames carry the number of the picture, so there is much to learn.
+
+    Of the pictures in `broken`, the first caption's JPEG cannot be decoded.
+    """
     storage = open_storage(f"{url}/{split}")
     records = []
     for number in range(rounds):
         for shard, start in enumerate(range(0, num_pictures, per_shard)):
             picks = range(start, min(num_pictures, start + per_shard))
-            samples = (make_features(split, number, picture) for picture in picks)
+            samples = (
+                make_features(split, number, picture, broken=number == 0 and picture in broken) for picture in picks
+            )
             records.append(write_shard(storage, shard_name(split, number, shard), number, samples))
     finish_split(storage, records, corpus="scenes", split=split, kind="features", num_images=num_pictures)
 
 
-def make_features(split: str, number: int, picture: int) -> Sample:
+def make_features(split: str, number: int, picture: int, *, broken: bool = False) -> Sample:
     """Return caption `number` of a picture."""
     from brewclip.scenes.drawing import draw_scene
     from brewclip.scenes.world import sample_scene, world_seed
@@ -44,6 +52,6 @@ def make_features(split: str, number: int, picture: int) -> Sample:
             "text": f"picture {picture}",
             "transcript": f"a picture number {picture}",
         },
-        image=buffer.getvalue(),
+        image=b"no picture" if broken else buffer.getvalue(),
         features=array_to_npy(frames.astype(np.float16)),
     )

@@ -1,0 +1,1 @@
+"""Timings against other tools: one file for each benchmark, run by jobs/benchmark.py."""

@@ -1,0 +1,99 @@
+"""How two ways of doing the same are compared on a machine that others use too: in turn, by ratio, with its spread."""
+
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What every benchmark is told."""
+
+    json: str = ""
+    """File that gets the figures; empty prints them only."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rates of our way and of another, measured in turn.
+
+    Attributes:
+        name: what was measured.
+        ours, theirs: rates of each run, in `unit`; run k of both stood side by side in time.
+        target: least ratio that is wanted; 0 for none.
+    """
+
+    name: str
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+    unit: str
+    target: float = 0.0
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours over theirs, of each pair of runs, ascending."""
+        return sorted(ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        """Median of the ratios."""
+        return statistics.median(self.ratios)
+
+    def line(self) -> str:
+        """Return one line for people: the ratio with its spread, both medians, and the target."""
+        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
+        target = f"; target {self.target:g}x {'reached' if self.ratio >= self.target else 'MISSED'}" * bool(self.target)
+        return (
+            f"{self.name}: {self.ratio:.2f}x ({self.ratios[0]:.2f} to {self.ratios[-1]:.2f}, {len(self.ours)} pairs), "
+            f"{ours:,.0f} against {theirs:,.0f} {self.unit}{target}"
+        )
+
+    def record(self) -> dict[str, object]:
+        """Return what a JSON file keeps."""
+        kept = {"name": self.name, "unit": self.unit, "target": self.target, "ours": self.ours, "theirs": self.theirs}
+        return kept | {"ratio": self.ratio, "ratio_spread": [self.ratios[0], self.ratios[-1]]}
+
+
+def compare_in_turn(
+    name: str,
+    ours: Callable[[], float],
+    theirs: Callable[[], float],
+    *,
+    num_pairs: int,
+    unit: str,
+    target: float = 0.0,
+) -> Comparison:
+    """Run both ways in turn, who begins changing from pair to pair, and print the result.
+
+    One run of each comes first and does not count.
+
+    Args:
+        name: what is measured.
+        ours: runs once and returns its rate.
+        theirs: as `ours`.
+        num_pairs: runs of each that count.
+        unit: of the rates.
+        target: least ratio that is wanted; 0 for none.
+    """
+    ours(), theirs()
+    rates: dict[Callable[[], float], list[float]] = {ours: [], theirs: []}
+    for pair in range(num_pairs):
+        for way in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
+            rates[way].append(way())
+    comparison = Comparison(name, tuple(rates[ours]), tuple(rates[theirs]), unit, target)
+    print(comparison.line(), flush=True)
+    return comparison
+
+
+def machine_line() -> str:
+    """Return what the figures depend on: processor, cores, load before the run, versions."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+    except OSError:
+        pass  # not Linux: the architecture must do
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"

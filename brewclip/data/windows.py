@@ -1,0 +1,159 @@
+"""Raw samples on their way to the decoders: window by window, or, where memory holds a whole split, all of it once.
+
+Both fetch in threads, ahead of the steps that need them, and keep what they hold within a bound in bytes.
+"""
+
+import heapq
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from brewclip.data.order import Extent, Place, SampleOrder
+from brewclip.data.reader import SplitReader
+from brewclip.data.schema import BadSample
+
+RawSamples = dict[tuple[int, int], memoryview | BadSample]
+"""(shard, index) -> tar bytes of a sample."""
+_MIN_WINDOWS_AHEAD = 64
+_PIECE_BYTES = 2**21
+
+
+class RawSource(Protocol):
+    """Where the raw samples of a worker's steps come from, asked step after step by one thread."""
+
+    peak_bytes: int
+
+    def take(self, positions: np.ndarray, place: Place) -> list[Future[RawSamples]]:
+        """Return, for each position of the next step, what holds its sample."""
+
+    def give_back(self) -> None:
+        """Say that the samples of the earliest step that was taken are decoded."""
+
+    def fetch_ahead(self) -> None:
+        """Request what later steps need, as far as memory allows."""
+
+
+def open_source(
+    reader: SplitReader, order: SampleOrder, first_positions: np.ndarray, memory_bytes: int, fetchers: Executor
+) -> RawSource:
+    """Return the source that needs fewer requests within a bound of bytes.
+
+    Args:
+        reader: the split.
+        order: which sample stands at which position.
+        first_positions: of this worker in the step that it begins with, ascending.
+        memory_bytes: bound of the raw bytes held or on their way.
+        fetchers: threads that read.
+    """
+    if reader.manifest.summary.size_bytes <= memory_bytes:
+        return WholeSplit(reader, fetchers)
+    return Windows(reader, order, first_positions, memory_bytes, fetchers)
+
+
+class WholeSplit:
+    """A split that memory holds: read in pieces of 2 MiB when they are first needed, and kept.
+
+    A small split in many lanes has windows of a few samples, and a request for each costs more than its bytes.
+    """
+
+    def __init__(self, reader: SplitReader, fetchers: Executor) -> None:
+        self._reader, self._fetchers = reader, fetchers
+        manifest = reader.manifest
+        self.peak_bytes = manifest.summary.size_bytes
+        self._samples_of_piece = max(1, _PIECE_BYTES * len(manifest) // max(1, manifest.summary.size_bytes))
+        self._pieces: dict[tuple[int, int], Future[RawSamples]] = {}
+
+    def take(self, positions: np.ndarray, place: Place) -> list[Future[RawSamples]]:
+        numbers = (place.index // self._samples_of_piece).tolist()
+        return [self._piece(shard, number) for shard, number in zip(place.shard.tolist(), numbers, strict=True)]
+
+    def give_back(self) -> None:
+        """Nothing: the next epoch needs every piece again."""
+
+    def fetch_ahead(self) -> None:
+        """Nothing: the steps that are decoded ahead ask for their pieces, and soon all are here."""
+
+    def _piece(self, shard: int, number: int) -> Future[RawSamples]:
+        piece = self._pieces.get((shard, number))
+        if piece is None:
+            first = number * self._samples_of_piece
+            count = min(self._samples_of_piece, int(self._reader.manifest.num_samples[shard]) - first)
+            piece = self._fetchers.submit(_read, self._reader, [Extent(shard, first, count)])
+            self._pieces[shard, number] = piece
+        return piece
+
+
+@dataclass
+class _Window:
+    """A window of a lane on its way or in memory, until each of its samples was taken."""
+
+    content: Future[RawSamples]
+    size_bytes: int
+    users: int
+
+
+class Windows:
+    """The windows of a worker's lanes, requested in the order in which they are needed and dropped after use."""
+
+    def __init__(
+        self,
+        reader: SplitReader,
+        order: SampleOrder,
+        first_positions: np.ndarray,
+        memory_bytes: int,
+        fetchers: Executor,
+    ) -> None:
+        self._reader, self._order, self._memory_bytes, self._fetchers = reader, order, memory_bytes, fetchers
+        self._windows: dict[tuple[int, int], _Window] = {}
+        lanes = first_positions % order.global_batch_size % order.num_lanes
+        # the first position of each own lane; from then on, where its next window begins
+        self._upcoming = [int(first_positions[np.argmax(lanes == lane)]) for lane in np.unique(lanes)]
+        heapq.heapify(self._upcoming)
+        self._used_bytes: list[int] = []
+        self._held_bytes = self.peak_bytes = 0
+
+    def take(self, positions: np.ndarray, place: Place) -> list[Future[RawSamples]]:
+        while self._upcoming[0] <= positions[-1]:
+            self._fetch_next()
+        contents, used_bytes = [], 0
+        for key in zip(place.lane.tolist(), place.window.tolist(), strict=True):
+            window = self._windows[key]
+            contents.append(window.content)
+            window.users -= 1
+            if not window.users:
+                del self._windows[key]
+                used_bytes += window.size_bytes
+        self._used_bytes.append(used_bytes)
+        return contents
+
+    def give_back(self) -> None:
+        self._held_bytes -= self._used_bytes.pop(0)
+
+    def fetch_ahead(self) -> None:
+        most = max(2 * len(self._upcoming), _MIN_WINDOWS_AHEAD)
+        while len(self._windows) < most and self._held_bytes + self._order.window_bytes <= self._memory_bytes:
+            self._fetch_next()
+
+    def _fetch_next(self) -> None:
+        """Request the window that is needed first among those not yet requested."""
+        position = self._upcoming[0]
+        span = self._order.window_of(position)
+        heapq.heapreplace(self._upcoming, span.end)
+        count = sum(extent.count for extent in span.extents)
+        size = self._order.window_bytes * count // self._order.window_rows
+        self._held_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self._held_bytes)
+        users = (span.end - position) // self._order.num_lanes
+        content = self._fetchers.submit(_read, self._reader, span.extents)
+        self._windows[span.lane, span.number] = _Window(content, size, users)
+
+
+def _read(reader: SplitReader, extents: list[Extent]) -> RawSamples:
+    """Read extents one after the other."""
+    samples: RawSamples = {}
+    for extent in extents:
+        for number, data in enumerate(reader.read(extent), start=extent.first):
+            samples[extent.shard, number] = data
+    return samples

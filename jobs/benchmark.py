@@ -1,0 +1,43 @@
+"""Measure a part of the project against another tool on this machine.
+
+    python jobs/benchmark.py stream
+    python jobs/benchmark.py stream --num-pairs 9 --json stream.json
+
+Ratios are what counts: both ways run in turn in one process, on a machine that may be busy with other work.
+"""
+
+import importlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from brewclip.config import UserError, exit_on_user_error, parse_options
+
+BENCHMARKS = ("stream",)
+"""Names of the modules of brewclip.benchmarks that can be run; each has `Options` and `run`."""
+
+
+def main() -> None:
+    """Run the benchmark that is named, print its lines, and keep its figures if a file is named."""
+    with exit_on_user_error():
+        name = sys.argv[1] if len(sys.argv) > 1 else ""
+        if name in ("-h", "--help"):
+            print(f"{__doc__}\nBenchmarks, each with its own --help: {', '.join(BENCHMARKS)}")
+            return
+        if name not in BENCHMARKS:
+            raise UserError(f"no benchmark {name!r}: name one of {', '.join(BENCHMARKS)}")
+        benchmark = importlib.import_module(f"brewclip.benchmarks.{name}")
+        from brewclip.benchmarks.measure import machine_line
+
+        options = parse_options(benchmark.__doc__, benchmark.Options, sys.argv[2:])
+        machine = machine_line()
+        print(f"machine: {machine}", flush=True)
+        figures = benchmark.run(options)
+        if options.json:
+            record = {"benchmark": name, "machine": machine, "options": asdict(options)} | figures
+            Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
