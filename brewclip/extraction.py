@@ -67,6 +67,8 @@ def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str
             sources[split] = open_manifest(f"{config.corpus_url}/{split}")
     most = max((source.summary.num_shards for source in sources.values()), default=0)
     actors = [_start_actor(config) for _ in range(min(most, _num_places(config)))]
+    if actors:
+        print(f"extract {config.data.corpus}: {len(actors)} workers load Whisper {config.model.whisper}", flush=True)
     summaries = {}
     for split, source in sources.items():
         task = _task(config, split, image_side_pixels)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from brewclip.config import UserError, exit_on_user_error, parse_options
 
-BENCHMARKS = ("stream",)
+BENCHMARKS = ("recipes", "stream")
 """Names of the modules of brewclip.benchmarks that can be run; each has `Options` and `run`."""
 
 

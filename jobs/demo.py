@@ -19,7 +19,8 @@ from pathlib import Path
 from brewclip.config import exit_on_user_error, parse_options
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-VARIANTS = ("pipeline", "acoustic", "brewclip")
+# The acoustic channel alone starts from nothing and wants larger steps: R@1 on dev was 42 against 18 %.
+VARIANTS = {"pipeline": "", "acoustic": " --optim.peak-lr 1e-3 --optim.prompt-lr-scale 10", "brewclip": ""}
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def run(options: DemoOptions) -> None:
         corpus = f"{services.bucket_url}/scenes"
         stages.submit("data", f"python datasets/scenes.py --dest {corpus} {scene_flags(options)}")
         stages.submit("extraction", "python jobs/extract.py scenes")
-        for variant in VARIANTS:
-            steps = f"--optim.total-steps {options.total_steps}"
-            stages.submit(f"training {variant}", f"python jobs/train.py scenes --model.variant {variant} {steps}")
+        for variant, flags in VARIANTS.items():
+            flags = f"--model.variant {variant} --optim.total-steps {options.total_steps}{flags}"
+            stages.submit(f"training {variant}", f"python jobs/train.py scenes {flags}")
         systems = " ".join(["zero_shot", *(f"scenes-{variant}-0" for variant in VARIANTS)])
         stages.submit("evaluation", f"python jobs/evaluate.py scenes --split test --systems {systems}")
         report = fetch_report(services, options.state)

@@ -321,9 +321,9 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
 
 
 def ignored_settings(config: Config) -> list[str]:
-    """Say which settings have no effect in this combination, one line each."""
+    """Say which settings that were changed have no effect in this combination, one line each."""
     lines = []
-    if config.model.variant in ("acoustic", "pipeline") and config.loss.alpha > 0:
+    if config.model.variant in ("acoustic", "pipeline") and config.loss.alpha not in (0, LossConfig().alpha):
         lines.append(f"--loss.alpha {config.loss.alpha} has no effect: variant {config.model.variant} has one channel")
     if config.model.variant == "acoustic" and config.data.transcript != "asr":
         lines.append("--data.transcript has no effect: variant acoustic reads no text")
