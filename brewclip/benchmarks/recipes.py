@@ -7,6 +7,7 @@ One process each, without Ray: tasks of a recipe share nothing, so that the rati
 are. Ours is what a task of `datasets/table.py` runs, `FileCorpus.make_sample` and `write_shard`, with the manifest;
 it checks, hashes, copies and syncs what it writes. The loop does none of this: it decodes the same files once, makes
 pictures of the same size and quality and recordings of the same rate and format, and adds them to tars.
+It averages channels by `mean(axis=1)`, as such loops do; the recipe adds whole channels, and makes up for the rest.
 """
 
 import functools
@@ -210,7 +211,8 @@ def _measure_memory(folder: Path, options: Options) -> dict[str, float]:
     """Return the resident memory of a worker after a tenth of the shards and at the end, in bytes.
 
     Each sample is read, decoded, checked and written under a key of its own; only the files are shared. As on a
-    worker, the items come one shard at a time; shards are removed at once, to spare the disk.
+    worker, the items come one shard at a time; shards are removed at once, to spare the disk. Most of the level is
+    what importing torch takes; growth is what counts.
     """
     corpus = _make_tiny_corpus(folder / "tiny")
     files, storage = corpus.rounds(_SPLIT)[0], FolderStorage(folder / "memory")

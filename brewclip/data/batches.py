@@ -112,7 +112,8 @@ def open_picture(data: bytes | None) -> Image.Image:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > MAX_IMAGE_PIXELS:
                 raise BadSample("picture", f"{opened.width} x {opened.height} pixels are too many")
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            ImageOps.exif_transpose(opened, in_place=True)
+            return opened.convert("RGB")
     except BadSample:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

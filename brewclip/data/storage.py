@@ -117,7 +117,8 @@ class FolderStorage:
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         with self._named(name), open(self.folder / name, "rb") as file:
             file.seek(start)
-            return file.read(stop - start)
+            # Asked for more than there is, Python would first take memory for all of it.
+            return file.read(max(0, min(stop, os.fstat(file.fileno()).st_size) - start))
 
     def size(self, name: str) -> int:
         with self._named(name):

@@ -21,13 +21,14 @@ from brewclip.training.worker import OUTCOME, STOP, train_worker
 def run_training(config: Config) -> dict[str, Any]:
     """Train on the cluster that Ray is joined to; goes on where an earlier run of the same name stopped.
 
+    Call `prepare` first, which needs no cluster.
+
     Returns:
         step, best (metric and step), url of the run, mlflow_run_id.
 
     Raises:
-        UserError: for data, settings or checkpoints that do not fit; found before workers start where possible.
+        UserError: for data, weights or checkpoints that do not fit, or if the run was asked to stop.
     """
-    prepare(config)
     latest = load_checkpoint(open_storage(config.run_url))
     if latest is not None and latest.facts.step >= config.optim.total_steps:
         print(

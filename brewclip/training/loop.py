@@ -49,6 +49,7 @@ def train(
     *,
     evaluate: Callable[[], dict[str, float]],
     save: Callable[[Progress, bool], None],
+    count_bad: Callable[[], dict[str, float]],
     log: LogMetrics,
     stop_requested: Callable[[], bool],
     preempted: Callable[[], bool],
@@ -64,6 +65,7 @@ def train(
         progress: where the run stands; updated in place.
         evaluate: dev metrics; a collective operation that returns them on rank 0 and {} elsewhere.
         save: writes a checkpoint; told whether it is the best so far.
+        count_bad: samples that could not be used, by metric; collective, and the numbers are on rank 0.
         log: records metrics of a step.
         stop_requested: whether this worker was asked to stop; the run ends with a checkpoint.
         preempted: whether a machine of the group is about to go, a collective operation; a checkpoint is written.
@@ -125,7 +127,8 @@ def train(
                     "train/logit_scale": model.logit_scale.exp().item(),
                     "train/samples_per_second": samples_since / seconds,
                     "train/data_wait_fraction": data_seconds / seconds,
-                },
+                }
+                | count_bad(),
                 progress.step,
             )
             clock, samples_since, data_seconds = time.monotonic(), 0, 0.0

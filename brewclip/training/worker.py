@@ -101,10 +101,11 @@ class Worker:
             torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self.storage = open_storage(config.run_url, retry_seconds=config.data.retry_seconds)
         self.manifest = self._open(config.data.train_split)
+        self.audio_dim = audio_dim_of(self.manifest)
         self.dev = SplitReader(self._open(config.data.dev_split))
         self.clip = load_clip(config.model.clip)
         check_pictures(self.manifest, self.clip)
-        self.model = build_model(config, PromptedCLIP(self.clip.model), audio_dim_of(self.manifest)).to(self.device)
+        self.model = build_model(config, PromptedCLIP(self.clip.model), self.audio_dim).to(self.device)
         self.decoder = build_decoder(config, self.clip)
         self.frozen_sha256 = {config.model.clip: weights_sha256(self.clip.model)}
         self.optimizer = build_optimizer(self.model.trained_parameters(), config.optim)
@@ -134,6 +135,7 @@ class Worker:
             self.progress,
             evaluate=self.evaluate,
             save=self.save,
+            count_bad=self.count_bad,
             log=self.log,
             stop_requested=self.stop_flag.is_set,
             preempted=self._preempted,
@@ -163,7 +165,7 @@ class Worker:
             step=progress.step,
             config=flatten(self.config),
             frozen_sha256=self.frozen_sha256,
-            audio_dim=audio_dim_of(self.manifest),
+            audio_dim=self.audio_dim,
             mlflow_run_id=self.tracker.run_id,
             metrics=dict(progress.metrics),
             best=dict(progress.best),
@@ -172,18 +174,22 @@ class Worker:
         self.saver.put(PendingCheckpoint(Checkpoint(facts, model, optimizer_state(self.optimizer, names)), best))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Record metrics and print a line on rank 0; all workers tell it of samples that could not be used."""
-        reports = gather_to_first((dict(self.rejections.counts), list(self.rejections.listed)))
+        """Record metrics and print a line; rank 0 only."""
         if self.rank != 0:
             return
+        self.tracker.log_metrics(metrics, step)
+        print(describe_step(metrics, step, self.config), flush=True)
+
+    def count_bad(self) -> dict[str, float]:
+        """Tell rank 0 of the samples that could not be used; all workers together. It lists them in MLflow."""
+        reports = gather_to_first((dict(self.rejections.counts), list(self.rejections.listed)))
         counts = sum((Counter(report[0]) for report in reports), Counter())
         rows = [row for report in reports for row in report[1]]
         if rows != self.bad_samples:
             self.bad_samples = rows
             text = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
             self.tracker.log_text(text, f"bad_samples/from_step_{self.first_step}.jsonl")
-        self.tracker.log_metrics(metrics | {f"data/bad/{cause}": float(n) for cause, n in counts.items()}, step)
-        print(describe_step(metrics, step, self.config), flush=True)
+        return {f"data/bad/{cause}": float(count) for cause, count in counts.items()}
 
     def close(self) -> None:
         """Deliver what is still on its way: checkpoints, then records."""

@@ -77,6 +77,7 @@ class Run:
             self.progress,
             evaluate=lambda: {"dev/speech_to_image/R10": next(self.recalls)},
             save=lambda progress, best: self.saved.append((progress.step, best)),
+            count_bad=dict,
             log=self.log,
             stop_requested=lambda: self.progress.step >= self.stop_at,
             preempted=lambda: False,
