@@ -5,6 +5,7 @@ Real jobs on a real Ray head, features on a real S3 server. The run that nothing
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from brewclip.embedded import RayHead
+from brewclip.embedded.processes import program_path
 from tests.training.features import write_features
 from tests.training.runs import STEPS, TrainingJob, training_workers
 
@@ -100,6 +102,28 @@ def test_a_lost_node_and_another_number_of_workers(storage, undisturbed, ray_hea
         torch.testing.assert_close(one.model[name], tensor, atol=1e-3, rtol=1e-3)
 
 
+def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path):
+    """A preemption notice becomes a checkpoint; the run goes on from there when another machine takes its place."""
+    node = _start_node(ray_head, tmp_path)
+    rhythm = ("--optim.total-steps", "400", "--run.checkpoint-every-steps", "1000", "--run.eval-every-steps", "400")
+    job = TrainingJob(storage, "preempted", tmp_path / "log", "--cluster.cpus-per-worker", "3", *rhythm)
+    try:
+        _wait_for_text(job.log, "step 10/")
+        assert len(training_workers()) == 2
+        _drain_node(ray_head, seconds=20)
+        _wait_for_text(job.log, "a machine will go, writing a checkpoint")
+        job.wait_for_step(10)
+        _kill_node(node)
+        node = _start_node(ray_head, tmp_path)
+        assert job.wait() == 0, job.log.read_text()[-3000:]
+    finally:
+        _kill_node(node)
+    starts = [int(step) for step in re.findall(r"step (\d+) of 400, 2 workers", job.log.read_text())]
+    assert starts[0] == 0
+    assert starts[-1] >= 10
+    assert job.checkpoint().facts.step == 400
+
+
 def test_storage_and_mlflow_away_for_half_a_minute(storage, undisturbed, s3, mlflow_server, ray_head, tmp_path):
     """Training goes on with what it has, waits for data, and no record is lost."""
     job = TrainingJob(storage, "starved", tmp_path / "starved.log", "--tracking.uri", mlflow_server.tracking_uri)
@@ -162,6 +186,22 @@ def _start_node(ray_head: RayHead, folder: Path) -> psutil.Process:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     _wait_for_text(folder / "node.log", "node is up")
     return psutil.Process(process.pid)
+
+
+def _drain_node(ray_head: RayHead, seconds: int) -> None:
+    """Tell Ray, as a cloud's notice does, that the node that is not the head will go."""
+    code = (
+        "import ray; ray.init(logging_level='error'); "
+        "print(*[n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU') == 3])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    command = [program_path("ray"), "drain-node", f"--address={ray_head.address}", f"--node-id={found.stdout.strip()}"]
+    command += [
+        "--reason=DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message=spot",
+        f"--deadline-remaining-seconds={seconds}",
+    ]
+    subprocess.run(command, timeout=60, check=True)
 
 
 def _kill_node(node: psutil.Process) -> None:
