@@ -31,14 +31,6 @@ def gather_rows(x: Tensor) -> Tensor:
     return _GatherRows.apply(x) if _is_distributed() else x
 
 
-def row_offset(num_rows: int) -> int:
-    """Return where this worker's rows begin in what `gather_rows` returns; all workers must call this."""
-    if not _is_distributed():
-        return 0
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    return sum(_all_counts(num_rows, device)[: dist.get_rank()])
-
-
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum every parameter's gradient over all workers, in one transfer.
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from brewclip import __version__
@@ -76,10 +75,6 @@ class Tracker:
     def log_text(self, text: str, file_name: str) -> None:
         """Record a text as an artifact."""
         self._put(lambda client, run_id: client.log_text(run_id, text, file_name))
-
-    def log_file(self, path: Path, folder: str = "") -> None:
-        """Record a file as an artifact; it must stay until `finish`."""
-        self._put(lambda client, run_id: client.log_artifact(run_id, str(path), folder or None))
 
     def finish(self, status: str = "FINISHED", *, wait_seconds: float = 120.0) -> int:
         """Deliver what waits, close the run, and return how many records could not be delivered.

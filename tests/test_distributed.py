@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from brewclip.distributed import gather_rows, row_offset, sum_gradients
+from brewclip.distributed import agree_on_problem, gather_rows, gather_to_first, sum_gradients
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
@@ -50,7 +50,10 @@ def run_worker(rank, splits, folder):
     for shares in splits:
         start = sum(shares[:rank])
         rows = slice(start, start + shares[rank])
-        results.append((*step(rows), row_offset(shares[rank]), gather_rows(IMAGE_IDS[rows])))
+        results.append((*step(rows), gather_rows(IMAGE_IDS[rows])))
+    assert agree_on_problem("") == ""
+    assert agree_on_problem(f"worker {rank} is broken" if rank else "") == "worker 1 is broken"
+    assert gather_to_first(rank) == (list(range(world_size)) if rank == 0 else [])
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -60,12 +63,11 @@ def test_loss_and_gradients_equal_one_process(splits, tmp_path):
     mp.spawn(run_worker, (splits, tmp_path), nprocs=len(splits[0]))
     by_rank = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(len(splits[0]))]
     expected_losses, expected_gradients = step(slice(0, 8))
-    for shares, results in zip(splits, zip(*by_rank, strict=True), strict=True):
+    for results in zip(*by_rank, strict=True):
         for name, expected in expected_losses.items():
             total = sum(losses[name] for losses, *_ in results)
             torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
-        for rank, (_, gradients, offset, ids) in enumerate(results):
-            assert offset == sum(shares[:rank])
+        for _, gradients, ids in results:
             assert torch.equal(ids, IMAGE_IDS)
             assert gradients.keys() == expected_gradients.keys()
             for name, expected in expected_gradients.items():
@@ -76,4 +78,4 @@ def test_without_a_process_group_everything_is_the_identity():
     x = torch.randn(3, 2)
     parameter = torch.nn.Parameter(torch.ones(2))
     sum_gradients([parameter])
-    assert gather_rows(x) is x and row_offset(3) == 0 and parameter.grad is None
+    assert gather_rows(x) is x and parameter.grad is None and gather_to_first(3) == [3]
