@@ -116,15 +116,20 @@ class Stream(Generic[Decoded]):
             step += at_once
 
     def _decode_some(self, tasks: list[Task]) -> list[Decoded]:
-        return [self._decode_one(*task) for task in tasks]
+        arrived: dict[Future[RawSamples], RawSamples] = {}  # asking a future takes its lock: once, not for each sample
+        decoded = []
+        for content, shard, index in tasks:
+            if content not in arrived:
+                arrived[content] = content.result()
+            decoded.append(self._decode_one(arrived[content][shard, index], shard, index))
+        return decoded
 
-    def _decode_one(self, content: Future[RawSamples], shard: int, index: int) -> Decoded:
+    def _decode_one(self, data: memoryview | BadSample, shard: int, index: int) -> Decoded:
         """Decode a sample, or, if it cannot be used, the next one of its shard that can.
 
         Raises:
             ManifestError: if no sample of the shard can be used.
         """
-        data = content.result()[shard, index]
         try:
             return self._decode_bytes(data)
         except BadSample as error:

@@ -11,7 +11,7 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def spoil(**parts: object) -> Callable[[Path], None]:
 
     def write(folder: Path) -> None:
         shutil.rmtree(folder)
-        write_split(folder, lambda sample: replace(sample, **parts) if sample.key == VICTIM else sample)
+        write_split(folder, lambda sample: sample._replace(**parts) if sample.key == VICTIM else sample)
 
     return write
 
@@ -162,7 +162,7 @@ def tell_fewer_samples(folder: Path) -> None:
 
 def repeat_a_key(folder: Path) -> None:
     shutil.rmtree(folder)
-    write_split(folder, lambda sample: replace(sample, key=VICTIM) if sample.key == "p18-0" else sample)
+    write_split(folder, lambda sample: sample._replace(key=VICTIM) if sample.key == "p18-0" else sample)
 
 
 # ------------------------------------------------------------------ the table
