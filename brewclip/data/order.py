@@ -23,7 +23,9 @@ _FEISTEL_ROUNDS = 5
 _MAX_LANES = 256
 _ALWAYS_ALLOWED_LANES = 8
 _ROWS_OF_LANE = 32
+_BYTES_OF_LANE = 2**23
 _BLOCK_BYTES = 2**21
+_BYTES_OF_ALL_WINDOWS = 2**28  # half of the default of --data.memory-bytes: the other half fetches ahead
 _WINDOW_BLOCKS = 4
 _MIN_BLOCKS_OF_LANE = 8
 
@@ -80,10 +82,11 @@ class SampleOrder:
         global_batch_size: pairs in one step over all workers.
 
     Attributes:
-        num_lanes: largest divisor of the global batch size up to 256 and to a 32nd of the shortest round (a lane of
-            few rows has small blocks, and each costs a request), but 8 are always allowed; also the largest number
-            of workers.
-        block_samples: samples of a block: about 2 MiB, less where a lane would have too few blocks to shuffle.
+        num_lanes: largest divisor of the global batch size that gives each lane 32 rows and 8 MiB of the shortest
+            round (a shorter lane has small blocks, and each costs a request), at most 256, but 8 are always allowed;
+            also the largest number of workers.
+        block_samples: samples of a block: about 2 MiB, less where a lane would have too few blocks to shuffle, or
+            where the windows of all lanes would hold more than 256 MiB.
     """
 
     def __init__(self, manifest: Manifest, seed: int, global_batch_size: int) -> None:
@@ -97,10 +100,12 @@ class SampleOrder:
         self._first_sample = manifest.first_sample
         mean_bytes = max(1, manifest.summary.size_bytes // max(1, self.num_samples))
         shortest_round = int(np.diff(self._round_starts).min())
-        most = min(global_batch_size, _MAX_LANES, max(_ALWAYS_ALLOWED_LANES, shortest_round // _ROWS_OF_LANE))
+        long_enough = min(shortest_round // _ROWS_OF_LANE, shortest_round * mean_bytes // _BYTES_OF_LANE)
+        most = min(global_batch_size, _MAX_LANES, max(_ALWAYS_ALLOWED_LANES, long_enough))
         self.num_lanes = max(n for n in range(1, most + 1) if global_batch_size % n == 0)
         shortest_lane = max(1, shortest_round // self.num_lanes)
-        self.block_samples = max(1, min(_BLOCK_BYTES // mean_bytes, shortest_lane // _MIN_BLOCKS_OF_LANE))
+        block_bytes = min(_BLOCK_BYTES, _BYTES_OF_ALL_WINDOWS // (self.num_lanes * _WINDOW_BLOCKS))
+        self.block_samples = max(1, min(block_bytes // mean_bytes, shortest_lane // _MIN_BLOCKS_OF_LANE))
         self.window_rows = self.block_samples * _WINDOW_BLOCKS
         self.window_bytes = self.window_rows * mean_bytes
         self._windows_of_turn = self.num_samples // self.window_rows + 2
