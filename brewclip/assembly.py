@@ -1,5 +1,6 @@
 """Parts built from a configuration: one function for each, used alike by training, evaluation and serving."""
 
+import contextlib
 import math
 
 import torch
@@ -36,7 +37,19 @@ def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
 
 def build_decoder(config: Config, clip: LoadedClip) -> PairDecoder:
     """Build what turns stored samples into pairs for this CLIP."""
-    return PairDecoder(clip.tokenize, clip.image_size, config.data.transcript, config.data.max_audio_frames)
+    data, model = config.data, config.model
+    prompts = 0 if model.variant == "zero_shot" else model.prompt_length
+    red, green, blue = (round(255 * value) for value in clip.mean)  # zero once it is normalised
+    return PairDecoder(
+        clip.tokenize,
+        clip.image_size,
+        data.transcript,
+        data.max_audio_frames,
+        text_room_tokens=0 if model.variant == "acoustic" else clip.context_length - prompts,
+        long_text=data.long_text,
+        image_transform=data.image_transform,
+        fill=(red, green, blue),
+    )
 
 
 def build_autocast(config: Config, device: torch.device) -> torch.autocast:
@@ -63,8 +76,19 @@ def check_pictures(manifest: Manifest, clip: LoadedClip) -> None:
 
 
 def audio_dim_of(manifest: Manifest) -> int:
-    """Return the width of the Whisper features of a split."""
-    for _, sample in SplitReader(manifest).load(Extent(0, 0, 1)):
-        if not isinstance(sample, BadSample) and sample.features is not None:
-            return int(npy_to_array(sample.features).shape[1])
-    raise UserError(f"{manifest.url} holds no Whisper features: run jobs/extract.py first")
+    """Return the width of the Whisper features of a split, from the first sample of its first shard that can be read.
+
+    Raises:
+        UserError: if none of them has features.
+    """
+    reader, problem = SplitReader(manifest), "they have no features"
+    for index in range(int(manifest.num_samples[0])):
+        ((_, sample),) = reader.load(Extent(0, index, 1))
+        if isinstance(sample, BadSample):
+            problem = str(sample)
+        elif sample.features is None:
+            break
+        else:
+            with contextlib.suppress(BadSample):
+                return int(npy_to_array(sample.features).shape[1])
+    raise UserError(f"{manifest.url} holds no Whisper features ({problem}): run jobs/extract.py first")

@@ -1,6 +1,11 @@
-"""InfoNCE between pictures and speech (outer) and between sound and text (inner), over the global batch."""
+"""InfoNCE between pictures and speech (outer) and between sound and text (inner), over the global batch.
 
-from collections.abc import Callable
+A worker computes its own rows of the logits. Those of a large batch are computed some rows at a time and never held
+as a whole: their gradients are found beside the loss, while the logits are there.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +13,8 @@ from torch.nn import functional as F
 
 from brewclip.distributed import world_rank
 from brewclip.models.brewclip import Features
+
+_MAX_LOGITS = 1 << 24  # held at once, 64 MiB; a batch that has no more takes the plain formula
 
 
 def info_nce(queries: Tensor, keys: Tensor, targets: Tensor, keep: Tensor, logit_scale: Tensor) -> Tensor:
@@ -69,14 +76,18 @@ def brewclip_loss(
     first_own = (all_ranks < ranks[:1]).sum() if len(ranks) else 0
     targets = torch.arange(len(image_ids), device=image_ids.device) + first_own
 
-    is_target = torch.arange(len(all_ids), device=image_ids.device) == targets[:, None]
-    keep = (image_ids[:, None] != all_ids) | is_target
     num_rows = len(all_ids)
+    is_small = len(targets) * num_rows <= _MAX_LOGITS
+    keep = _kept(image_ids, all_ids, targets) if is_small else None
+    num_kept = keep.sum() if keep is not None else _count_kept(image_ids, all_ids, targets)
+
+    def rows(queries: Tensor, keys: Tensor) -> Tensor:
+        if keep is not None:
+            return info_nce(queries, keys, targets, keep, logit_scale)
+        return _sum_by_chunks(queries, keys, logit_scale, image_ids, all_ids, targets)
 
     def both_ways(one: Tensor, all_one: Tensor, other: Tensor, all_other: Tensor) -> Tensor:
-        there = info_nce(one, all_other, targets, keep, logit_scale)
-        back = info_nce(other, all_one, targets, keep, logit_scale)
-        return (there + back).sum() / num_rows
+        return (rows(one, all_other) + rows(other, all_one)).sum() / num_rows
 
     outer = both_ways(features.image, everyone.image, features.speech, everyone.speech)
     inner = torch.zeros_like(outer)
@@ -89,5 +100,66 @@ def brewclip_loss(
         "loss": loss,
         "outer": outer.detach(),
         "inner": inner.detach(),
-        "effective_negatives": (keep.sum() - len(targets)).float() / num_rows,
+        "effective_negatives": (num_kept - len(targets)).float() / num_rows,
     }
+
+
+def _kept(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:
+    """Return (n, N) bool: each row's match and the keys of other pictures."""
+    is_target = torch.arange(len(all_ids), device=image_ids.device) == targets[:, None]
+    return (image_ids[:, None] != all_ids) | is_target
+
+
+def _iter_chunks(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some rows at a time, and which keys they keep."""
+    size = max(1, _MAX_LOGITS // len(all_ids))
+    for start in range(0, len(targets), size):
+        rows = slice(start, start + size)
+        yield rows, _kept(image_ids[rows], all_ids, targets[rows])
+
+
+def _count_kept(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:
+    return torch.stack([keep.sum() for _, keep in _iter_chunks(image_ids, all_ids, targets)]).sum()
+
+
+def _sum_by_chunks(
+    queries: Tensor, keys: Tensor, logit_scale: Tensor, image_ids: Tensor, all_ids: Tensor, targets: Tensor
+) -> Tensor:
+    """Return the sum of `info_nce` over all rows, a scalar; memory grows with n + N, not with n * N."""
+    with torch.autocast(queries.device.type, enabled=False):
+        unit_queries, unit_keys = F.normalize(queries.float(), dim=-1), F.normalize(keys.float(), dim=-1)
+        return _InfoNCESum.apply(unit_queries, unit_keys, logit_scale.float(), image_ids, all_ids, targets)
+
+
+class _InfoNCESum(torch.autograd.Function):
+    """InfoNCE of unit vectors, summed over rows; the gradients are computed with the loss and kept for the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        logit_scale: Tensor,
+        image_ids: Tensor,
+        all_ids: Tensor,
+        targets: Tensor,
+    ) -> Tensor:
+        scale, total = logit_scale.exp(), torch.zeros_like(logit_scale)
+        to_queries, to_keys = torch.empty_like(queries), torch.zeros_like(keys)
+        for rows, keep in _iter_chunks(image_ids, all_ids, targets):
+            scaled = queries[rows] * scale
+            logits = (scaled @ keys.T).masked_fill_(~keep, -torch.inf)
+            log_sums, matches = logits.logsumexp(dim=1, keepdim=True), targets[rows, None]
+            total += (log_sums - logits.gather(1, matches)).sum()
+            if any(ctx.needs_input_grad):  # of the logits: softmax, less 1 at the match
+                gradient = logits.sub_(log_sums).exp_().scatter_add_(1, matches, torch.full_like(log_sums, -1.0))
+                to_queries[rows] = (gradient @ keys) * scale
+                to_keys.addmm_(gradient.T, scaled)
+        # A logit is its scale times a cosine, so the gradient of the scale's log is what moves along the queries.
+        ctx.save_for_backward(to_queries, to_keys, (to_queries * queries).sum())
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        to_queries, to_keys, to_scale = ctx.saved_tensors
+        return gradient * to_queries, gradient * to_keys, gradient * to_scale, None, None, None

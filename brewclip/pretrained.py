@@ -37,18 +37,21 @@ class LoadedClip:
     Attributes:
         name: the name it was loaded by.
         model: the open_clip model, float32, eval mode, on the CPU.
-        tokenize: list of B strings -> (B, L) int64; cuts long captions and keeps their end token.
+        tokenize: list of B strings -> (B, L) int64; cuts long captions and keeps their end token. L is the second
+            argument, or else `context_length`.
         mean: per channel, of pictures in [0, 1].
         std: per channel, of pictures in [0, 1].
         image_size: side of the square picture in pixels.
+        context_length: longest text in tokens, with start and end token.
     """
 
     name: str
     model: nn.Module
-    tokenize: Callable[[list[str]], Tensor]
+    tokenize: Callable[..., Tensor]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     image_size: int
+    context_length: int
 
 
 def load_whisper(name: str) -> Whisper:
@@ -109,10 +112,11 @@ def load_clip(name: str) -> LoadedClip:
     return LoadedClip(
         name=name,
         model=model.float().eval(),
-        tokenize=lambda texts: tokenizer(list(texts)),
+        tokenize=lambda texts, context_length=None: tokenizer(list(texts), context_length),
         mean=tuple(preprocess["mean"]),
         std=tuple(preprocess["std"]),
         image_size=image_size if isinstance(image_size, int) else image_size[0],
+        context_length=model.context_length,
     )
 
 
@@ -166,6 +170,7 @@ def _load_scenes_clip() -> LoadedClip:
         mean=tuple(config["preprocess"]["mean"]),
         std=tuple(config["preprocess"]["std"]),
         image_size=model.visual.image_size[0],
+        context_length=model.context_length,
     )
 
 

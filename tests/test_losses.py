@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from brewclip import losses as losses_module
 from brewclip.losses import brewclip_loss, info_nce
 from brewclip.models.brewclip import Features
 
@@ -84,4 +85,40 @@ def test_autocast_does_not_round_the_logits():
     features, ids, scale = make_features(), torch.arange(4), torch.tensor(math.log(100.0))
     exact = brewclip_loss(features, ids, scale, 0.1, identity)["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(brewclip_loss(features, ids, scale, 0.1, identity)["loss"], exact)
+
+
+def loss_and_gradients(image_ids, channels=True):
+    """The loss with its parts, and the gradients of features and scale, of which `image` is not the others' length."""
+    torch.manual_seed(1)
+    n = len(image_ids)
+    image, acoustic, text = (torch.randn(n, 16, requires_grad=True) for _ in range(3))
+    scale = torch.tensor(2.5, requires_grad=True)
+    features = Features(3 * image, acoustic + text, acoustic, text) if channels else Features(image, text, None, text)
+    losses = brewclip_loss(features, image_ids, scale, 0.1, identity)
+    losses["loss"].backward()
+    used = (image, acoustic, text, scale) if channels else (image, text, scale)
+    return losses, [part.grad for part in used]
+
+
+@pytest.mark.parametrize("channels", [True, False])
+@pytest.mark.parametrize("logits_at_once", [1, 37 * 5, 37 * 36])
+def test_in_chunks_of_rows_it_is_the_plain_formula(monkeypatch, channels, logits_at_once):
+    """1, 5 and 36 of 37 rows at a time; some pictures come more than once."""
+    image_ids = torch.arange(37) % 29
+    expected, expected_gradients = loss_and_gradients(image_ids, channels)
+    monkeypatch.setattr(losses_module, "_MAX_LOGITS", logits_at_once)
+    monkeypatch.setattr(losses_module, "info_nce", None)  # the plain formula is out of reach
+    losses, gradients = loss_and_gradients(image_ids, channels)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6)
+    for gradient, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_know_nothing_of_autocast_and_of_gradients_that_nobody_wants(monkeypatch):
+    features, ids, scale = make_features(), torch.arange(4), torch.tensor(math.log(100.0))
+    exact = brewclip_loss(features, ids, scale, 0.1, identity)["loss"]
+    monkeypatch.setattr(losses_module, "_MAX_LOGITS", 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         torch.testing.assert_close(brewclip_loss(features, ids, scale, 0.1, identity)["loss"], exact)

@@ -1,7 +1,7 @@
 """Every setting of a run, as frozen dataclasses; presets and the command line lie beside them."""
 
 from brewclip.config.command_line import UserError, exit_on_user_error, parse_command_line, parse_options
-from brewclip.config.presets import PRESETS, preset
+from brewclip.config.presets import PRESETS, for_variant, preset
 from brewclip.config.settings import (
     ClusterConfig,
     Config,
@@ -12,6 +12,8 @@ from brewclip.config.settings import (
     OptimConfig,
     RunConfig,
     TrackingConfig,
+    Transcript,
+    Variant,
     check,
     flatten,
     unflatten,
@@ -28,10 +30,13 @@ __all__ = [
     "OptimConfig",
     "RunConfig",
     "TrackingConfig",
+    "Transcript",
     "UserError",
+    "Variant",
     "check",
     "exit_on_user_error",
     "flatten",
+    "for_variant",
     "parse_command_line",
     "parse_options",
     "preset",

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_type_hints
 
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
 Transcript = Literal["asr", "ground_truth"]
+ImageTransform = Literal["crop", "letterbox"]
+LongText = Literal["cut", "windows"]
 AudioWindow = Literal["speech", "first_30_seconds"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
@@ -31,8 +33,12 @@ class DataConfig:
     """Split that chooses the best checkpoint. `test` is refused."""
     transcript: Transcript = "asr"
     """Text of the pipeline channel: Whisper's transcript or the text the speaker read."""
+    long_text: LongText = "cut"
+    """A text of more tokens than CLIP reads is cut there, or read in windows whose features are averaged."""
     max_audio_frames: int = 6000
-    """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes."""
+    """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes, 0 keeps all."""
+    image_transform: ImageTransform = "crop"
+    """The middle square of a picture, as CLIP was trained, or the whole picture between bars."""
     memory_bytes: int = 512 * 2**20
     """Upper bound of the raw bytes that one worker holds or fetches ahead."""
     num_threads: int = 4
@@ -106,9 +112,11 @@ class RunConfig:
     """Name, length and rhythm of a run."""
 
     name: str = ""
-    """Name of the run; the same name continues it. Empty: corpus-variant-seed."""
+    """Name of the run; the same name continues it. Empty: corpus-variant[-ground_truth]-seed."""
     fresh: bool = False
     """Start over under the same name: earlier checkpoints of the run are removed."""
+    init_from: str = ""
+    """Start from the weights of another run, by the URL of it or of a checkpoint, or `models:/NAME@ALIAS`."""
     seed: int = 0
     """Seed of initial weights, sample order and dropout."""
     global_batch_size: int = 32
@@ -135,6 +143,8 @@ class ClusterConfig:
     """Workers of a run, or its largest number if `min_workers` is smaller."""
     min_workers: int = 0
     """Smallest number of workers of an elastic run; 0 keeps the number fixed."""
+    resize_every_seconds: float = 60.0
+    """How often an elastic run looks for room for more workers; each change restarts it from its last checkpoint."""
     use_gpu: bool = False
     """One GPU for each worker."""
     cpus_per_worker: float = 1.0
@@ -167,6 +177,8 @@ class TrackingConfig:
     """MLflow tracking URI; empty records nothing."""
     experiment: str = "brewclip"
     """MLflow experiment."""
+    parent_run: str = ""
+    """Id of the MLflow run that this one is shown below; a sweep sets it for its trials."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +209,9 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        """The name of the run, given or made from what it is."""
-        return self.run.name or f"{self.data.corpus}-{self.model.variant}-{self.run.seed}"
+        """The name of the run, given or made from what it is: CORPUS-VARIANT-SEED, or with the text it was told."""
+        text = "-ground_truth" if self.data.transcript == "ground_truth" and self.model.variant != "acoustic" else ""
+        return self.run.name or f"{self.data.corpus}-{self.model.variant}{text}-{self.run.seed}"
 
     @property
     def run_url(self) -> str:
@@ -289,6 +302,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             not 0 <= cluster.min_workers <= cluster.num_workers,
             f"--cluster.min-workers {cluster.min_workers} must be 0..{cluster.num_workers}, the number of workers",
         ),
+        (data.max_audio_frames < 0, f"--data.max-audio-frames {data.max_audio_frames} must be 0 (all) or more"),
         (model.prompt_length < 0, f"--model.prompt-length {model.prompt_length} must be 0 or more"),
         (model.num_layers < 1, f"--model.num-layers {model.num_layers} must be 1 or more"),
         (not 0 <= model.dropout < 1, f"--model.dropout {model.dropout} must be in 0..1, below 1"),
@@ -327,6 +341,8 @@ def ignored_settings(config: Config) -> list[str]:
         lines.append(f"--loss.alpha {config.loss.alpha} has no effect: variant {config.model.variant} has one channel")
     if config.model.variant == "acoustic" and config.data.transcript != "asr":
         lines.append("--data.transcript has no effect: variant acoustic reads no text")
+    if config.model.variant == "acoustic" and config.data.long_text != "cut":
+        lines.append("--data.long-text has no effect: variant acoustic reads no text")
     if config.model.prompt_length == 0 and config.optim.prompt_lr_scale != 1:
         lines.append("--optim.prompt-lr-scale has no effect: --model.prompt-length is 0")
     return lines

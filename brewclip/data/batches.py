@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,23 @@ from brewclip.data.schema import BadSample, Sample, npy_to_array
 MAX_IMAGE_PIXELS = 100_000_000
 
 
+class InputLengths(NamedTuple):
+    """How long text and speech of a sample are, and how much of them the model does not get.
+
+    Attributes:
+        tokens, cut_tokens: of the text, with start and end token; zero where no text is read.
+        frames, cut_frames: of the speech.
+    """
+
+    tokens: int = 0
+    cut_tokens: int = 0
+    frames: int = 0
+    cut_frames: int = 0
+
+
+NO_LENGTHS = InputLengths()
+
+
 @dataclass(frozen=True)
 class Pair:
     """One decoded sample.
@@ -23,9 +41,10 @@ class Pair:
         key: of the sample.
         image_id: of its picture.
         image: (3, S, S) uint8.
-        tokens: (L,) int64.
+        tokens: (L,) int64, or (W, L) for a text in W windows.
         audio: (frames, dim) float16, Whisper features.
         text: what the pipeline channel reads.
+        lengths: before anything was cut.
     """
 
     key: str
@@ -34,6 +53,7 @@ class Pair:
     tokens: Tensor
     audio: np.ndarray
     text: str
+    lengths: InputLengths = NO_LENGTHS
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,7 @@ class Batch:
     Attributes:
         keys, texts, image_names: one for each pair.
         images: (n, 3, S, S) float32, normalised.
-        tokens: (n, L) int64.
+        tokens: (n, L) int64, or (n, W, L) with windows of zeros behind those of shorter texts.
         audio: (n, T, dim) float32, zero where padded.
         audio_mask: (n, T) bool, True for a real frame.
         image_ids: (n,) int64, equal for equal pictures.
@@ -63,17 +83,34 @@ class PairDecoder:
     """Turns a stored sample into a `Pair`.
 
     Args:
-        tokenize: list of n texts -> (n, L) int64.
+        tokenize: list of n texts -> (n, L) int64, zero behind the end token; with a second argument, L is that.
         image_size: side of the square picture, in pixels.
         transcript: `asr` reads what Whisper heard, `ground_truth` what the speaker read.
-        max_audio_frames: longest speech kept.
+        max_audio_frames: longest speech kept; 0 keeps all.
+        text_room_tokens: longest text that the model reads, with start and end token; 0 if it reads none.
+        long_text: a text with more tokens is cut (by the model), or comes in `windows` of that length.
+        image_transform: `crop` or `letterbox`, see `decode_image`.
+        fill: colour beside a letterboxed picture, red, green and blue in 0..255.
     """
 
     def __init__(
-        self, tokenize: Callable[[list[str]], Tensor], image_size: int, transcript: str, max_audio_frames: int
+        self,
+        tokenize: Callable[..., Tensor],
+        image_size: int,
+        transcript: str,
+        max_audio_frames: int,
+        *,
+        text_room_tokens: int = 0,
+        long_text: str = "cut",
+        image_transform: str = "crop",
+        fill: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
+        if long_text == "windows" and 0 < text_room_tokens < 3:
+            raise ValueError(f"{text_room_tokens} tokens leave no room for words in a window: take fewer prompts")
         self.tokenize, self.image_size = tokenize, image_size
         self.transcript, self.max_audio_frames = transcript, max_audio_frames
+        self.text_room_tokens, self.long_text = text_room_tokens, long_text
+        self.image_transform, self.fill = image_transform, fill
 
     def __call__(self, sample: Sample) -> Pair:
         """Decode a sample.
@@ -84,13 +121,31 @@ class PairDecoder:
         if sample.features is None:
             raise BadSample("features", f"sample {sample.key!r} has no Whisper features: run jobs/extract.py")
         audio = npy_to_array(sample.features)
-        if audio.ndim != 2 or audio.dtype != np.float16 or not np.isfinite(audio).all():
+        if audio.ndim != 2 or audio.dtype != np.float16:
             raise BadSample("features", f"sample {sample.key!r} has features of {audio.dtype} {audio.shape}")
+        if not np.isfinite(audio).all():
+            raise BadSample("features", f"sample {sample.key!r} has features that are not finite: extract it again")
         text = self._text(sample)
-        image = decode_image(sample.image, self.image_size)
-        tokens = self.tokenize([text])[0]
-        image_id = str(sample.metadata["image_id"])
-        return Pair(sample.key, image_id, image, tokens, audio[: self.max_audio_frames], text)
+        image = decode_image(sample.image, self.image_size, self.image_transform, self.fill)
+        tokens, num_tokens, cut_tokens = self._tokens(text)
+        kept = audio[: self.max_audio_frames or None]
+        lengths = InputLengths(num_tokens, cut_tokens, len(audio), len(audio) - len(kept))
+        return Pair(sample.key, str(sample.metadata["image_id"]), image, tokens, kept, text, lengths)
+
+    def _tokens(self, text: str) -> tuple[Tensor, int, int]:
+        """Return the tokens of a text, how many it has in full, and how many of them the model does not read."""
+        tokens, room = self.tokenize([text])[0], self.text_room_tokens
+        if not room:
+            return tokens, 0, 0
+        full = tokens
+        if tokens[-1] != 0:  # no place is free: perhaps the tokenizer cut it; a byte has at most one token
+            full = self.tokenize([text], 2 * len(text.encode()) + 2)[0]
+        num_tokens = int(full.nonzero().max()) + 1
+        if num_tokens <= room:
+            return tokens, num_tokens, 0
+        if self.long_text == "windows":
+            return _windows(full[:num_tokens], room, len(tokens)), num_tokens, 0
+        return tokens, num_tokens, num_tokens - room
 
     def _text(self, sample: Sample) -> str:
         field = "transcript" if self.transcript == "asr" else "text"
@@ -120,10 +175,32 @@ def open_picture(data: bytes | None) -> Image.Image:
         raise BadSample("picture", str(error)) from error
 
 
-def decode_image(data: bytes | None, side_pixels: int) -> np.ndarray:
-    """Decode a picture, reduce its short side and cut out the middle, as CLIP's own transform does.
+def _windows(tokens: Tensor, room: int, length: int) -> Tensor:
+    """Cut a text (n,) into windows (W, length), each with start and end token and as long as the others.
 
-    Source: open_clip.image_transform (bicubic resize, centre crop).
+    As long as the others, because a mean over windows weighs a short last one like a full one.
+    """
+    words = tokens[1:-1]
+    windows = torch.tensor_split(words, -(-len(words) // (room - 2)))
+    rows = torch.zeros(len(windows), length, dtype=tokens.dtype)
+    for row, window in zip(rows, windows, strict=True):
+        row[: len(window) + 2] = torch.cat([tokens[:1], window, tokens[-1:]])
+    return rows
+
+
+def decode_image(
+    data: bytes | None, side_pixels: int, transform: str = "crop", fill: tuple[int, int, int] = (0, 0, 0)
+) -> np.ndarray:
+    """Decode a picture and make it a square.
+
+    Source: open_clip.image_transform (bicubic resize, centre crop) for `crop`.
+
+    Args:
+        data: an encoded picture.
+        side_pixels: of the square.
+        transform: `crop` reduces the short side and cuts out the middle, as CLIP's own transform does; `letterbox`
+            reduces the long side and keeps the whole picture between bars.
+        fill: colour of the bars.
 
     Returns:
         (3, side, side) uint8.
@@ -132,14 +209,28 @@ def decode_image(data: bytes | None, side_pixels: int) -> np.ndarray:
         BadSample: as `open_picture`.
     """
     picture = open_picture(data)
+    square = _letterbox(picture, side_pixels, fill) if transform == "letterbox" else _crop(picture, side_pixels)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def _crop(picture: Image.Image, side_pixels: int) -> Image.Image:
     width, height = picture.size
     other = int(side_pixels * max(width, height) / min(width, height))
     size = (side_pixels, other) if width <= height else (other, side_pixels)
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     left, top = round((size[0] - side_pixels) / 2), round((size[1] - side_pixels) / 2)
-    picture = picture.crop((left, top, left + side_pixels, top + side_pixels))
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    return picture.crop((left, top, left + side_pixels, top + side_pixels))
+
+
+def _letterbox(picture: Image.Image, side_pixels: int, fill: tuple[int, int, int]) -> Image.Image:
+    scale = side_pixels / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (side_pixels, side_pixels), fill)
+    square.paste(picture, ((side_pixels - width) // 2, (side_pixels - height) // 2))
+    return square
 
 
 def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
@@ -162,11 +253,23 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
         texts=[pair.text for pair in pairs],
         image_names=[pair.image_id for pair in pairs],
         images=(images.float() / 255 - shift) / scale,
-        tokens=torch.stack([pair.tokens for pair in pairs]).to(device, non_blocking=True),
+        tokens=_stack_tokens([pair.tokens for pair in pairs]).to(device, non_blocking=True),
         audio=torch.from_numpy(audio).to(device, non_blocking=True).float(),
         audio_mask=(torch.arange(audio.shape[1]) < lengths[:, None]).to(device),
         image_ids=torch.tensor([number_of(pair.image_id) for pair in pairs], device=device),
     )
+
+
+def _stack_tokens(tokens: list[Tensor]) -> Tensor:
+    """Stack tokens (L,) to (n, L); if a text has windows (W, L), all to (n, W, L) with zeros behind."""
+    most = max(len(rows) if rows.ndim == 2 else 0 for rows in tokens)
+    if not most:
+        return torch.stack(tokens)
+    stacked = tokens[0].new_zeros(len(tokens), most, tokens[0].shape[-1])
+    for row, windows in zip(stacked, tokens, strict=True):
+        windows = windows.view(-1, windows.shape[-1])
+        row[: len(windows)] = windows
+    return stacked
 
 
 def number_of(image_id: str) -> int:

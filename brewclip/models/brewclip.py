@@ -109,7 +109,7 @@ class BrewCLIP(nn.Module):
         """Encode recordings.
 
         Args:
-            tokens: (B, L) int64 transcripts; not looked at by `acoustic`.
+            tokens: (B, L) int64 transcripts, or (B, W, L) in windows; not looked at by `acoustic`.
             audio: (B, T, audio_dim) Whisper frames; not looked at by `pipeline` and `zero_shot`.
             audio_mask: (B, T) bool, True for a real frame.
             sample_seeds: (B,) int64, see `AcousticEncoder.forward`.
@@ -118,12 +118,22 @@ class BrewCLIP(nn.Module):
             F_L, and F_A and F_T where the variant has them.
         """
         text_prompts, _ = self.prompts()
-        text = self.clip.encode_text(tokens, text_prompts) if self.reads_text else None
+        text = self._encode_text(tokens, text_prompts) if self.reads_text else None
         if self.acoustic is None:
             assert text is not None
             return text, None, text
         acoustic = self.acoustic(audio, audio_mask, text_prompts, sample_seeds)
         return (acoustic if text is None else acoustic + text), acoustic, text
+
+    def _encode_text(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
+        """Encode transcripts (B, L), or (B, W, L) as the mean over windows; a window of zeros is none."""
+        if tokens.ndim == 2:
+            return self.clip.encode_text(tokens, prompts)
+        is_window = tokens.any(dim=2)  # (B, W)
+        features = self.clip.encode_text(tokens[is_window], prompts)
+        rows = is_window.nonzero()[:, 0]
+        summed = features.new_zeros(len(tokens), features.shape[1]).index_add(0, rows, features)
+        return summed / is_window.sum(dim=1, keepdim=True)
 
     def forward(
         self,

@@ -1,15 +1,14 @@
 """Decoding of Whisper's features with whisper.transcribe's rules: when to retry, when to call it silence."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
+from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask, GreedyDecoder
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
@@ -60,6 +59,26 @@ class _EncodedTask(DecodingTask):
         return mel
 
 
+class _SeededDecoder(GreedyDecoder):
+    """Whisper's sampling, in which each row draws from a generator of its own: its batch does not matter.
+
+    Source: `whisper.decoding.GreedyDecoder` above a temperature of 0.
+    """
+
+    def __init__(self, temperature: float, eot: int, generators: Sequence[torch.Generator]) -> None:
+        super().__init__(temperature, eot)
+        self.generators = generators
+
+    def update(self, tokens: Tensor, logits: Tensor, sum_logprobs: Tensor) -> tuple[Tensor, bool]:
+        """Append a token to each row (B, n) and add its log probability; tell whether all rows have ended."""
+        rows = (logits / self.temperature).softmax(dim=-1).split(1)
+        drawn = [row.multinomial(1, generator=generator) for row, generator in zip(rows, self.generators, strict=True)]
+        is_over = tokens[:, -1:] == self.eot
+        picked = torch.cat(drawn).masked_fill(is_over, self.eot)
+        sum_logprobs += (logits.float().log_softmax(dim=-1).gather(1, picked) * ~is_over)[:, 0]
+        return torch.cat([tokens, picked], dim=1), bool((picked == self.eot).all())
+
+
 def detect_languages(model: Whisper, features: Tensor) -> list[str]:
     """Return the likeliest language of each window (B, T, audio_dim), as codes such as "en".
 
@@ -80,7 +99,7 @@ def decode_windows(
     padded_seconds: int,
     waveforms: Sequence[NDArray[np.float32]],
 ) -> list[Reading]:
-    """Decode windows of one padded length, together and greedily; then the failed ones alone, with sampling.
+    """Decode windows of one padded length, together and greedily; then the failed ones together, with sampling.
 
     Sampling is seeded by the window's own samples, so a window reads the same in any batch.
 
@@ -93,24 +112,32 @@ def decode_windows(
     """
     limit = _max_tokens(model, language, padded_seconds)
     results = _decode(model, features, language, 0.0, limit)
-    readings = []
-    for index, result in enumerate(results):
-        for temperature in TEMPERATURES[1:]:
-            if not _needs_retry(result):
-                break
-            with _seeded(waveforms[index], features):
-                result = _decode(model, features[index : index + 1], language, temperature, limit)[0]
-        readings.append(_judge(result))
-    return readings
+    for temperature in TEMPERATURES[1:]:
+        again = [row for row, result in enumerate(results) if _needs_retry(result)]
+        if not again:
+            break
+        generators = [_generator_of(waveforms[row], features.device) for row in again]
+        retried = _decode(model, features[again], language, temperature, limit, generators)
+        for row, result in zip(again, retried, strict=True):
+            results[row] = result
+    return [_judge(result) for result in results]
 
 
 def _decode(
-    model: Whisper, features: Tensor, language: str, temperature: float, max_tokens: int
+    model: Whisper,
+    features: Tensor,
+    language: str,
+    temperature: float,
+    max_tokens: int,
+    generators: Sequence[torch.Generator] = (),
 ) -> list[DecodingResult]:
     options = DecodingOptions(
         language=language, temperature=temperature, sample_len=max_tokens, without_timestamps=True, fp16=False
     )
-    return _EncodedTask(model, options).run(features)
+    task = _EncodedTask(model, options)
+    if generators:
+        task.decoder = _SeededDecoder(temperature, task.tokenizer.eot, generators)
+    return task.run(features)
 
 
 def _max_tokens(model: Whisper, language: str, padded_seconds: int) -> int:
@@ -147,10 +174,7 @@ def _judge(result: DecodingResult) -> Reading:
     )
 
 
-@contextmanager
-def _seeded(waveform: NDArray[np.float32], features: Tensor) -> Iterator[None]:
-    """Draw from a generator that depends on the samples alone, and leave torch's own as it was."""
+def _generator_of(waveform: NDArray[np.float32], device: torch.device) -> torch.Generator:
+    """Return a generator that depends on the samples alone."""
     digest = hashlib.sha256(np.ascontiguousarray(waveform, np.float32).tobytes()).digest()
-    with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
-        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        yield
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from brewclip.data.batches import PairDecoder, collate, decode_image, number_of
+from brewclip.data.batches import InputLengths, Pair, PairDecoder, collate, decode_image, number_of
+from brewclip.data.cuts import Cuts
 from brewclip.data.schema import BadSample, Sample, array_to_npy
 
 
@@ -96,3 +97,84 @@ def test_features_are_never_unpickled():
     np.save(buffer, np.array([{"code": "any"}], dtype=object), allow_pickle=True)
     with pytest.raises(BadSample, match="features"):
         decoder()(sample(features=buffer.getvalue()))
+
+
+def test_a_letterboxed_picture_is_whole_between_bars():
+    wide = Image.new("RGB", (64, 32), (250, 10, 10))
+    wide.paste((10, 10, 250), (0, 0, 8, 32))  # the crop of the middle loses it
+    buffer = io.BytesIO()
+    wide.save(buffer, "JPEG", quality=95)
+    square = decode_image(buffer.getvalue(), 32, "letterbox", (1, 2, 3))
+    assert square.shape == (3, 32, 32)
+    assert square[:, :8].reshape(3, -1).T.tolist() == square[:, 24:].reshape(3, -1).T.tolist() == [[1, 2, 3]] * 256
+    assert square[2, 16, 1] > 200 > 60 > square[2, 16, 16]
+    assert decode_image(buffer.getvalue(), 32)[2].max() < 60
+
+
+def counting_tokenizer(texts: list[str], length: int = 8) -> torch.Tensor:
+    """Give each word its number: 98, words, 99, then zeros; a text too long keeps its 99."""
+    rows = torch.zeros(len(texts), length, dtype=torch.int64)
+    for row, text in zip(rows, texts, strict=True):
+        tokens = [98, *map(int, text.split()), 99]
+        tokens = [*tokens[: length - 1], 99] if len(tokens) > length else tokens
+        row[: len(tokens)] = torch.tensor(tokens)
+    return rows
+
+
+def read(text: str, **changes) -> Pair:
+    own = sample(metadata={**sample().metadata, "transcript": text})
+    return PairDecoder(counting_tokenizer, 16, "asr", 100, **changes)(own)
+
+
+@pytest.mark.parametrize(("num_words", "cut_tokens"), [(0, 0), (4, 0), (5, 1), (6, 2), (20, 16)])
+def test_what_is_cut_of_a_text_is_counted(num_words, cut_tokens):
+    """Six tokens fit beside two prompts: four words between start and end."""
+    text = " ".join(str(number) for number in range(1, num_words + 1))
+    pair = read(text, text_room_tokens=6)
+    assert pair.lengths[:2] == (num_words + 2, cut_tokens)
+    assert torch.equal(pair.tokens, counting_tokenizer([text])[0])  # as before: the model cuts what does not fit
+    assert read(text).lengths[:2] == (0, 0)  # no text is read
+
+
+def test_windows_keep_all_of_a_long_text():
+    pair = read("1 2 3 4 5 6 7 8 9", text_room_tokens=6, long_text="windows")
+    assert pair.tokens.tolist() == [
+        [98, 1, 2, 3, 99, 0, 0, 0],
+        [98, 4, 5, 6, 99, 0, 0, 0],
+        [98, 7, 8, 9, 99, 0, 0, 0],
+    ]
+    assert pair.lengths[:2] == (11, 0)
+    short = read("1 2", text_room_tokens=6, long_text="windows")
+    assert torch.equal(short.tokens, read("1 2").tokens)
+
+
+def test_windows_beside_a_short_text_in_one_batch():
+    short, long = (read(text, text_room_tokens=6, long_text="windows") for text in ("1 2", "1 2 3 4 5"))
+    numbers = ((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
+    assert collate([short, short], *numbers).tokens.shape == (2, 8)
+    tokens = collate([short, long], *numbers).tokens
+    assert tokens.shape == (2, 2, 8)
+    assert tokens[0].tolist() == [[98, 1, 2, 99, 0, 0, 0, 0], [0] * 8]
+    assert tokens[1].tolist() == [[98, 1, 2, 3, 99, 0, 0, 0], [98, 4, 5, 99, 0, 0, 0, 0]]
+
+
+def test_a_window_without_room_for_words_is_refused():
+    with pytest.raises(ValueError, match="2 tokens leave no room for words"):
+        read("1", text_room_tokens=2, long_text="windows")
+
+
+def test_all_of_a_long_recording_is_kept_where_asked():
+    kept, whole = decoder(max_audio_frames=2)(sample()), decoder(max_audio_frames=0)(sample())
+    assert (len(kept.audio), kept.lengths[2:]) == (2, (5, 3))
+    assert (len(whole.audio), whole.lengths[2:]) == (5, (5, 0))
+
+
+def test_cuts_add_up():
+    one, other = Cuts(), Cuts()
+    one.add([InputLengths(10, 4, 100, 0), InputLengths(5, 0, 50, 25)])
+    other.add([InputLengths(0, 0, 50, 25)])
+    both = one + other
+    assert both == Cuts(2, 1, 15, 4, 3, 2, 200, 50)
+    assert both.shares() == {"texts": 0.5, "tokens": 4 / 15, "recordings": 2 / 3, "frames": 0.25}
+    assert str(both) == "1 of 2 texts cut, 4 of 15 tokens (26.7 %); 2 of 3 recordings cut, 50 of 200 frames (25.0 %)"
+    assert str(other) == "no text is read; 1 of 1 recordings cut, 25 of 50 frames (50.0 %)"

@@ -99,6 +99,26 @@ def test_caption_features_do_not_depend_on_the_rest_of_the_batch():
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
+def test_a_watched_block_gives_what_it_gives_unwatched():
+    """A hook on a block sees all positions, and neither features nor gradients change."""
+    clip, tokens, images = build_small(), make_tokens(3, 24), torch.randn(2, 3, 32, 32)
+    text, vision = torch.randn(2, 40, requires_grad=True), torch.randn(2, 48, requires_grad=True)
+    prompted, seen = PromptedCLIP(clip), []
+
+    def features_and_gradients():
+        features = (prompted.encode_text(tokens, text), prompted.encode_image(images, vision))
+        return (*features, *torch.autograd.grad(sum(part.square().sum() for part in features), (text, vision)))
+
+    expected = features_and_gradients()
+    blocks = (clip.transformer.resblocks[0], clip.visual.transformer.resblocks[1])
+    hooks = [block.register_forward_hook(lambda _, inputs, output: seen.append(output)) for block in blocks]
+    for actual, other in zip(features_and_gradients(), expected, strict=True):
+        torch.testing.assert_close(actual, other, rtol=1e-5, atol=1e-5)
+    for hook in hooks:
+        hook.remove()
+    assert [tuple(output.shape) for output in seen] == [(2, 24, 40), (2, 7, 48)]
+
+
 def test_vision_prompts_come_after_positions_and_before_the_first_norm():
     clip = build_small()
     images, prompts = torch.randn(2, 3, 32, 32), torch.randn(3, 48)

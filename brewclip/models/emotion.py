@@ -1,0 +1,76 @@
+"""A linear layer over emotions on top of BrewCLIP's speech features, and what of the model learns with it."""
+
+import torch
+from torch import Tensor, nn
+
+from brewclip.models.brewclip import BrewCLIP
+
+
+def channels_of(model: BrewCLIP) -> tuple[str, ...]:
+    """Return the features that a variant has apart from each other: F_A (`acoustic`), F_L (`speech`), F_T (`text`)."""
+    if model.acoustic is None:
+        return ("text",)
+    return ("acoustic", "speech", "text") if model.reads_text else ("acoustic",)
+
+
+class EmotionClassifier(nn.Module):
+    """BrewCLIP's features of one channel, and a linear head.
+
+    What learns: the head, the prompts if the channel takes them, and the last acoustic layer if it hears. All else
+    is frozen, in place.
+
+    Source: BrewCLIP, section 5 "Speech Emotion Recognition": a linear classifier on the trained audio encoder,
+        alone or with finetuning.
+
+    Args:
+        model: a trained model, changed in place when this one is trained.
+        channel: one of `channels_of(model)`.
+        num_classes: emotions, at least 2.
+
+    Raises:
+        ValueError: if the variant has no such channel, or there is nothing to tell apart.
+    """
+
+    def __init__(self, model: BrewCLIP, channel: str, num_classes: int) -> None:
+        super().__init__()
+        if channel not in channels_of(model):
+            there = ", ".join(channels_of(model))
+            raise ValueError(f"a {model.variant} model has no channel {channel!r}; it has {there}")
+        if num_classes < 2:
+            raise ValueError(f"{num_classes} emotions cannot be told apart; at least 2 are needed")
+        self.model, self.channel = model, channel
+        self.model.requires_grad_(False)
+        self.head = nn.Linear(model.clip.embed_dim, num_classes)
+        if model.prompts.length:
+            model.prompts.text.requires_grad_(True)
+        if model.acoustic is not None and channel != "text":
+            model.acoustic.layers[-1].requires_grad_(True)
+
+    def features(self, tokens: Tensor, audio: Tensor, audio_mask: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
+        """Compute the features of the channel, (B, embed_dim), not normalised.
+
+        A sentence that several recordings say is encoded once: in such corpora a few are said by all.
+
+        Args:
+            tokens: (B, L) int64; not looked at by `acoustic`.
+            audio: (B, T, audio_dim) Whisper frames; not looked at by `text`.
+            audio_mask: (B, T) bool, True for a real frame.
+            sample_seeds: (B,) int64 of dropout in training, see `AcousticEncoder.forward`.
+        """
+        prompts, _ = self.model.prompts()
+        parts = []
+        if self.channel != "text":
+            assert self.model.acoustic is not None
+            parts.append(self.model.acoustic(audio, audio_mask, prompts, sample_seeds))
+        if self.channel != "acoustic":
+            sentences, rows = torch.unique(tokens, dim=0, return_inverse=True)
+            parts.append(self.model.clip.encode_text(sentences, prompts)[rows])
+        return sum(parts[1:], parts[0])
+
+    def forward(self, tokens: Tensor, audio: Tensor, audio_mask: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
+        """Compute the logits (B, num_classes); arguments as in `features`."""
+        return self.head(self.features(tokens, audio, audio_mask, sample_seeds))
+
+    def finetuned_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what learns beside the head, by name; empty if nothing of the model does."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
