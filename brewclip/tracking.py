@@ -7,18 +7,23 @@ server is away, records wait in memory, in order, and are delivered when it is b
 import os
 import platform
 import queue
+import re
+import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from brewclip import __version__
 from brewclip.config import UserError
+from brewclip.version import __version__
 
 RUN_TAG = "brewclip.run_url"
 SUPERSEDED_TAG = "brewclip.superseded"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its page shows the run below the parent
 _LONGEST_PAUSE_SECONDS = 5.0
 _LONGEST_PARAMETER = 500
 Action = Callable[[Any, str], Any]
@@ -51,12 +56,12 @@ class Tracker:
         self._actions: queue.Queue[Action | None] = queue.Queue()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         if uri:
-            _client(uri)  # imported before there are two threads: the import of mlflow does not bear two at once
+            open_client(uri)  # imported before there are two threads: the import of mlflow does not bear two at once
             self._thread.start()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters; one that is recorded already is left as it is."""
-        texts = {name: str(value)[:_LONGEST_PARAMETER] for name, value in params.items()}
+        texts = {name: without_secrets(str(value))[:_LONGEST_PARAMETER] for name, value in params.items()}
         self._put(lambda client, run_id: _log_params(client, run_id, texts))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -69,12 +74,24 @@ class Tracker:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        pairs = dict(tags)
+        pairs = {name: without_secrets(value) for name, value in tags.items()}
         self._put(lambda client, run_id: [client.set_tag(run_id, name, value) for name, value in pairs.items()])
 
     def log_text(self, text: str, file_name: str) -> None:
         """Record a text as an artifact."""
-        self._put(lambda client, run_id: client.log_text(run_id, text, file_name))
+        self._put(lambda client, run_id: client.log_text(run_id, without_secrets(text), file_name))
+
+    def log_bytes(self, data: bytes, file_name: str) -> None:
+        """Record the content of a file as an artifact."""
+        self._put(lambda client, run_id: _log_bytes(client, run_id, data, file_name))
+
+    def flush(self, wait_seconds: float = 60.0) -> bool:
+        """Wait until everything so far is recorded; return whether it is."""
+        if not self.uri:
+            return True
+        done = threading.Event()
+        self._put(lambda client, run_id: done.set())
+        return done.wait(wait_seconds)
 
     def finish(self, status: str = "FINISHED", *, wait_seconds: float = 120.0) -> int:
         """Deliver what waits, close the run, and return how many records could not be delivered.
@@ -98,7 +115,7 @@ class Tracker:
             self._actions.put(action)
 
     def _deliver(self) -> None:
-        client = self._persist(lambda: _client(self.uri))
+        client = self._persist(lambda: open_client(self.uri))
         self.run_id = self._persist(lambda: self._find_or_create(client))
         while (action := self._actions.get()) is not None:
             self._persist(lambda action=action: action(client, self.run_id))  # type: ignore[misc]
@@ -142,7 +159,7 @@ def supersede(uri: str, experiment: str, run_url: str) -> None:
         return
     from mlflow.exceptions import MlflowException
 
-    client = _client(uri)
+    client = open_client(uri)
     try:
         for run in _runs_of(client, _experiment_id(client, experiment), run_url):
             client.set_tag(run.info.run_id, SUPERSEDED_TAG, "true")
@@ -156,15 +173,26 @@ def describe_environment() -> dict[str, str]:
 
     packages = ("torch", "ray", "open_clip_torch", "openai-whisper")
     return {
-        "brewclip.command": " ".join(["python", *sys.argv]),
+        "brewclip.command": without_secrets(shlex.join(["python", *sys.argv])),
         "brewclip.version": __version__,
-        "brewclip.git_commit": _git_commit(),
+        "brewclip.git_commit": git_commit(),
         "brewclip.python": platform.python_version(),
         "brewclip.platform": platform.platform(),
     } | {f"brewclip.version.{name}": version(name) for name in packages}
 
 
-def _git_commit() -> str:
+def without_secrets(text: str) -> str:
+    """Take user names and passwords out of the URLs in a text: `https://me:pw@host` becomes `https://host`."""
+    return re.sub(r"(?<=://)[^/@\s'\"]+@", "", text)
+
+
+def find_runs(uri: str, experiment: str, run_url: str) -> list[Any]:
+    """Return the runs of a URL that were not started over, newest first; raises MLflow's own errors."""
+    client = open_client(uri)
+    return _runs_of(client, _experiment_id(client, experiment), run_url)
+
+
+def git_commit() -> str:
     """Return the commit of the checkout, with a plus if files differ from it; `unknown` outside of one."""
     try:
         command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
@@ -173,7 +201,8 @@ def _git_commit() -> str:
         return os.environ.get("BREWCLIP_GIT_COMMIT", "unknown")
 
 
-def _client(uri: str) -> Any:
+def open_client(uri: str) -> Any:
+    """Return a client of MLflow for what is asked once and may fail; records go through `Tracker`."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # repeated here, in order
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -194,6 +223,14 @@ def _runs_of(client: Any, experiment_id: str, run_url: str) -> list[Any]:
     """Return the runs of a URL that were not started over, newest first."""
     runs = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run_url}'")
     return [run for run in runs if SUPERSEDED_TAG not in run.data.tags]
+
+
+def _log_bytes(client: Any, run_id: str, data: bytes, file_name: str) -> None:
+    folder, _, name = file_name.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="brewclip-artifact-") as directory:
+        path = Path(directory) / name
+        path.write_bytes(data)
+        client.log_artifact(run_id, str(path), folder or None)
 
 
 def _log_params(client: Any, run_id: str, texts: dict[str, str]) -> None:

@@ -17,13 +17,21 @@ def main() -> None:
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
         from brewclip.extraction import extract_splits, image_side
+        from brewclip.provenance import recorded
+        from brewclip.tracking import Tracker
 
         check_reachable(config.storage)
         for split in config.extraction.splits:
             open_manifest(f"{config.corpus_url}/{split}", retry_seconds=10)
         side_pixels = image_side(config)
+        tracking = config.tracking
+        tracker = Tracker(tracking.uri, tracking.experiment, f"extract-{config.data.corpus}", config.features_url)
         connect()
-        for split, counts in extract_splits(config, side_pixels).items():
+        with recorded(tracker, config, "extract"):
+            done = extract_splits(config, side_pixels)
+            manifests = {split: open_manifest(f"{config.features_url}/{split}") for split in done}
+            tracker.set_tags({f"brewclip.sha256.{split}": one.sha256 for split, one in manifests.items()})
+        for split, counts in done.items():
             print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()), flush=True)
 
 

@@ -1,6 +1,7 @@
 """Records reach MLflow in order, through an outage, and into the same run after a restart."""
 
 import time
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -36,16 +37,22 @@ def test_an_outage_delays_records_and_loses_none(mlflow_server):
     assert run.info.status == "FINISHED"
 
 
-def test_a_restarted_run_is_continued_and_a_fresh_one_is_new(mlflow_server):
+def test_a_restarted_run_is_continued_and_a_fresh_one_is_new(mlflow_server, tmp_path):
     uri, url = mlflow_server.tracking_uri, "file:///restarted"
     for step in (1, 2):
         tracker = Tracker(uri, "tracking", "restarted", url)
         tracker.log_params({"seed": 0})
         tracker.log_metrics({"loss": 1.0}, step)
         tracker.log_text("rows", "bad_samples/list.txt")
+        tracker.log_bytes(b"\x00\xff", "checkpoint/weights.bin")
+        assert tracker.flush()
         assert tracker.finish() == 0
     client, (run,) = runs_of(mlflow_server, url)
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2]
+    fetched = mlflow.artifacts.download_artifacts(
+        run_id=run.info.run_id, artifact_path="checkpoint/weights.bin", tracking_uri=uri, dst_path=str(tmp_path)
+    )
+    assert Path(fetched).read_bytes() == b"\x00\xff"
     supersede(uri, "tracking", url)
     tracker = Tracker(uri, "tracking", "restarted", url)
     tracker.log_metrics({"loss": 1.0}, 1)
@@ -56,6 +63,7 @@ def test_a_restarted_run_is_continued_and_a_fresh_one_is_new(mlflow_server):
 def test_what_never_arrives_is_counted(capsys):
     tracker = Tracker("http://127.0.0.1:9", "tracking", "nowhere", "file:///nowhere")
     tracker.log_metrics({"loss": 1.0}, 1)
+    assert not tracker.flush(wait_seconds=0.5)
     assert tracker.finish(wait_seconds=1.0) >= 1
     assert "records were not delivered to http://127.0.0.1:9" in capsys.readouterr().err
 

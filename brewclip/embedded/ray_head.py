@@ -108,9 +108,11 @@ class RayHead(Server):
         command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free ones
         command += [f"--object-store-memory={self.object_store_memory_bytes}"]
         command += [f"--num-cpus={self.num_cpus}"] if self.num_cpus is not None else []
+        # With another Ray on the machine, Ray Train's clean-up after a dead controller would not find this one.
+        found_by = {"RAY_ADDRESS": self.address}
         return SupervisedProcess(
             command,
-            environment=server_environment(self.own_environment | RAY_SETTINGS | self._authentication()),
+            environment=server_environment(self.own_environment | RAY_SETTINGS | found_by | self._authentication()),
             log_path=self.log_path,
             rescue=(temporary / "session_latest" / "logs", self.log_directory / "ray"),
             remove=[temporary],

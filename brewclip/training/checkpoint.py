@@ -22,6 +22,7 @@ from torch import Tensor
 
 from brewclip.config import Config, UserError, flatten
 from brewclip.data.storage import ObjectMissing, Storage, open_storage
+from brewclip.registry import resolve_model
 
 FOLDER = "checkpoints"
 # Settings that may differ when a run goes on: they change neither data nor arithmetic.
@@ -30,6 +31,7 @@ _FREE_SETTINGS = (
     *("run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints", "data.memory_bytes"),
     *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction"),
 )
+_NOT_OF_THE_SHAPE = ("model.dropout", "model.language")
 _MODEL, _OPTIMIZER, _FACTS = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 
 
@@ -110,10 +112,9 @@ def load_checkpoint(storage: Storage, which: str = "latest") -> Checkpoint | Non
     Raises:
         CheckpointError: if its files are not those that its json names.
     """
-    try:
-        name = storage.read(f"{FOLDER}/{which}").decode() if which in ("latest", "best") else which
-        facts = _read_facts(storage, name)
-    except ObjectMissing:
+    name = checkpoint_name(storage, which) if which in ("latest", "best") else which
+    facts = read_facts(storage, name)
+    if facts is None:
         return None
     tensors = {}
     for file, sha256 in facts.files.items():
@@ -127,12 +128,46 @@ def load_checkpoint(storage: Storage, which: str = "latest") -> Checkpoint | Non
     return Checkpoint(facts, tensors[_MODEL], tensors[_OPTIMIZER])
 
 
-def open_checkpoint(url: str) -> Checkpoint:
-    """Load a checkpoint by the URL of a run (its best one) or of one checkpoint folder.
+def checkpoint_name(storage: Storage, which: str = "latest") -> str:
+    """Return the name of the `latest` or `best` checkpoint without reading it; empty if the run has none."""
+    try:
+        return storage.read(f"{FOLDER}/{which}").decode()
+    except ObjectMissing:
+        return ""
+
+
+def read_facts(storage: Storage, name: str) -> CheckpointFacts | None:
+    """Read what a named checkpoint says of itself, without its tensors; None if there is no such checkpoint.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    if not name:
+        return None
+    try:
+        return CheckpointFacts(**json.loads(storage.read(f"{FOLDER}/{name}/{_FACTS}")))
+    except ObjectMissing:
+        return None
+    except (TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{storage.url}/{FOLDER}/{name}/{_FACTS} cannot be read: {error}") from error
+
+
+def read_files(storage: Storage, name: str) -> dict[str, bytes]:
+    """Return what is needed to use a checkpoint, as it is stored: its weights and its json, not its optimiser."""
+    return {file: storage.read(f"{FOLDER}/{name}/{file}") for file in (_MODEL, _FACTS)}
+
+
+def open_checkpoint(url: str, tracking_uri: str = "") -> Checkpoint:
+    """Load a checkpoint by the URL of a run (its best one) or of one checkpoint folder, or by its name in MLflow.
+
+    Args:
+        url: of the run or of the folder, or `models:/NAME@ALIAS`.
+        tracking_uri: where such a name is looked up; empty takes MLFLOW_TRACKING_URI.
 
     Raises:
         CheckpointError: if there is none.
     """
+    url = resolve_model(url, tracking_uri)
     run_url, separator, name = url.rstrip("/").partition(f"/{FOLDER}/")
     checkpoint = load_checkpoint(open_storage(run_url), name if separator else "best")
     if checkpoint is None:
@@ -179,6 +214,21 @@ def check_same_run(config: Config, facts: CheckpointFacts) -> None:
         )
 
 
+def check_initial(config: Config, url: str, initial: Checkpoint) -> None:
+    """Refuse to start from the weights of a checkpoint whose model is another one.
+
+    Raises:
+        CheckpointError: naming the first setting of the model that differs.
+    """
+    now = flatten(config)
+    for name, before in initial.facts.config.items():
+        if name.startswith("model.") and name not in _NOT_OF_THE_SHAPE and now.get(name, before) != before:
+            flag = f"--{name.replace('_', '-')}"
+            raise CheckpointError(
+                f"--run.init-from {url} is a model with {flag} {before}, here it is {now[name]}: give {flag} {before}"
+            )
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """Return Adam's moments and step counts by parameter name, `name|exp_avg` and so on, on the CPU."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -201,13 +251,6 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], sta
                 key: value.clone() if key == "step" else value.to(parameter.device).clone()
                 for key, value in own.items()
             }
-
-
-def _read_facts(storage: Storage, name: str) -> CheckpointFacts:
-    try:
-        return CheckpointFacts(**json.loads(storage.read(f"{FOLDER}/{name}/{_FACTS}")))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{storage.url}/{FOLDER}/{name}/{_FACTS} cannot be read: {error}") from error
 
 
 def _remove_old(storage: Storage, keep: int) -> None:

@@ -4,24 +4,41 @@ import contextlib
 import json
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from brewclip.config import Config, UserError, flatten
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
 from brewclip.data.storage import check_reachable, open_storage
-from brewclip.tracking import supersede
-from brewclip.training.checkpoint import check_same_run, load_checkpoint, remove_checkpoints
+from brewclip.registry import resolve_model
+from brewclip.tracking import describe_environment, supersede
+from brewclip.training.checkpoint import (
+    check_initial,
+    check_same_run,
+    checkpoint_name,
+    open_checkpoint,
+    read_facts,
+    remove_checkpoints,
+)
+from brewclip.training.lease import check_free, holding_lease
 from brewclip.training.loop import STOP_REQUESTED
-from brewclip.training.worker import OUTCOME, STOP, train_worker
+from brewclip.training.worker import OUTCOME, STOP, Assignment, train_worker
 
 
-def run_training(config: Config) -> dict[str, Any]:
+def run_training(
+    config: Config, *, environment: dict[str, str] | None = None, callbacks: list[Any] | None = None
+) -> dict[str, Any]:
     """Train on the cluster that Ray is joined to; goes on where an earlier run of the same name stopped.
 
     Call `prepare` first, which needs no cluster.
+
+    Args:
+        config: the run.
+        environment: of the program that the user started, by default of this one, see `describe_environment`.
+        callbacks: callbacks of Ray Train; with them, workers report each evaluation but the last as it comes.
 
     Returns:
         step, best (metric and step), url of the run, mlflow_run_id.
@@ -29,12 +46,12 @@ def run_training(config: Config) -> dict[str, Any]:
     Raises:
         UserError: for data, weights or checkpoints that do not fit, or if the run was asked to stop.
     """
-    latest = load_checkpoint(open_storage(config.run_url))
-    if latest is not None and latest.facts.step >= config.optim.total_steps:
-        print(
-            f"run {config.run_name!r} is finished at step {latest.facts.step}: nothing to do (--run.fresh starts over)"
-        )
-        return _outcome(config, latest.facts.step, latest.facts.best, latest.facts.mlflow_run_id)
+    config = _with_checkpoint_url(config)
+    storage = open_storage(config.run_url)
+    latest = read_facts(storage, checkpoint_name(storage))
+    if latest is not None and latest.step >= config.optim.total_steps:
+        print(f"run {config.run_name!r} is finished at step {latest.step}: nothing to do (--run.fresh starts over)")
+        return _outcome(config, latest.step, latest.best, latest.mlflow_run_id)
 
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -43,26 +60,33 @@ def run_training(config: Config) -> dict[str, Any]:
     elastic = 0 < cluster.min_workers < cluster.num_workers
     num_workers: Any = (cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
+    assignment = Assignment(
+        # Starting over is done once; a restarted worker goes on.
+        config=flatten(replace(config, run=replace(config.run, fresh=False))),
+        environment=environment or describe_environment(),
+        report=bool(callbacks),
+    )
     with tempfile.TemporaryDirectory(prefix="brewclip-train-") as folder:
         trainer = TorchTrainer(
             train_worker,
-            # Starting over is done once; a restarted worker goes on.
-            train_loop_config=flatten(replace(config, run=replace(config.run, fresh=False))),
+            train_loop_config=asdict(assignment),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=cluster.use_gpu,
                 resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=cluster.resize_every_seconds,  # type: ignore[call-arg]
             ),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # seen by mypy as the old one of ray.air
                 name=config.run_name,
                 storage_path=folder,
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
                 failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+                callbacks=callbacks,
             ),
         )
-        with _stopping_on_sigterm(config):
+        with holding_lease(storage, config.run_name), _stopping_on_sigterm(config):
             trainer.fit()
-    outcome = json.loads(open_storage(config.run_url).read(OUTCOME))
+    outcome = json.loads(storage.read(OUTCOME))
     if outcome["problem"] == STOP_REQUESTED:
         raise UserError(
             f"run {config.run_name!r} was asked to stop at step {outcome['step']}; submit it again to go on"
@@ -91,19 +115,35 @@ def prepare(config: Config) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     storage = open_storage(config.run_url)
+    check_free(storage, config.run_name)
     storage.delete(OUTCOME)
     storage.delete(STOP)
     if config.run.fresh:
         remove_checkpoints(storage)
         supersede(config.tracking.uri, config.tracking.experiment, config.run_url)
-    latest = load_checkpoint(storage)
+    config = _with_checkpoint_url(config)
+    latest = read_facts(storage, checkpoint_name(storage))
     if latest is not None:
-        check_same_run(config, latest.facts)
+        check_same_run(config, latest)
+    elif config.run.init_from:
+        check_initial(config, config.run.init_from, open_checkpoint(config.run.init_from))
+
+
+def _with_checkpoint_url(config: Config) -> Config:
+    """Replace a registered name to start from by what it stands for now: the name may mean another one tomorrow."""
+    url = resolve_model(config.run.init_from, config.tracking.uri)
+    return replace(config, run=replace(config.run, init_from=url))
 
 
 @contextlib.contextmanager
 def _stopping_on_sigterm(config: Config) -> Iterator[None]:
-    """Turn a request to end the driver into a checkpoint: the workers are told, and the driver waits for them."""
+    """Turn a request to end the driver into a checkpoint: the workers are told, and the driver waits for them.
+
+    Only a program's main thread can; a run that was started from another thread ends with its program.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def ask(number: int, frame: object) -> None:
         print(f"run {config.run_name!r} was asked to end: writing a checkpoint", flush=True)

@@ -54,6 +54,7 @@ def train(
     stop_requested: Callable[[], bool],
     preempted: Callable[[], bool],
     autocast: Callable[[], torch.autocast],
+    report: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Train until the last step, a request to stop, or a problem that all workers agree on.
 
@@ -70,6 +71,7 @@ def train(
         stop_requested: whether this worker was asked to stop; the run ends with a checkpoint.
         preempted: whether a machine of the group is about to go, a collective operation; a checkpoint is written.
         autocast: context of the arithmetic.
+        report: told of every evaluation but the last, after its checkpoint; whoever listens may end the run there.
     """
     optim, run = config.optim, config.run
     parameters = list(model.trained_parameters().values())
@@ -151,6 +153,8 @@ def train(
             clock += time.monotonic() - paused
         if best or last or leaving or progress.step % run.checkpoint_every_steps == 0:
             save(progress, best)
+        if report is not None and not last and progress.step % run.eval_every_steps == 0:
+            report(progress)
     if progress.problem == STOP_REQUESTED:
         save(progress, False)
     return progress

@@ -37,6 +37,10 @@ class CheckpointSaver:
             raise self._problem
         self._waiting.put(saved)
 
+    def wait(self) -> None:
+        """Return when what was handed over so far is written, or cannot be."""
+        self._waiting.join()
+
     def close(self) -> None:
         """Wait until everything is written.
 
@@ -51,9 +55,10 @@ class CheckpointSaver:
 
     def _upload(self) -> None:
         while (saved := self._waiting.get()) is not None:
-            if self._problem is not None:
-                continue
             try:
-                save_checkpoint(self.storage, saved.checkpoint, best=saved.best, keep=self.keep)
+                if self._problem is None:
+                    save_checkpoint(self.storage, saved.checkpoint, best=saved.best, keep=self.keep)
             except UserError as error:
                 self._problem = error
+            finally:
+                self._waiting.task_done()

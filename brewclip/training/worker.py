@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import logging
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 from brewclip.assembly import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures
 from brewclip.config import Config, UserError, flatten, unflatten
 from brewclip.data.batches import Batch, Pair, collate
+from brewclip.data.cuts import Cuts
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
@@ -24,33 +28,61 @@ from brewclip.distributed import agree_on_problem, gather_to_first, sum_over_wor
 from brewclip.evaluation import embed_split, gather_embeddings
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import load_clip, weights_sha256
-from brewclip.tracking import Tracker, describe_environment
+from brewclip.provenance import SystemMetrics, record_origin, repeat_command
+from brewclip.tracking import PARENT_TAG, Tracker, describe_environment, without_secrets
 from brewclip.training.checkpoint import (
     Checkpoint,
     CheckpointFacts,
     check_frozen,
+    check_initial,
     check_same_run,
+    checkpoint_name,
     load_checkpoint,
     load_optimizer_state,
+    open_checkpoint,
     optimizer_state,
-    step_name,
+    read_files,
 )
 from brewclip.training.loop import Progress, train
 from brewclip.training.optimizer import build_optimizer
 from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
 
 OUTCOME, STOP = "outcome.json", "stop"
+# Folder of the best checkpoint among the artifacts of an MLflow run.
+ARTIFACT = "checkpoint"
 # Ray starts a group again when a worker dies or raises; these would be raised again.
 _NOT_WORTH_A_RETRY = (
     TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError, NotImplementedError,
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """What the driver tells the workers.
+
+    Attributes:
+        config: the run, flattened.
+        environment: of the driver: command, commit, versions.
+        report: whether evaluations are reported to Ray Train as they come.
+        submitted: when the workers were asked for, in seconds since 1970.
+    """
+
+    config: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=describe_environment)
+    report: bool = False
+    submitted: float = field(default_factory=time.time)
+
+
 def train_worker(settings: dict[str, Any]) -> None:
-    """Build one worker's parts, train, and leave the outcome with the run; runs on every worker of the group."""
-    config, progress, run_id, is_bug = unflatten(settings), Progress(), "", False
+    """Build one worker's parts, train, and leave the outcome with the run; runs on every worker of the group.
+
+    Args:
+        settings: an `Assignment` as a dictionary.
+    """
+    assignment = Assignment(**settings)
+    config, progress, run_id, is_bug = unflatten(assignment.config), Progress(), "", False
     try:
-        with _parts_of_worker(config) as (parts, problem):
+        with _parts_of_worker(config, assignment) as (parts, problem):
             progress = Progress(problem=problem) if parts is None else parts.run()
             run_id = parts.tracker.run_id if parts is not None else ""
     except UserError as error:
@@ -70,11 +102,11 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _parts_of_worker(config: Config) -> Iterator[tuple["Worker | None", str]]:
+def _parts_of_worker(config: Config, assignment: Assignment) -> Iterator[tuple["Worker | None", str]]:
     """Build a worker; if any of the group cannot be built, all give up with the same problem."""
     worker, problem = None, ""
     try:
-        worker = Worker(config)
+        worker = Worker(config, assignment)
     except (UserError, ValueError, FileNotFoundError) as error:
         problem = str(error)
     problem = agree_on_problem(problem)
@@ -92,8 +124,9 @@ class Worker:
         UserError, ValueError, FileNotFoundError: if settings, data, weights and checkpoint do not fit together.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, assignment: Assignment | None = None) -> None:
+        self.config, self.started = config, time.time()
+        self.assignment = assignment or Assignment(flatten(config))
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.device = _device()
@@ -112,10 +145,13 @@ class Worker:
         self.progress, self.run_id = self._resume()
         self.first_step, self.bad_samples = self.progress.step, list[dict[str, str | int]]()
         self.rejections = Rejections(self.manifest.url, config.data.max_bad_fraction)
+        self.cuts = Cuts()
         self.stop_flag = StopFlag(self.storage) if self.rank == 0 else threading.Event()
         self._preemption_seen = False
         self.saver = CheckpointSaver(self.storage, config.run.keep_checkpoints)
         self.tracker = self._open_tracker()
+        self.system_metrics = SystemMetrics(self.tracker)
+        self.built = time.time()
 
     def run(self) -> Progress:
         """Train from where the run stands."""
@@ -140,6 +176,7 @@ class Worker:
             stop_requested=self.stop_flag.is_set,
             preempted=self._preempted,
             autocast=lambda: build_autocast(config, self.device),
+            report=self.report if self.assignment.report else None,
         )
 
     def evaluate(self) -> dict[str, float]:
@@ -163,7 +200,7 @@ class Worker:
         names = list(self.model.trained_parameters())
         facts = CheckpointFacts(
             step=progress.step,
-            config=flatten(self.config),
+            config={name: _without_secrets(value) for name, value in flatten(self.config).items()},
             frozen_sha256=self.frozen_sha256,
             audio_dim=self.audio_dim,
             mlflow_run_id=self.tracker.run_id,
@@ -173,6 +210,16 @@ class Worker:
         model = {name: tensor.cpu().contiguous() for name, tensor in self.model.trained_state().items()}
         self.saver.put(PendingCheckpoint(Checkpoint(facts, model, optimizer_state(self.optimizer, names)), best))
 
+    def report(self, progress: Progress) -> None:
+        """Tell Ray Train of an evaluation, once its checkpoint and records are safe: the run may be ended here."""
+        import ray.train
+
+        logging.getLogger().setLevel(logging.WARNING)  # Ray would print each report, by a logger below the root
+        if self.rank == 0:
+            self.saver.wait()
+            self.tracker.flush(10.0)
+        ray.train.report(report_of(progress.step, progress.best, self.config) if self.rank == 0 else {})
+
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record metrics and print a line; rank 0 only."""
         if self.rank != 0:
@@ -181,30 +228,51 @@ class Worker:
         print(describe_step(metrics, step, self.config), flush=True)
 
     def count_bad(self) -> dict[str, float]:
-        """Tell rank 0 of the samples that could not be used; all workers together. It lists them in MLflow."""
-        reports = gather_to_first((dict(self.rejections.counts), list(self.rejections.listed)))
+        """Tell rank 0 of the samples that could not be used or were cut; all workers together.
+
+        It lists those that could not be used in MLflow.
+        """
+        reports = gather_to_first((dict(self.rejections.counts), list(self.rejections.listed), self.cuts))
         counts = sum((Counter(report[0]) for report in reports), Counter())
         rows = [row for report in reports for row in report[1]]
         if rows != self.bad_samples:
             self.bad_samples = rows
             text = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
             self.tracker.log_text(text, f"bad_samples/from_step_{self.first_step}.jsonl")
-        return {f"data/bad/{cause}": float(count) for cause, count in counts.items()}
+        cuts = sum((report[2] for report in reports), Cuts())
+        bad = {f"data/bad/{cause}": float(count) for cause, count in counts.items()}
+        return bad | {f"data/cut/{name}": share for name, share in cuts.shares().items()}
 
     def close(self) -> None:
         """Deliver what is still on its way: checkpoints, then records."""
         self.stop_flag.set()
+        self.system_metrics.stop()
         self.saver.close()
         if self.rank == 0:
             done = self.progress.step >= self.config.optim.total_steps
+            if done:
+                self._record_checkpoint()
             self.tracker.finish("FINISHED" if done else "KILLED")
+
+    def _record_checkpoint(self) -> None:
+        """Record the best checkpoint as an artifact; the run is done without it, too."""
+        name = checkpoint_name(self.storage, "best") if self.tracker.uri else ""
+        try:
+            files = read_files(self.storage, name) if name else {}
+        except StorageError as error:
+            print(f"train {self.config.run_name}: its checkpoint is not recorded in MLflow: {error}", flush=True)
+            return
+        for file, data in files.items():
+            self.tracker.log_bytes(data, f"{ARTIFACT}/{file}")
 
     def _open(self, split: str) -> Manifest:
         return open_manifest(f"{self.config.features_url}/{split}", retry_seconds=self.config.data.retry_seconds)
 
     def _resume(self) -> tuple[Progress, str]:
-        checkpoint = load_checkpoint(self.storage, self._agreed_checkpoint())
+        name = self._agreed_checkpoint()
+        checkpoint = load_checkpoint(self.storage, name) if name else None
         if checkpoint is None:
+            self._load_initial_weights()
             return Progress(), ""
         facts = checkpoint.facts
         check_same_run(self.config, facts)
@@ -213,10 +281,19 @@ class Worker:
         load_optimizer_state(self.optimizer, list(self.model.trained_parameters()), checkpoint.optimizer)
         return Progress(facts.step, dict(facts.best), dict(facts.metrics)), facts.mlflow_run_id
 
+    def _load_initial_weights(self) -> None:
+        """Take over what another run has learned, without its optimiser and its step."""
+        url = self.config.run.init_from
+        if not url:
+            return
+        initial = open_checkpoint(url)
+        check_initial(self.config, url, initial)
+        check_frozen(initial, self.frozen_sha256)
+        self.model.load_trained_state(initial.model)
+
     def _agreed_checkpoint(self) -> str:
-        """Return the name of the newest checkpoint as rank 0 sees it."""
-        latest = load_checkpoint(self.storage) if self.rank == 0 else None
-        name = [step_name(latest.facts.step) if latest is not None else "latest"]
+        """Return the name of the newest checkpoint as rank 0 sees it, empty if there is none."""
+        name = [checkpoint_name(self.storage) if self.rank == 0 else ""]
         if dist.is_initialized():
             dist.broadcast_object_list(name, src=0)
         return name[0]
@@ -234,17 +311,18 @@ class Worker:
 
     def _open_tracker(self) -> Tracker:
         config, uri = self.config, self.config.tracking.uri if self.rank == 0 else ""
-        tracker = Tracker(uri, config.tracking.experiment, config.run_name, config.run_url)
+        parent = {PARENT_TAG: config.tracking.parent_run} if config.tracking.parent_run else {}
+        tracker = Tracker(uri, config.tracking.experiment, config.run_name, config.run_url, tags=parent)
         if self.rank == 0:
             details = {f"data.{name}": value for name, value in self.manifest.summary.details.items()}
             tracker.log_params(flatten(config) | details)
-            tracker.set_tags(
-                describe_environment()
-                | {f"brewclip.sha256.{name}": sha256 for name, sha256 in self.frozen_sha256.items()}
-                | {
-                    "brewclip.sha256.manifest": self.manifest.sha256,
-                    "brewclip.world_size": str(self.world_size),
-                }
+            record_origin(
+                tracker,
+                config,
+                "train",
+                repeat=repeat_command(config),
+                environment=self.assignment.environment | {"brewclip.world_size": str(self.world_size)},
+                sha256=self.frozen_sha256 | {"manifest": self.manifest.sha256, "dev": self.dev.manifest.sha256},
             )
         return tracker
 
@@ -261,7 +339,20 @@ class Worker:
         )  # fmt: skip
         for step, pairs in stream.iter_from(self.progress.step):
             positions = torch.from_numpy(step * run.global_batch_size + stream.slots)
-            yield self._to_batch(pairs), positions
+            self.cuts.add(pair.lengths for pair in pairs)
+            batch = self._to_batch(pairs)
+            if step == self.first_step and self.rank == 0:
+                print(self._describe_start(), flush=True)
+            yield batch, positions
+
+    def _describe_start(self) -> str:
+        """Return what passed before the first step."""
+        submitted, now = self.assignment.submitted, time.time()
+        return (
+            f"train {self.config.run_name}: first batch {now - submitted:.1f} s after the start: workers up "
+            f"{self.started - submitted:.1f} s, weights and data {self.built - self.started:.1f} s, "
+            f"batch {now - self.built:.1f} s"
+        )
 
 
 class StopFlag(threading.Event):
@@ -279,6 +370,11 @@ class StopFlag(threading.Event):
                     self.set()
 
 
+def report_of(step: int, best: dict[str, float], config: Config) -> dict[str, float]:
+    """Return what is reported of an evaluation: the step, and the best of the selection metric so far."""
+    return {"step": step, config.run.selection_metric: best[config.run.selection_metric]}
+
+
 def describe_step(metrics: dict[str, float], step: int, config: Config) -> str:
     """Return one line for people: losses and rate with the time left, or recalls on dev."""
     total = config.optim.total_steps
@@ -293,6 +389,10 @@ def describe_step(metrics: dict[str, float], step: int, config: Config) -> str:
         f"train {config.run_name}: step {step}/{total}, loss {metrics['train/loss']:.3f}, "
         f"lr {metrics['train/lr']:.2g}, {rate:.0f} pairs/s, {left} left"
     )
+
+
+def _without_secrets(value: Any) -> Any:
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _device() -> torch.device:

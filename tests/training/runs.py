@@ -75,6 +75,15 @@ class TrainingJob:
             losses.setdefault(int(step), set()).add(loss)
         return losses
 
+    def recorded_losses(self, tracking_uri: str) -> dict[int, float]:
+        """Return the loss of each step as MLflow has it, the last one where a step was done again."""
+        import mlflow
+
+        client = mlflow.MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name("brewclip").experiment_id
+        (run,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{self.run_url}'")
+        return {point.step: point.value for point in client.get_metric_history(run.info.run_id, "train/loss")}
+
 
 def training_workers(of: Callable[[psutil.Process], bool] = lambda process: True) -> list[psutil.Process]:
     """Return the processes of Ray Train's workers on this machine that a condition holds for."""
