@@ -20,6 +20,9 @@ from brewclip.scenes.world import Scene, sample_scene, scene_generator, world_se
 
 Style = Literal["caption", "narrative", "emotion"]
 
+# Of the emotions: nobody who is tested was learned from, as with the actors of RAVDESS.
+EMOTION_SPEAKERS = {"train": voices.SPEAKERS[:8], "dev": voices.SPEAKERS[8:9], "test": voices.SPEAKERS[9:]}
+
 
 @dataclass(frozen=True)
 class ScenesOptions(WriteOptions):
@@ -117,11 +120,17 @@ class Scenes:
 
     def _speech(self, text: str, emotion: str, item: Item):
         rng = scene_generator(world_seed(f"scenes/{item.split}"), item.index, f"voice-{item.number}")
-        voice = voices.sample_voice(rng)
+        voice = voices.sample_voice(rng, emotion_speaker(item.split, item.index) if emotion else None)
         waveform = voices.speak(text, voices.with_emotion(voice, emotion) if emotion else voice, rng)
         if self.options.noise_snr_db < 60:
             waveform = voices.add_noise(waveform, self.options.noise_snr_db, rng)
         return waveform, voice.speaker
+
+
+def emotion_speaker(split: str, index: int) -> str:
+    """Return who says sentence `index` of a split in all emotions: one of its speakers, each with every sentence."""
+    speakers = EMOTION_SPEAKERS[split]
+    return speakers[index // len(captions.EMOTION_SENTENCES) % len(speakers)]
 
 
 def _scene(split: str, index: int) -> Scene:

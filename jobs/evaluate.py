@@ -1,10 +1,12 @@
-"""Evaluate systems on a split: recall both ways with intervals, tables, and an HTML report.
+"""Evaluate systems on a split: recall both ways with intervals, comparisons, tables, and an HTML report.
 
     ray job submit --working-dir . -- python jobs/evaluate.py flickr8k --storage s3://bucket --systems zero_shot RUN
     python jobs/evaluate.py scenes --split test --systems zero_shot scenes-pipeline-0 scenes-brewclip-0
+    python jobs/evaluate.py scenes --systems scenes-pipeline-0 scenes-pipeline-0@ground_truth
 
-A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. Writes results.json, table.md and
-report.html below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, and the metrics to the systems' MLflow runs.
+A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint; `@asr` or `@ground_truth` behind it says
+what the pipeline reads where that is not --data.transcript. Writes results.json, table.md, report.html and the rank of
+every query below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, and the metrics to the systems' MLflow runs.
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ class EvaluateConfig(Config):
     """What is evaluated: `zero_shot`, names of runs, URLs of runs or checkpoints."""
     split: str = "test"
     """Split that is evaluated."""
+    baseline: str = ""
+    """System that the others are compared with, query by query; empty takes zero_shot, else the first."""
     num_report_queries: int = 24
     """Queries shown in the report, evenly spaced over the split."""
 
@@ -28,17 +32,18 @@ def main() -> None:
     """Parse the configuration, join Ray, evaluate, write."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, EvaluateConfig)
-        from brewclip.analysis.evaluate import evaluate_and_record
-        from brewclip.analysis.systems import describe_system
+        from brewclip.analysis.evaluate import choose_baseline, evaluate_and_record
+        from brewclip.analysis.systems import describe_systems
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
 
         check_reachable(config.storage)
         open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
-        systems = [describe_system(config, name) for name in config.systems]
+        systems = describe_systems(config, config.systems)
+        baseline = choose_baseline(systems, config.baseline)
         connect()
-        evaluate_and_record(config, systems, config.split, config.num_report_queries)
+        evaluate_and_record(config, systems, config.split, config.num_report_queries, baseline)
 
 
 if __name__ == "__main__":

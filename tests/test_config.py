@@ -86,7 +86,7 @@ def test_settings_without_effect_are_named(capsys):
     assert "warning: --data.transcript has no effect" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", ["train", "extract", "evaluate"])
+@pytest.mark.parametrize("job", ["train", "extract", "evaluate", "reproduce"])
 def test_help_needs_no_torch(job):
     code = (
         f"import sys, runpy; sys.argv = ['{job}.py', '--help']\n"

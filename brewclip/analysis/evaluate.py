@@ -1,39 +1,78 @@
-"""An evaluation from systems to what is kept of it: metrics in MLflow, JSON, tables, the report."""
+"""An evaluation from systems to what is kept of it: metrics in MLflow, JSON, tables, ranks, the report."""
 
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
+from brewclip.analysis.outcomes import Difference, compare_all
 from brewclip.analysis.report import build_report
-from brewclip.analysis.systems import System, SystemResult, evaluate_system
-from brewclip.analysis.tables import markdown_table, recall_rows, text_table
-from brewclip.config import Config, flatten
+from brewclip.analysis.systems import ZERO_SHOT, System, SystemResult, evaluate_system
+from brewclip.analysis.tables import difference_lines, evaluation_page, text_table
+from brewclip.config import Config, UserError, flatten
+from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import open_storage
-from brewclip.tracking import Tracker, describe_environment
+from brewclip.metrics import DIRECTIONS, RECALL_AT
+from brewclip.provenance import record_origin
+from brewclip.tracking import Tracker
+
+Differences = Mapping[str, Mapping[str, Difference]]
 
 
-def evaluate_and_record(config: Config, systems: list[System], split: str, num_report_queries: int) -> str:
-    """Evaluate systems on a split, print the table, and keep results, table and report.
+def choose_baseline(systems: list[System], name: str) -> str:
+    """Return the system that the others are compared with: the named one, else zero-shot, else the first.
+
+    Raises:
+        UserError: if the name is none of theirs.
+    """
+    names = [system.name for system in systems]
+    if name and name not in names:
+        raise UserError(f"--baseline {name!r} is not evaluated: choose one of {', '.join(names)}")
+    return name or (ZERO_SHOT if ZERO_SHOT in names else names[0])
+
+
+def evaluate_and_record(
+    config: Config, systems: list[System], split: str, num_report_queries: int, baseline: str = ""
+) -> str:
+    """Evaluate systems on a split, print the tables, and keep results, ranks, tables and report.
+
+    Args:
+        config: settings of the evaluation.
+        systems: of different names.
+        split: that is evaluated.
+        num_report_queries: shown in the report.
+        baseline: system that the others are compared with; see `choose_baseline`.
 
     Returns:
-        The URL of the folder that holds results.json, table.md and report.html.
+        The URL of the folder that holds results.json, table.md, report.html and ranks/SYSTEM.npz.
     """
+    baseline = choose_baseline(systems, baseline)
     results = []
     for number, system in enumerate(systems, start=1):
         result = evaluate_system(system, split)
         print(f"evaluate {system.name} on {split}: system {number} of {len(systems)} done", flush=True)
-        if result.bad_samples:
-            print(f"evaluate {system.name}: left out {result.bad_samples}", flush=True)
+        if result.cuts.cut_tokens or result.cuts.cut_frames:
+            print(f"evaluate {system.name}: {result.cuts}", flush=True)
         results.append(result)
-    by_name = {one.system.name: one.metrics for one in results}
+    outcomes = {one.system.name: one.outcome for one in results}
+    differences = compare_all(outcomes, baseline, DIRECTIONS, RECALL_AT)
     storage = open_storage(evaluation_url(config, split))
+    records = [_record(one, split, baseline, differences) for one in results]
     files = {
-        "results.json": json.dumps([_record(one, split) for one in results], indent=1),
-        "table.md": markdown_table(recall_rows(by_name)),
-        "report.html": build_report(config, split, results, num_report_queries),
+        "results.json": json.dumps(records, indent=1),
+        "table.md": evaluation_page(results, config.data.corpus, split, baseline, differences),
+        "report.html": build_report(config, split, results, num_report_queries, baseline=baseline),
     }
     for name, text in files.items():
         storage.write(name, text.encode())
-    _record_in_mlflow(config, split, results, files)
-    print(f"\n{text_table(by_name)}\nreport: {storage.url}/report.html", flush=True)
+    for name, outcome in outcomes.items():
+        storage.write(f"ranks/{file_name(name)}.npz", outcome.to_bytes())
+    for one in results:
+        record_metrics(one, split)
+    _record_evaluation(config, split, results, differences, baseline, files)
+    print(f"\n{text_table({one.system.name: one.metrics for one in results})}", flush=True)
+    print(f"{difference_lines(differences, baseline)}\n\nreport: {storage.url}/report.html", flush=True)
     return storage.url
 
 
@@ -42,7 +81,31 @@ def evaluation_url(config: Config, split: str) -> str:
     return f"{config.storage.rstrip('/')}/evaluations/{config.data.corpus}-{split}-{config.data.transcript}"
 
 
-def _record(one: SystemResult, split: str) -> dict:
+def file_name(name: str) -> str:
+    """Return a name as one that files and MLflow's metrics may have."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def record_metrics(one: SystemResult, split: str) -> None:
+    """Give a system's own run in MLflow what was measured, under the split, and the corpus if it is another one."""
+    system, tracking = one.system, one.system.config.tracking
+    if not system.mlflow_run_id:
+        return
+    data = system.config.data
+    prefix = split if data.corpus == system.trained_on else f"{data.corpus}_{split}"
+    prefix += "" if data.transcript == "asr" else "_ground_truth"
+    tracker = Tracker(tracking.uri, tracking.experiment, system.name, _run_url(system))
+    tracker.log_metrics({f"{prefix}/{name}": value for name, value in one.metrics.items()}, system.step)
+    tracker.finish()
+
+
+def _run_url(system: System) -> str:
+    """Return the URL of the run of a checkpoint, by which MLflow knows it."""
+    return system.url.rstrip("/").partition("/checkpoints/")[0]
+
+
+def _record(one: SystemResult, split: str, baseline: str, differences: Differences) -> dict[str, Any]:
+    own = differences.get(one.system.name, {})
     return {
         "system": one.system.name,
         "url": one.system.url,
@@ -51,27 +114,34 @@ def _record(one: SystemResult, split: str) -> dict:
         "num_recordings": len(one.embeddings.keys),
         "num_pictures": len(one.embeddings.image_ids),
         "bad_samples": one.bad_samples,
+        "cut": asdict(one.cuts),
         "metrics": one.metrics,
+        "baseline": baseline,
+        "above_baseline": {name: [value.mean, value.low, value.high] for name, value in own.items()},
         "config": flatten(one.system.config),
     }
 
 
-def _record_in_mlflow(config: Config, split: str, results: list[SystemResult], files: dict[str, str]) -> None:
-    """Give each system's run its metrics, and the evaluation a run of its own with table and report."""
-    tracking = config.tracking
-    suffix = "" if config.data.transcript == "asr" else "_ground_truth"
-    for one in results:
-        if one.system.mlflow_run_id:
-            tracker = Tracker(tracking.uri, tracking.experiment, one.system.name, one.system.url)
-            tracker.log_metrics({f"{split}{suffix}/{k}": v for k, v in one.metrics.items()}, one.system.step)
-            tracker.finish()
-    url = evaluation_url(config, split)
+def _record_evaluation(
+    config: Config,
+    split: str,
+    results: list[SystemResult],
+    differences: Differences,
+    baseline: str,
+    files: dict[str, str],
+) -> None:
+    """Give the evaluation a run of its own in MLflow, with table and report."""
+    tracking, url = config.tracking, evaluation_url(config, split)
     tracker = Tracker(tracking.uri, tracking.experiment, url.rpartition("/")[2], url)
-    tracker.set_tags(describe_environment() | {"brewclip.kind": "evaluation"})
-    tracker.log_params({"systems": ", ".join(one.system.name for one in results), "split": split})
+    manifest = open_manifest(f"{config.features_url}/{split}")
+    record_origin(tracker, config, "evaluation", sha256={"manifest": manifest.sha256})
+    names = ", ".join(one.system.name for one in results)
+    tracker.log_params({"systems": names, "split": split, "baseline": baseline})
     for one in results:
-        metrics = {f"{one.system.name}/{name}": value for name, value in one.metrics.items()}
-        tracker.log_metrics(metrics, one.system.step)
-    for name, text in files.items():
-        tracker.log_text(text, name)
+        name = file_name(one.system.name)
+        own = differences.get(one.system.name, {})
+        tracker.log_metrics({f"{name}/{metric}": value for metric, value in one.metrics.items()}, one.system.step)
+        tracker.log_metrics({f"{name}/above_baseline/{k}": value.mean for k, value in own.items()}, one.system.step)
+    for file, text in files.items():
+        tracker.log_text(text, file)
     tracker.finish()

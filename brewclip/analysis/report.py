@@ -1,161 +1,217 @@
 """One self-contained HTML page for an evaluation: tables, and queries with what each system answered.
 
-Pictures and recordings are inside the page, so it opens anywhere without a network.
+Pictures and recordings are inside the page, so it opens anywhere without a network; the page forbids itself any request
+and every script but its own. Of its queries only twenty are built at a time (report.js), so 5,000 open like 20. Texts
+reach the page as JSON and are shown as text, never as markup.
 """
 
 import base64
+import hashlib
+import io
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 import jinja2
+import numpy as np
+import whisper.normalizers
+from PIL import Image
 
-from brewclip.analysis.systems import SystemResult, top_pictures
-from brewclip.analysis.tables import DIRECTIONS, RECALL_AT, TITLES
+from brewclip.analysis.outcomes import compare_all
+from brewclip.analysis.queries import Place, QuerySamples, evenly_spaced, nearest_pictures, picture_places
+from brewclip.analysis.systems import SystemResult
+from brewclip.analysis.tables import TITLES
+from brewclip.analysis.word_errors import BAND_EDGES, make_utterance
 from brewclip.config import Config
-from brewclip.data.manifest import ManifestError, open_manifest
-from brewclip.data.order import Extent
-from brewclip.data.reader import SplitReader
+from brewclip.data.batches import open_picture
 from brewclip.data.schema import BadSample, Sample
+from brewclip.metrics import DIRECTIONS, RECALL_AT
 
 TOP = 5
+# What the page may weigh: sound as it was recorded, 15 kB a second, for as many queries as fit; small pictures, about
+# 6 kB each, smaller where there are thousands. 5,000 queries with 5,000 pictures so stay below 70 MB.
+SOUND_BYTES = 24 * 2**20
+_THUMBNAIL_PIXELS, _SMALL_THUMBNAIL_PIXELS, _MANY_PICTURES = 192, 112, 1_000
 
 
-@dataclass(frozen=True)
-class Query:
-    """One recording of the report.
-
-    Attributes:
-        key: of the sample.
-        text: what was spoken, if known.
-        transcript: what Whisper heard.
-        audio: base64 of its FLAC, or empty.
-        image_id: of the right picture.
-        answers: for each system, its name, the rank of the right picture, and the nearest pictures.
-    """
-
-    key: str
-    text: str
-    transcript: str
-    audio: str
-    image_id: str
-    answers: list[dict[str, Any]]
-
-
-def build_report(config: Config, split: str, results: list[SystemResult], num_queries: int = 24) -> str:
+def build_report(
+    config: Config, split: str, results: list[SystemResult], num_queries: int = 24, *, baseline: str = ""
+) -> str:
     """Build the page.
 
     Args:
         config: settings of the evaluation.
         split: split that was evaluated.
-        results: one for each system, over the same recordings.
-        num_queries: queries shown, evenly spaced over the split, not chosen by hand.
+        results: one for each system.
+        num_queries: queries shown, evenly spaced over the recordings of the first system, not chosen by hand.
+        baseline: system that the others are compared with; empty compares none.
     """
-    first = results[0].embeddings
-    count = min(num_queries, len(first.keys))
-    chosen = [row * len(first.keys) // count for row in range(count)]
-    reader = SplitReader(open_manifest(f"{config.features_url}/{split}"))
-    queries = _queries(config, split, results, chosen, reader)
-    shown = {query.image_id for query in queries}
-    shown |= {name for query in queries for answer in query.answers for name in answer["pictures"]}
-    page = jinja2.Environment(autoescape=True).from_string(
-        resources.files("brewclip.analysis").joinpath("report.html").read_text()
-    )
-    return page.render(
+    first, samples = results[0].embeddings, QuerySamples(config, split)
+    chosen = evenly_spaced(len(first.keys), num_queries)
+    answers = [_Answers(one, [first.keys[row] for row in chosen]) for one in results]
+    shown = {first.speech_image_ids[row] for row in chosen} | {name for one in answers for name in one.shown}
+    places = {name: place for name, place in picture_places(first).items() if name in shown}
+    places |= {n: p for one in results for n, p in picture_places(one.embeddings).items() if n in shown - places.keys()}
+    pictures = {name: number for number, name in enumerate(sorted(places))}
+    facts, thumbnails = _read(samples, {first.places[row] for row in chosen}, places)
+    queries = [
+        {
+            "key": first.keys[row],
+            "picture": pictures[first.speech_image_ids[row]],
+            "ranks": [one.ranks[number] for one in answers],
+            "margins": [one.margins[number] for one in answers],
+            "top": [[pictures[name] for name in one.top[number]] for one in answers],
+        }
+        | facts.get(first.places[row], {"said": None, "heard": None, "wer": None})
+        for number, row in enumerate(chosen)
+    ]
+    sounds = dict(_sounds(samples, [(first.places[row], first.keys[row]) for row in chosen]))
+    outcomes = {one.system.name: one.outcome for one in results}
+    data = {
+        "systems": list(outcomes),
+        "bands": [edge for edge in BAND_EDGES if np.isfinite(edge)],
+        "pictures": list(pictures),
+        "queries": queries,
+    }
+    return _render(
         corpus=config.data.corpus,
         split=split,
         num_recordings=len(first.keys),
         num_pictures=len(first.image_ids),
         transcript={"asr": "Whisper's transcripts", "ground_truth": "ground-truth text"}[config.data.transcript],
-        directions=[(TITLES[direction], direction) for direction in DIRECTIONS],
-        recall_at=RECALL_AT,
-        systems=[
-            {
-                "name": one.system.name,
-                "metrics": one.metrics,
-                "url": one.system.url or "frozen CLIP, nothing trained",
-                "step": one.system.step,
-                "bad": sum(one.bad_samples.values()),
-            }
-            for one in results
-        ],
+        systems=[_facts_of_system(one) for one in results],
         best={
             f"{direction}/R{k}": max(one.metrics[f"{direction}/R{k}"] for one in results)
             for direction in DIRECTIONS
             for k in RECALL_AT
         },
-        queries=queries,
-        pictures=json.dumps(_pictures(first, shown, reader)),
+        baseline=baseline,
+        differences=compare_all(outcomes, baseline, DIRECTIONS, RECALL_AT) if baseline else {},
+        num_queries=len(chosen),
+        num_sounds=len(sounds),
+        band_labels=_band_labels(),
+        data=script_json(data),
+        pictures=[(pictures[name], thumbnails[place]) for name, place in places.items() if place in thumbnails],
+        sounds=sorted(sounds.items()),
     )
 
 
-def _queries(
-    config: Config, split: str, results: list[SystemResult], chosen: list[int], reader: SplitReader
-) -> list[Query]:
-    first = results[0].embeddings
-    tops = [top_pictures(one.embeddings, chosen, TOP) for one in results]
-    recordings = _Recordings(f"{config.corpus_url}/{split}")
-    queries = []
-    for number, row in enumerate(chosen):
-        shard, index = first.places[row]
-        (_, sample), *_ = reader.load(Extent(shard, index, 1))
-        assert isinstance(sample, Sample)
-        answers = [
-            {
-                "system": one.system.name,
-                "rank": int(one.result.speech_to_image_rank[row]),
-                "pictures": tops[place][number],
-            }
-            for place, one in enumerate(results)
-        ]
-        queries.append(
-            Query(
-                key=sample.key,
-                text=str(sample.metadata.get("text", "")),
-                transcript=str(sample.metadata.get("transcript", "")),
-                audio=recordings.find(reader.manifest.name_of(shard), sample.key),
-                image_id=first.speech_image_ids[row],
-                answers=answers,
-            )
+def script_json(value: Any) -> str:
+    """Return JSON that may stand inside a script element: pure ASCII, with nothing that could end the element."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+class _Answers:
+    """What a system answered to the chosen recordings; None and nothing where it left a recording out."""
+
+    def __init__(self, one: SystemResult, keys: list[str]) -> None:
+        row_of = {key: row for row, key in enumerate(one.embeddings.keys)}
+        rows = [row_of[key] for key in keys if key in row_of]
+        nearest, margins = nearest_pictures(one.embeddings, rows, TOP)
+        found = dict(zip(rows, zip(nearest, margins, strict=True), strict=True))
+        places = [row_of.get(key) for key in keys]
+        ranks = one.result.speech_to_image_rank
+        self.ranks = [None if row is None else int(ranks[row]) for row in places]
+        self.margins = [None if row is None else round(float(found[row][1]), 4) for row in places]
+        self.top = [[] if row is None else found[row][0] for row in places]
+        self.shown = {name for names in nearest for name in names}
+
+
+def _read(
+    samples: QuerySamples, queries: set[Place], pictures: dict[str, Place]
+) -> tuple[dict[Place, dict[str, Any]], dict[Place, str]]:
+    """Return the texts of the queries, and base64 of the small pictures, by place."""
+    normalise = whisper.normalizers.EnglishTextNormalizer()
+    side = _THUMBNAIL_PIXELS if len(pictures) <= _MANY_PICTURES else _SMALL_THUMBNAIL_PIXELS
+    of_pictures = set(pictures.values())
+    facts, thumbnails = {}, {}
+    for place, sample in samples.iter_samples(queries | of_pictures):
+        if place in queries:
+            facts[place] = _texts(sample, normalise)
+        if place in of_pictures:
+            picture = _thumbnail(sample.image, side)
+            if picture:
+                thumbnails[place] = base64.b64encode(picture).decode()
+    return facts, thumbnails
+
+
+def _texts(sample: Sample, normalise: whisper.normalizers.EnglishTextNormalizer) -> dict[str, Any]:
+    said, heard = sample.metadata.get("text"), sample.metadata.get("transcript")
+    utterance = make_utterance(sample, normalise) if isinstance(heard, str) else None
+    wer = round(utterance.wer, 4) if utterance is not None and utterance.num_words else None
+    return {"said": said, "heard": heard, "wer": wer}
+
+
+def _thumbnail(data: bytes | None, side_pixels: int) -> bytes:
+    """Return a JPEG whose long side has at most `side_pixels`; nothing if the picture cannot be decoded."""
+    try:
+        picture = open_picture(data)
+    except BadSample:
+        return b""
+    picture.thumbnail((side_pixels, side_pixels), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    return buffer.getvalue()
+
+
+def _sounds(samples: QuerySamples, queries: list[tuple[Place, str]]) -> Iterator[tuple[int, str]]:
+    """Yield number and base64 of recordings, as many as fit, evenly spaced however many that are."""
+    order, room = _spread(len(queries)), SOUND_BYTES
+    for number in order:
+        sound = samples.sound(*queries[number])
+        room -= len(sound)
+        if room < 0:
+            return
+        if sound:
+            yield number, base64.b64encode(sound).decode()
+
+
+def _spread(count: int) -> list[int]:
+    """Return 0..count-1 so that every beginning of the list is spread evenly (van der Corput's sequence)."""
+    bits = max(1, (count - 1).bit_length())
+    numbers = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+    return [number for number in numbers if number < count]
+
+
+def _band_labels() -> list[str]:
+    percent = [f"{100 * edge:.0f}" for edge in BAND_EDGES[:-1]]
+    between = [f"{low} to {high} %" for low, high in pairwise(percent)]
+    return ["none", *between, f"above {percent[-1]} %"]
+
+
+def _facts_of_system(one: SystemResult) -> dict[str, Any]:
+    return {
+        "name": one.system.name,
+        "metrics": one.metrics,
+        "url": one.system.url or "frozen CLIP, nothing trained",
+        "step": one.system.step,
+        "bad": sum(one.bad_samples.values()),
+        "cuts": one.cuts,
+    }
+
+
+def _render(**values: Any) -> str:
+    folder = resources.files("brewclip.analysis")
+    page, style, script = (folder.joinpath(f"report.{kind}").read_text() for kind in ("html", "css", "js"))
+    return (
+        jinja2.Environment(autoescape=True)
+        .from_string(page)
+        .render(
+            style=style,
+            style_hash=_source_hash(style),
+            script=script,
+            script_hash=_source_hash(script),
+            directions=[(TITLES[direction], direction) for direction in DIRECTIONS],
+            recall_at=RECALL_AT,
+            sound_megabytes=SOUND_BYTES // 2**20,
+            **values,
         )
-    return queries
+    )
 
 
-class _Recordings:
-    """The split before extraction, for the sound of a query; silent if it is no longer there."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            self.reader: SplitReader | None = SplitReader(open_manifest(url, retry_seconds=10))
-        except ManifestError:
-            self.reader = None
-        self._shards: dict[str, dict[str, bytes]] = {}
-
-    def find(self, shard_name: str, key: str) -> str:
-        """Return base64 of a recording, or nothing."""
-        if self.reader is None:
-            return ""
-        if shard_name not in self._shards:
-            self._shards[shard_name] = self._load(shard_name)
-        return base64.b64encode(self._shards[shard_name].get(key, b"")).decode()
-
-    def _load(self, shard_name: str) -> dict[str, bytes]:
-        assert self.reader is not None
-        manifest = self.reader.manifest
-        for shard in range(manifest.summary.num_shards):
-            if manifest.name_of(shard) == shard_name:
-                samples = self.reader.load(Extent(shard, 0, int(manifest.num_samples[shard])))
-                return {s.key: s.audio for _, s in samples if isinstance(s, Sample) and s.audio is not None}
-        return {}
-
-
-def _pictures(embeddings: Any, shown: set[str], reader: SplitReader) -> dict[str, str]:
-    """Return image_id -> base64 of the JPEG, of the pictures that are shown."""
-    found: dict[str, str] = {}
-    for image_id, (shard, index) in zip(embeddings.speech_image_ids, embeddings.places, strict=True):
-        if image_id in shown and image_id not in found:
-            (_, sample), *_ = reader.load(Extent(shard, index, 1))
-            if not isinstance(sample, BadSample) and sample.image is not None:
-                found[image_id] = base64.b64encode(sample.image).decode()
-    return found
+def _source_hash(text: str) -> str:
+    """Return what a Content-Security-Policy calls an inline script or style by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

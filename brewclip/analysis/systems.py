@@ -1,15 +1,19 @@
 """A system under evaluation: a checkpoint or plain CLIP, loaded, and run over a split by the whole cluster."""
 
-from dataclasses import dataclass, replace
-from typing import Final
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, cast, get_args
 
 import numpy as np
 import torch
 
+from brewclip.analysis.outcomes import Outcome
 from brewclip.assembly import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures
-from brewclip.config import Config, UserError, unflatten
+from brewclip.config import Config, Transcript, UserError, unflatten
 from brewclip.data.batches import Batch, Pair, collate
-from brewclip.data.manifest import open_manifest
+from brewclip.data.cuts import Cuts
+from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.storage import open_storage
 from brewclip.evaluation import Embeddings, embed_split, join_embeddings
@@ -17,6 +21,7 @@ from brewclip.metrics import RetrievalResult
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import LoadedClip, load_clip, weights_sha256
+from brewclip.registry import resolve_model
 from brewclip.training.checkpoint import Checkpoint, check_frozen, load_checkpoint, open_checkpoint
 
 ZERO_SHOT: Final = "zero_shot"
@@ -33,6 +38,8 @@ class System:
         config: its settings, with the storage and the data of the evaluation.
         step: optimiser steps it was trained for.
         mlflow_run_id: where its training is recorded, or empty.
+        trained_on: corpus of its training, or empty.
+        weights_sha256: of what was trained, or empty.
     """
 
     name: str
@@ -40,6 +47,8 @@ class System:
     config: Config
     step: int = 0
     mlflow_run_id: str = ""
+    trained_on: str = ""
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,39 @@ class SystemResult:
     result: RetrievalResult
     metrics: dict[str, float]
     bad_samples: dict[str, int]
+    cuts: Cuts = field(default_factory=Cuts)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is kept of it: the ranks without the embeddings."""
+        system = self.system
+        facts = {
+            "system": system.name,
+            "url": system.url,
+            "step": system.step,
+            "weights_sha256": system.weights_sha256,
+            "corpus": system.config.data.corpus,
+            "transcript": system.config.data.transcript,
+            "bad_samples": self.bad_samples,
+        }
+        return Outcome(np.asarray(self.embeddings.keys, np.str_), self.result, facts)
+
+
+def describe_systems(config: Config, names: Sequence[str]) -> list[System]:
+    """Find out what the names given to `--systems` stand for, each with a label of its own.
+
+    Raises:
+        UserError: as `describe_system`, or if a name is given twice or none is.
+    """
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated or not names:
+        raise UserError(f"--systems names {', '.join(sorted(repeated))} twice" if repeated else "--systems is empty")
+    systems = [describe_system(config, name) for name in names]
+    labels = [system.name for system in systems]
+    return [
+        replace(system, name=name) if labels.count(system.name) > 1 else system
+        for system, name in zip(systems, names, strict=True)
+    ]
 
 
 def describe_system(config: Config, name: str) -> System:
@@ -58,26 +100,56 @@ def describe_system(config: Config, name: str) -> System:
 
     Args:
         config: settings of the evaluation; its storage, data and model names apply where a checkpoint says nothing.
-        name: `zero_shot`, the name of a run below STORAGE/runs, or the URL of a run or checkpoint.
+        name: `zero_shot`, the name of a run below STORAGE/runs, or the URL of a run or checkpoint; with `@asr` or
+            `@ground_truth` behind it for what the pipeline reads, if that is not `--data.transcript`.
 
     Raises:
         UserError: if there is no such checkpoint, or it was trained on another CLIP or Whisper.
     """
+    name, config, suffix = _split_transcript(config, name)
     if name == ZERO_SHOT:
         model = replace(config.model, variant=ZERO_SHOT, prompt_length=0)
-        return System(ZERO_SHOT, "", replace(config, model=model))
-    url = name if "://" in name else f"{config.storage.rstrip('/')}/runs/{name}"
-    checkpoint = _open(url)
+        return System(ZERO_SHOT + suffix, "", replace(config, model=model))
+    is_url = ":/" in name
+    url = resolve_model(name, config.tracking.uri) if is_url else f"{config.storage.rstrip('/')}/runs/{name}"
+    try:
+        checkpoint = open_system(url)
+    except UserError as error:
+        raise error if is_url else UserError(f"{error}{_nearest_run(config, name)}") from None
     trained = unflatten(checkpoint.facts.config)
     for part in ("clip", "whisper"):
         here, there = getattr(config.model, part), getattr(trained.model, part)
         if here != there:
             raise UserError(f"checkpoint {url} was trained with --model.{part} {there}, here it is {here}")
-    label = trained.model.variant if not trained.run.name else trained.run.name
     own = replace(
         config, model=trained.model, loss=trained.loss, run=replace(config.run, precision=trained.run.precision)
     )
-    return System(label, url, own, checkpoint.facts.step, checkpoint.facts.mlflow_run_id)
+    return System(
+        name=(trained.run.name or trained.model.variant) + suffix,
+        url=url,
+        config=own,
+        step=checkpoint.facts.step,
+        mlflow_run_id=checkpoint.facts.mlflow_run_id,
+        trained_on=trained.data.corpus,
+        weights_sha256=checkpoint.facts.files.get("model.safetensors", ""),
+    )
+
+
+def _split_transcript(config: Config, name: str) -> tuple[str, Config, str]:
+    """Return the name without its `@TRANSCRIPT`, the settings with it, and the suffix for tables."""
+    front, _, transcript = name.rpartition("@")
+    if not front or transcript not in get_args(Transcript):
+        return name, config, ""
+    suffix = "" if transcript == config.data.transcript else f"@{transcript}"
+    return front, replace(config, data=replace(config.data, transcript=cast(Transcript, transcript))), suffix
+
+
+def _nearest_run(config: Config, name: str) -> str:
+    """Return a hint at the run that was meant, among those in storage."""
+    storage = open_storage(config.storage)
+    runs = sorted({path.split("/")[1] for path in storage.list_names("runs/")} | {ZERO_SHOT})
+    near = difflib.get_close_matches(name, runs, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(runs[:10])}"
 
 
 def load_system(system: System, audio_dim: int) -> tuple[BrewCLIP, LoadedClip]:
@@ -89,73 +161,123 @@ def load_system(system: System, audio_dim: int) -> tuple[BrewCLIP, LoadedClip]:
     clip = load_clip(system.config.model.clip)
     model = build_model(system.config, PromptedCLIP(clip.model), audio_dim)
     if system.url:
-        checkpoint = _open(system.url)
+        checkpoint = open_system(system.url)
         check_frozen(checkpoint, {system.config.model.clip: weights_sha256(clip.model)})
         model.load_trained_state(checkpoint.model)
     return model.eval(), clip
+
+
+@dataclass(frozen=True)
+class Share:
+    """A worker's part of a split.
+
+    Attributes:
+        embeddings: of what could be used; None if a mistake of the user's stopped the worker.
+        counts, listed: samples that could not be used, as in `Rejections`.
+        cuts: what was cut of long inputs.
+        problem: that mistake.
+    """
+
+    embeddings: Embeddings | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    listed: list[dict[str, str | int]] = field(default_factory=list)
+    cuts: Cuts = field(default_factory=Cuts)
+    problem: str = ""
 
 
 def evaluate_system(system: System, split: str) -> SystemResult:
     """Embed a split with a system on all workers of the cluster, and rank.
 
     Raises:
-        UserError: if split and system do not fit together.
+        UserError: as `rank_shares`, or if the split is missing or empty.
     """
     import ray
 
     from brewclip.cluster import available
 
-    num_samples = len(open_manifest(f"{system.config.features_url}/{split}"))
+    manifest = open_manifest(f"{system.config.features_url}/{split}")
+    if not len(manifest):
+        raise UserError(f"{manifest.url} holds no recordings: write and extract the split again")
     gpus = available("GPU") if system.config.cluster.use_gpu else 0
-    world_size = max(1, min(gpus or available("CPU"), -(-num_samples // _RECORDINGS_PER_TASK)))
-    task = ray.remote(_embed_share).options(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=3)
-    done = ray.get([task.remote(system, split, rank, world_size) for rank in range(world_size)])
-    problems = [problem for _, _, problem in done if problem]
-    if problems:
-        raise UserError(problems[0])
-    embeddings = join_embeddings([share for share, _, _ in done if share is not None])
-    bad: dict[str, int] = {}
-    for _, counts, _ in done:
-        bad = {cause: bad.get(cause, 0) + counts.get(cause, 0) for cause in bad.keys() | counts.keys()}
-    result = embeddings.rank()
-    return SystemResult(system, embeddings, result, result.summary(), bad)
+    world_size = max(1, min(gpus or available("CPU"), -(-len(manifest) // _RECORDINGS_PER_TASK)))
+    task = ray.remote(embed_share).options(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=3)
+    shares = ray.get([task.remote(system, split, rank, world_size) for rank in range(world_size)])
+    return rank_shares(system, manifest, shares)
 
 
-def _embed_share(
-    system: System, split: str, rank: int, world_size: int
-) -> tuple[Embeddings | None, dict[str, int], str]:
-    """Embed one share on a worker; mistakes of the user come back as a text."""
+def embed_share(system: System, split: str, rank: int, world_size: int) -> Share:
+    """Embed one share of a split on a worker; mistakes of the user come back as a text."""
     torch.set_num_threads(1)
     try:
         reader = SplitReader(open_manifest(f"{system.config.features_url}/{split}"))
         model, clip = load_system(system, audio_dim_of(reader.manifest))
         check_pictures(reader.manifest, clip)
     except (UserError, ValueError, FileNotFoundError) as error:
-        return None, {}, str(error)
+        return Share(problem=str(error))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    rejections = Rejections(reader.manifest.url)
+    rejections, cuts = Rejections(reader.manifest.url), Cuts()
 
     def to_batch(pairs: list[Pair]) -> Batch:
+        cuts.add(pair.lengths for pair in pairs)
         return collate(pairs, clip.mean, clip.std, device)
 
     with build_autocast(system.config, device):
         share = embed_split(
             model, reader, build_decoder(system.config, clip), to_batch, rejections, rank=rank, world_size=world_size
         )
-    return share, rejections.counts, ""
+    return Share(share, rejections.counts, rejections.listed, cuts)
 
 
-def top_pictures(embeddings: Embeddings, queries: list[int], count: int) -> list[list[str]]:
-    """Return the ids of the nearest pictures of some recordings, nearest first."""
-    speech = embeddings.speech[queries]
-    speech = speech / np.linalg.norm(speech, axis=1, keepdims=True)
-    images = embeddings.images / np.linalg.norm(embeddings.images, axis=1, keepdims=True)
-    nearest = np.argsort(-(speech @ images.T), axis=1, kind="stable")[:, :count]
-    return [[embeddings.image_ids[column] for column in row] for row in nearest]
+def rank_shares(system: System, manifest: Manifest, shares: Sequence[Share]) -> SystemResult:
+    """Put the shares of all workers together and rank; says what was left out.
+
+    Raises:
+        UserError: if split and system do not fit together, or what can be used gives no honest ranking.
+    """
+    problems = [share.problem for share in shares if share.problem]
+    if problems:
+        raise UserError(problems[0])
+    rejections = Rejections(manifest.url, system.config.data.max_bad_fraction)
+    for share in shares:
+        rejections.listed += share.listed
+        for cause, count in share.counts.items():
+            rejections.counts[cause] = rejections.counts.get(cause, 0) + count
+    embeddings = join_embeddings([share.embeddings for share in shares if share.embeddings is not None])
+    check_rankable(system.name, manifest, embeddings, rejections)
+    if rejections.total:
+        first = "; ".join(str(row["detail"]) for row in rejections.listed[:3])
+        print(f"{system.name}: left out {rejections.total} of {len(manifest)} recordings: {first}", flush=True)
+    result, cuts = embeddings.rank(), sum((share.cuts for share in shares), Cuts())
+    return SystemResult(system, embeddings, result, result.summary(), rejections.counts, cuts)
 
 
-def _open(url: str) -> Checkpoint:
+def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, rejections: Rejections) -> None:
+    """Refuse what gives no honest ranking.
+
+    Raises:
+        UserError: if too few recordings can be used, there is one picture only, or a feature is not finite.
+    """
+    if not embeddings.keys:
+        detail = rejections.listed[0]["detail"] if rejections.listed else ""
+        raise UserError(f"none of {len(manifest)} recordings of {manifest.url} can be used by {name}: {detail}")
+    rejections.check(len(manifest))
+    if len(embeddings.image_ids) < 2:
+        raise UserError(f"{manifest.url} has one picture, which every recording finds: at least 2 make a gallery")
+    for what, names, features in (
+        ("recordings", embeddings.keys, embeddings.speech),
+        ("pictures", embeddings.image_ids, embeddings.images),
+    ):
+        lengths = np.linalg.norm(features, axis=1)
+        bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+        if len(bad):
+            raise UserError(
+                f"{name} gives features that are zero or not finite for {len(bad)} of {len(names)} {what} of "
+                f"{manifest.url}, such as {names[bad[0]]!r}: check the checkpoint, or use --run.precision float32"
+            )
+
+
+def open_system(url: str) -> Checkpoint:
     """Open a checkpoint by URL; a run without a best one gives its latest."""
     try:
         return open_checkpoint(url)

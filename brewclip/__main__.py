@@ -1,0 +1,97 @@
+"""Search pictures by speech from the command line.
+
+python -m brewclip index --checkpoint s3://bucket/runs/NAME --images DIR --out index.npz
+python -m brewclip search --index index.npz --audio query.wav --k 5
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from brewclip.config import UserError, exit_on_user_error, parse_options
+
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """What is embedded, and with what."""
+
+    checkpoint: str
+    """URL of a run or checkpoint, a folder, a run below BREWCLIP_STORAGE, models:/NAME@ALIAS, or zero_shot."""
+    images: Path
+    """Folder of pictures, at any depth."""
+    out: Path = Path("index.npz")
+    """File that is written."""
+    clip: str = ""
+    """CLIP of zero_shot; a checkpoint names its own."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is searched for."""
+
+    index: Path
+    """File that `index` wrote."""
+    audio: Path
+    """Recording of what is looked for, any sound file."""
+    k: int = 5
+    """Pictures that are shown."""
+    checkpoint: str = ""
+    """System that listens, if it has moved; empty takes the one that made the index, and another is refused."""
+
+
+def main() -> None:
+    """Run the command that the first word names."""
+    with exit_on_user_error():
+        commands = {"index": build_index, "search": search}
+        name, words = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+        if name in ("-h", "--help"):
+            print(__doc__.strip() if __doc__ else "")
+            return
+        if name not in commands:
+            raise UserError(f"no command {name!r}: there are {', '.join(commands)} (python -m brewclip index --help)")
+        try:
+            commands[name](words)
+        except (ValueError, FileNotFoundError) as error:
+            raise UserError(str(error)) from error
+
+
+def build_index(words: list[str]) -> None:
+    """Embed the pictures of a folder."""
+    options = parse_options(__doc__, IndexOptions, words)
+    if not options.images.is_dir():
+        raise UserError(f"--images {options.images} is not a folder")
+    paths = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise UserError(f"--images {options.images} holds no picture ({', '.join(sorted(_SUFFIXES))})")
+    from brewclip import load
+
+    index, problems = load(options.checkpoint, clip=options.clip).build_index(paths)
+    for line in problems:
+        print(f"left out: {line}", file=sys.stderr)
+    if not index.names:
+        raise UserError(f"none of {len(paths)} pictures in {options.images} can be used")
+    index.save(options.out)
+    print(f"{len(index.names)} pictures in {options.out}, {len(problems)} left out")
+
+
+def search(words: list[str]) -> None:
+    """Print the nearest pictures of a recording."""
+    options = parse_options(__doc__, SearchOptions, words)
+    from brewclip import load
+    from brewclip.serving.index import Index
+
+    index = Index.load(options.index)
+    clip = next(iter(index.identity["frozen_sha256"])) if index.checkpoint == "zero_shot" else ""
+    name = options.checkpoint or index.checkpoint
+    embedder = load(name, clip=clip if name == "zero_shot" else "")
+    index.check_made_by(embedder.identity, embedder.name)  # before Whisper is loaded
+    (matches,) = embedder.search(index, [options.audio], options.k)
+    print("rank  score  picture")
+    for match in matches:
+        print(f"{match.rank:>4}  {match.score:.3f}  {match.name}")
+
+
+if __name__ == "__main__":
+    main()

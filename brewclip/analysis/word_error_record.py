@@ -1,0 +1,80 @@
+"""A study of word errors from outcomes to what is kept of it: tables, picture, JSON, MLflow."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from brewclip.analysis.columns import align
+from brewclip.analysis.evaluate import evaluation_url, file_name
+from brewclip.analysis.outcomes import Outcome
+from brewclip.analysis.tables import markdown_table
+from brewclip.analysis.word_error_tables import band_rows, count_rows, draw_effects, record_of, slope_rows
+from brewclip.analysis.word_errors import Utterance, WordErrorEffect, measure_effect, summarise
+from brewclip.config import Config
+from brewclip.data.storage import open_storage
+from brewclip.tracking import Tracker, describe_environment
+
+
+def study_word_errors(
+    config: Config, split: str, utterances: list[Utterance], num_samples: int, outcomes: list[Outcome]
+) -> str:
+    """Relate systems' ranks to word errors, print the tables, and keep tables, picture and every utterance.
+
+    Args:
+        config: settings of the evaluation.
+        split: that was evaluated.
+        utterances: from `load_utterances`.
+        num_samples: of the split.
+        outcomes: one for each system.
+
+    Returns:
+        The URL of the folder that holds word_errors.json, word_errors.md and word_errors.png.
+    """
+    summary = summarise(utterances, num_samples)
+    effects = [measure_effect(outcome, utterances) for outcome in outcomes]
+    tables = [count_rows(summary), slope_rows(effects), band_rows(effects)]
+    record = {
+        "split": split,
+        "counts": summary,
+        "systems": [record_of(one) for one in effects],
+        "utterances": [asdict(one) for one in utterances],
+    }
+    texts = {
+        "word_errors.json": json.dumps(record, indent=1),
+        "word_errors.md": "\n".join(markdown_table(rows) for rows in tables),
+    }
+    title = f"{config.data.corpus}, {split}: hits against word errors"
+    picture = draw_effects(effects, title)
+    storage = open_storage(evaluation_url(config, split))
+    for name, text in texts.items():
+        storage.write(name, text.encode())
+    storage.write("word_errors.png", picture)
+    _record_in_mlflow(config, storage.url, summary, effects, texts, picture)
+    print("\n" + "\n\n".join(align(rows) for rows in tables))
+    print(f"\nwritten: {storage.url}/word_errors.{{md,json,png}}", flush=True)
+    return storage.url
+
+
+def _record_in_mlflow(
+    config: Config,
+    url: str,
+    summary: dict[str, Any],
+    effects: list[WordErrorEffect],
+    texts: dict[str, str],
+    picture: bytes,
+) -> None:
+    """Give the study a run of its own."""
+    tracking, name = config.tracking, f"{url.rpartition('/')[2]}-word-errors"
+    tracker = Tracker(tracking.uri, tracking.experiment, name, f"{url}/word_errors")
+    tracker.set_tags(describe_environment() | {"brewclip.kind": "word_errors"})
+    tracker.log_params({"systems": ", ".join(one.system for one in effects)})
+    tracker.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)}, 0)
+    for one in effects:
+        if one.fit is not None:
+            numbers = {"slope": one.fit.slope, "slope_low": one.fit.low, "slope_high": one.fit.high}
+            prefix = f"{file_name(one.system)}/wer"
+            tracker.log_metrics({f"{prefix}_{key}": value for key, value in numbers.items()}, 0)
+    for file, text in texts.items():
+        tracker.log_text(text, file)
+    tracker.log_bytes(picture, "word_errors.png")
+    tracker.finish()

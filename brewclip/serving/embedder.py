@@ -1,0 +1,220 @@
+"""A system that embeds recordings and pictures; needs neither Ray nor a corpus."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from brewclip.analysis.systems import ZERO_SHOT, open_system
+from brewclip.assembly import build_autocast, build_decoder, build_model
+from brewclip.config import Config, ModelConfig, UserError, unflatten
+from brewclip.data.batches import Pair, collate
+from brewclip.data.schema import BadSample, Sample, array_to_npy
+from brewclip.models.clip import PromptedCLIP
+from brewclip.models.whisper import SpeechReader
+from brewclip.pretrained import load_clip, load_whisper, weights_sha256
+from brewclip.serving.index import Index, Match
+from brewclip.serving.media import Picture, Recording, read_picture, read_recording
+from brewclip.training.checkpoint import Checkpoint, check_frozen
+
+_BATCH = 64
+
+
+def load_embedder(name: str, *, clip: str = "", whisper: str = "", device: str = "") -> "Embedder":
+    """Load a system; see `brewclip.load`."""
+    if name == ZERO_SHOT:
+        model = ModelConfig(variant=ZERO_SHOT, prompt_length=0)
+        model = replace(model, clip=clip or model.clip, whisper=whisper or model.whisper)
+        return Embedder(name, Config(model=model), None, _device(device))
+    if clip or whisper:
+        raise UserError(f"{name} names its own CLIP and Whisper: give them with {ZERO_SHOT} only")
+    url = checkpoint_url(name)
+    checkpoint = open_system(url)
+    return Embedder(url, unflatten(checkpoint.facts.config), checkpoint, _device(device))
+
+
+def checkpoint_url(name: str) -> str:
+    """Return the URL that a name stands for: a URL itself, a folder here, or a run below BREWCLIP_STORAGE."""
+    if ":/" in name:
+        return name
+    if Path(name).is_dir():
+        return Path(name).resolve().as_uri()
+    return f"{Config().storage.rstrip('/')}/runs/{name}"
+
+
+class Embedder:
+    """A system that embeds; made by `brewclip.load`. Whisper is loaded when the first recording comes.
+
+    Args:
+        name: what it was loaded by.
+        config: its settings.
+        checkpoint: what was trained; None for plain CLIP.
+        device: to compute on.
+
+    Attributes:
+        identity: what its embeddings depend on: weights and step of what was trained, and the frozen CLIP's hash.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError: if the frozen weights are not there or not those of the checkpoint.
+    """
+
+    def __init__(self, name: str, config: Config, checkpoint: Checkpoint | None, device: torch.device) -> None:
+        self.name, self.config, self.device = name, config, device
+        self._clip = load_clip(config.model.clip)
+        # Plain CLIP hears nothing, so the width of the frames does not matter.
+        model = build_model(config, PromptedCLIP(self._clip.model), checkpoint.facts.audio_dim if checkpoint else 1)
+        frozen_sha256 = {config.model.clip: weights_sha256(self._clip.model)}
+        self.identity: dict[str, Any] = {"frozen_sha256": frozen_sha256, "weights_sha256": "", "step": 0}
+        if checkpoint is not None:
+            check_frozen(checkpoint, frozen_sha256)
+            model.load_trained_state(checkpoint.model)
+            files = checkpoint.facts.files
+            self.identity |= {"weights_sha256": files["model.safetensors"], "step": checkpoint.facts.step}
+        self._decoder = build_decoder(config, self._clip)
+        self._model = model.to(device).eval()
+        self._reader: SpeechReader | None = None
+
+    @property
+    def embed_dim(self) -> int:
+        """Width E of the embeddings."""
+        return self._model.clip.embed_dim
+
+    def embed_speech(self, recordings: Sequence[Recording]) -> NDArray[np.float32]:
+        """Embed recordings.
+
+        Args:
+            recordings: float waveforms of shape (samples,), mono at 16 kHz in [-1, 1], or paths of sound files; at most
+                ten minutes each.
+
+        Returns:
+            (n, E) float32, unit length.
+
+        Raises:
+            ValueError: naming the first recording that cannot be used, and why.
+        """
+        recordings = _listed(recordings, "recordings")
+        return self._embed_in_batches(
+            recordings, lambda at, part: self._encode_speech([read_recording(one, n) for n, one in enumerate(part, at)])
+        )
+
+    def embed_images(self, images: Sequence[Picture]) -> NDArray[np.float32]:
+        """Embed pictures.
+
+        Args:
+            images: PIL pictures, uint8 arrays of shape (H, W, 3) or (H, W), or paths; at most 100 megapixels each.
+
+        Returns:
+            (n, E) float32, unit length.
+
+        Raises:
+            ValueError: naming the first picture that cannot be used, and why.
+        """
+        images = _listed(images, "images")
+        return self._embed_in_batches(
+            images, lambda at, part: self._encode_images([self._read_picture(one, n) for n, one in enumerate(part, at)])
+        )
+
+    def build_index(self, paths: Sequence[str | Path]) -> tuple[Index, list[str]]:
+        """Embed picture files, under their paths as names.
+
+        Returns:
+            The index, and a line for each file that could not be used; those are left out.
+        """
+        names: list[str] = []
+        problems: list[str] = []
+
+        def embed(at: int, part: Sequence[str | Path]) -> NDArray[np.float32]:
+            pictures = []
+            for path in part:
+                try:
+                    pictures.append(self._read_picture(path))
+                    names.append(str(path))
+                except ValueError as error:
+                    problems.append(str(error))
+            return self._encode_images(pictures)
+
+        features = self._embed_in_batches(paths, embed)
+        return Index(names, features, self.identity, self.name), problems
+
+    def search(
+        self, index: Index, queries: Sequence[Recording] | NDArray[np.floating], k: int = 5
+    ) -> list[list[Match]]:
+        """Find the k nearest pictures of each query, nearest first.
+
+        Args:
+            index: made by this system.
+            queries: recordings as `embed_speech` takes them, or what it returned for them, (n, E).
+            k: pictures for each query; fewer if the index is smaller.
+
+        Raises:
+            UserError: if another system made the index.
+            ValueError: if k is less than 1, or a query cannot be used.
+        """
+        index.check_made_by(self.identity, self.name)
+        if isinstance(queries, np.ndarray) and queries.ndim == 2:
+            return index.nearest(_unit(queries.astype(np.float32)), k)
+        return index.nearest(self.embed_speech(_listed(queries, "queries")), k)
+
+    def _embed_in_batches(self, items: Sequence[Any], embed: Any) -> NDArray[np.float32]:
+        rows = [embed(at, items[at : at + _BATCH]) for at in range(0, len(items), _BATCH)]
+        return np.concatenate([np.zeros((0, self.embed_dim), np.float32), *rows])
+
+    @torch.inference_mode()
+    def _encode_speech(self, waveforms: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        config = self.config
+        if self._reader is None:
+            whole_window = config.extraction.window == "first_30_seconds"
+            whisper = load_whisper(config.model.whisper).to(self.device)
+            self._reader = SpeechReader(whisper, config.model.language or None, whole_window=whole_window)
+        pairs = [self._decode(_BLANK_PICTURE, one.transcript, one.features) for one in self._reader.read(waveforms)]
+        batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
+        with build_autocast(config, self.device):
+            features, _, _ = self._model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)
+        return _unit(features.float().cpu().numpy())
+
+    @torch.inference_mode()
+    def _encode_images(self, pairs: list[Pair]) -> NDArray[np.float32]:
+        if not pairs:
+            return np.zeros((0, self.embed_dim), np.float32)
+        batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
+        with build_autocast(self.config, self.device):
+            return _unit(self._model.encode_image(batch.images).float().cpu().numpy())
+
+    def _read_picture(self, picture: Picture, number: int = 0) -> Pair:
+        try:
+            return self._decode(read_picture(picture, number), "", _NO_FRAMES)
+        except BadSample as error:
+            name = repr(str(picture)) if isinstance(picture, str | Path) else f"number {number}"
+            raise ValueError(f"picture {name}: {error.detail}") from None
+
+    def _decode(self, picture: bytes, text: str, frames: NDArray[np.float16]) -> Pair:
+        """Decode as training does, whatever the settings of texts, frames and pictures are."""
+        metadata = {"image_id": "", "transcript": text, "text": text}
+        return self._decoder(Sample("", metadata, image=picture, features=array_to_npy(frames)))
+
+
+# The other half of a pair where there is only one.
+_NO_FRAMES = np.zeros((0, 1), np.float16)
+_BLANK_PICTURE = read_picture(np.zeros((1, 1), np.uint8))
+
+
+def _listed(items: Any, name: str) -> Sequence[Any]:
+    """Refuse one thing where a list of them is wanted."""
+    if isinstance(items, str | Path) or not hasattr(items, "__len__") or getattr(items, "ndim", 1) == 0:
+        raise ValueError(f"{name} must be a list of them, not {type(items).__name__}")
+    return items
+
+
+def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise ValueError("an embedding is zero or not finite: check the checkpoint")
+    return features / lengths
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,120 @@
+"""An index of embedded pictures: kept as one .npz file, searched by cosine, bound to the system that made it."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brewclip.config import UserError
+
+_QUERIES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Match:
+    """A picture found for a recording: its place from 1 on, its cosine, and its name in the index."""
+
+    rank: int
+    score: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """Embedded pictures.
+
+    Attributes:
+        names: one for each picture.
+        features: (G, E) float32, unit length.
+        identity: of the system that embedded them, see `Embedder.identity`.
+        checkpoint: what that system was loaded by.
+    """
+
+    names: list[str]
+    features: NDArray[np.float32]
+    identity: dict[str, Any]
+    checkpoint: str
+
+    def save(self, path: Path) -> None:
+        """Write an .npz file.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        facts = json.dumps({"identity": self.identity, "checkpoint": self.checkpoint})
+        buffer = io.BytesIO()
+        np.savez(buffer, names=np.array(self.names, np.str_), features=self.features, facts=np.array(facts))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+        except OSError as error:
+            raise UserError(f"index {path} cannot be written: {error.strerror}") from None
+
+    @staticmethod
+    def load(path: Path) -> "Index":
+        """Read what `save` wrote; never unpickles.
+
+        Raises:
+            UserError: if there is no such file, or it is no index.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                facts = json.loads(str(arrays["facts"]))
+                names, features = arrays["names"].tolist(), arrays["features"]
+            if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(names):
+                raise ValueError(f"{len(names)} names for features of {features.dtype} {features.shape}")
+            return Index(names, features, facts["identity"], facts["checkpoint"])
+        except FileNotFoundError:
+            raise UserError(f"index {path} does not exist: make it with python -m brewclip index") from None
+        except Exception as error:  # whatever the bytes of a damaged zip lead to
+            raise UserError(f"{path} is not an index that can be read ({error}): make it again") from None
+
+    def check_made_by(self, identity: dict[str, Any], checkpoint: str) -> None:
+        """Refuse a system that is not the one that made the index.
+
+        Raises:
+            UserError: saying which it was.
+        """
+        if self.identity != identity:
+            raise UserError(
+                f"the index was made by {_describe(self.identity, self.checkpoint)}, this is "
+                f"{_describe(identity, checkpoint)}: make it again with python -m brewclip index"
+            )
+
+    def nearest(self, queries: NDArray[np.float32], k: int) -> list[list[Match]]:
+        """Return the k nearest pictures of each query (n, E) of unit length, nearest first; equal ones in index order.
+
+        Raises:
+            ValueError: if k is less than 1, or the widths differ.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be 1 or more")
+        if queries.shape[1:] != self.features.shape[1:]:
+            raise ValueError(f"queries have shape {queries.shape}, the index has {self.features.shape[1]} dimensions")
+        found = []
+        for at in range(0, len(queries), _QUERIES_AT_ONCE):
+            for scores in queries[at : at + _QUERIES_AT_ONCE] @ self.features.T:
+                rows = _largest(scores, k)
+                found.append([Match(n, float(scores[i]), self.names[i]) for n, i in enumerate(rows, start=1)])
+        return found
+
+
+def _largest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return where the k largest scores are, largest first."""
+    if k < len(scores):
+        limit = np.partition(scores, len(scores) - k)[len(scores) - k]
+        candidates = np.flatnonzero(scores >= limit)
+    else:
+        candidates = np.arange(len(scores))
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+
+
+def _describe(identity: dict[str, Any], checkpoint: str) -> str:
+    """Return for people what made an index."""
+    frozen = ", ".join(f"{name} {sha256[:8]}" for name, sha256 in identity.get("frozen_sha256", {}).items())
+    weights = str(identity.get("weights_sha256", ""))[:8]
+    return f"{checkpoint} (step {identity.get('step')}, weights {weights or 'none'}, CLIP {frozen})"

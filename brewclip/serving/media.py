@@ -1,0 +1,98 @@
+"""Recordings and pictures as people hand them in: arrays, PIL pictures or paths, within limits."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_audio
+from brewclip.data.batches import MAX_IMAGE_PIXELS
+
+MAX_SECONDS = 600.0  # longest recording, as when corpora are written
+Recording = NDArray[np.floating] | str | Path
+Picture = Image.Image | NDArray[np.uint8] | str | Path
+
+
+def read_recording(recording: Recording, number: int = 0) -> NDArray[np.float32]:
+    """Return a recording as a waveform: float32 mono at 16 kHz.
+
+    Args:
+        recording: such a waveform, or the path of a sound file.
+        number: of the recording in its list, for the message.
+
+    Raises:
+        ValueError: if it cannot be read, is empty, not finite or longer than ten minutes.
+    """
+    if isinstance(recording, str | Path):
+        try:
+            return decode_audio(_read_file(Path(recording)), max_seconds=MAX_SECONDS)
+        except UndecodableAudio as error:
+            raise ValueError(f"recording {str(recording)!r}: {error}") from None
+    waveform = np.asarray(recording)
+    wrong = ""
+    if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
+        wrong = f"is {waveform.dtype} of shape {waveform.shape}; float samples (n,), mono at 16 kHz, are needed"
+    elif not 0 < len(waveform) <= MAX_SECONDS * SAMPLE_RATE_HZ:
+        wrong = f"lasts {len(waveform) / SAMPLE_RATE_HZ:.1f} s; up to {MAX_SECONDS:.0f} s can be read"
+    elif not np.isfinite(waveform).all():
+        wrong = "holds samples that are not finite"
+    elif np.abs(waveform).max() > _LOUDEST:
+        wrong = f"reaches {np.abs(waveform).max():.3g}; samples are in [-1, 1]: divide 16-bit ones by 32768"
+    if wrong:
+        raise ValueError(f"recording number {number} {wrong}")
+    return np.clip(waveform, -1.0, 1.0).astype(np.float32)
+
+
+def read_picture(picture: Picture, number: int = 0) -> bytes:
+    """Return a picture as the bytes of a picture file, not decoded yet.
+
+    Args:
+        picture: a PIL picture, an array (H, W, 3) or (H, W) of uint8, or the path of a file.
+        number: of the picture in its list, for the message.
+
+    Raises:
+        ValueError: if it is none of these, cannot be read, or is too large.
+    """
+    if isinstance(picture, str | Path):
+        return _read_file(Path(picture))
+    try:
+        return _encode(picture)
+    except (OSError, TypeError) as error:
+        raise ValueError(f"picture number {number}: {error}") from None
+
+
+_LOUDEST = 2.0  # resampling overshoots 1 a little; integer samples are far above
+
+
+def _read_file(path: Path) -> bytes:
+    """Return the bytes of a file that is one, and not too large.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes, the limit is {MAX_BYTES}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _encode(picture: Image.Image | NDArray[np.uint8]) -> bytes:
+    """Return a picture in memory as a file without loss, so that it goes the same way as all others."""
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
+            raise TypeError(f"{picture.dtype} of shape {picture.shape}; uint8 of (H, W, 3) or (H, W) is needed")
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise TypeError(f"{type(picture).__name__} is no picture: give a PIL picture, a uint8 array or a path")
+    if not 0 < picture.width * picture.height <= MAX_IMAGE_PIXELS:
+        raise TypeError(f"{picture.width} x {picture.height} pixels; 1 to {MAX_IMAGE_PIXELS} are possible")
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "BMP")
+    return buffer.getvalue()

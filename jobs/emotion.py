@@ -1,0 +1,66 @@
+"""Test how much emotion systems hear: a linear probe or finetuning, on speakers never learned from.
+
+    python jobs/emotion.py flickr8k --data.corpus ravdess --storage s3://bucket --systems zero_shot RUN
+    python jobs/emotion.py scenes --data.corpus scenes_emotion --methods probe finetune --systems scenes-brewclip-0
+
+A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. The corpus has emotions and speakers, as
+datasets/ravdess.py or datasets/scenes.py --style emotion write it. Prints accuracy with its interval beside the
+majority baseline, and confusion matrices; writes emotion.json and emotion.md below STORAGE/evaluations/CORPUS-emotion,
+and the metrics to MLflow. A few hundred clips need no cluster: this runs in one process, on a GPU if there is one.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from brewclip.config import Config, UserError, exit_on_user_error, parse_command_line
+from brewclip.config.probe import ProbeConfig, check_probe, ignored_probe_settings
+
+
+@dataclass(frozen=True)
+class EmotionConfig(Config):
+    """Settings of the emotion experiment."""
+
+    systems: tuple[str, ...] = ("zero_shot",)
+    """What is tested: `zero_shot`, names of runs, URLs of runs or checkpoints."""
+    methods: tuple[Literal["probe", "finetune"], ...] = ("probe",)
+    """`probe` learns a linear head, `finetune` prompts and last acoustic layer with it."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+def main() -> None:
+    """Parse the configuration, read the clips, train and test a classifier for each system, write."""
+    with exit_on_user_error():
+        config = parse_command_line(__doc__, EmotionConfig)
+        try:
+            check_probe(config.probe, config.data.train_split)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        for line in ignored_probe_settings(config.probe, "finetune" in config.methods):
+            print(f"warning: {line}", file=sys.stderr)
+        from brewclip.analysis.clips import load_clip_split
+        from brewclip.analysis.emotion import can_finetune, channels_to_probe, probe_system, probe_whisper
+        from brewclip.analysis.emotion_tables import emotion_text, record_emotion
+        from brewclip.analysis.systems import describe_systems
+        from brewclip.data.storage import check_reachable
+
+        check_reachable(config.storage)
+        systems = describe_systems(config, config.systems)
+        clips = load_clip_split(config, config.probe.test_split, config.probe.transcript)
+        results = [probe_whisper(clips, config.probe)]
+        for system in systems:
+            for method in config.methods:
+                if method == "finetune" and not can_finetune(system):
+                    print(f"emotion {system.name}: nothing to finetune, left out", flush=True)
+                    continue
+                for channel in channels_to_probe(system):
+                    results.append(
+                        probe_system(config, system, channel=channel, method=method, probe=config.probe, clips=clips)
+                    )
+                    print(f"emotion {system.name}: {method} on {channel} done", flush=True)
+        url = record_emotion(config, systems, results)
+        print(f"\n{emotion_text(results)}\nwritten: {url}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

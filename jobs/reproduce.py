@@ -1,0 +1,115 @@
+"""Run a table of the paper: train and measure every cell that is not done, and say which claims hold.
+
+    python jobs/reproduce.py table2 spoken_coco localized_narratives --storage s3://bucket --seeds 0 1 2
+    python jobs/reproduce.py table2 scenes scenes_narratives scenes_noisy --seeds 0 1 2 --markdown docs/RESULTS.md
+    python jobs/reproduce.py table3 scenes_noisy --emotion-corpus scenes_emotion
+
+First the table, then the presets of the corpora; further flags are those of jobs/train.py and hold for every preset.
+table1: retrieval. table2: what each channel gives. table3: emotion. table4: ASR against ground truth, zero-shot.
+table5: every training corpus against every test corpus. The corpora must have been extracted (jobs/extract.py).
+Finished runs and measured cells are kept, so that a second call only prints. Writes STORAGE/experiments/NAME/table.md
+and results.json.
+"""
+
+import dataclasses
+import difflib
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from brewclip.config import Config, UserError, exit_on_user_error, parse_command_line, preset
+
+NAMES = ("table1", "table2", "table3", "table4", "table5")
+
+
+@dataclass(frozen=True)
+class ReproduceConfig(Config):
+    """Settings of a table."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the runs; each system is trained once with each."""
+    split: str = "test"
+    """Split that is measured."""
+    emotion_corpus: str = ""
+    """Corpus of table3, with emotions and speakers; empty: ravdess, or scenes_emotion for the scenes world."""
+    markdown: str = ""
+    """Markdown file whose section of this table is written anew; empty writes none."""
+    only_kept: bool = False
+    """Run nothing: print what is kept."""
+
+
+def main() -> None:
+    """Parse the command line, run the cells, write the page."""
+    with exit_on_user_error():
+        name, forms = parse(sys.argv[1:])
+        form = next(iter(forms.values()))
+        from brewclip.data.storage import check_reachable
+        from brewclip.experiments.reproduce import reproduce_table, write_page
+
+        check_reachable(form.storage)
+        configs = {corpus: plain(one) for corpus, one in forms.items()}
+        command = describe_command(sys.argv[1:])
+        if name == "table3":
+            from brewclip.experiments.emotion import reproduce_emotion
+
+            emotion = form.emotion_corpus or ("scenes_emotion" if form.model.clip == "scenes" else "ravdess")
+            text = reproduce_emotion(configs, emotion, form.seeds, command, keeps_only=form.only_kept)
+        else:
+            text = reproduce_table(name, configs, form.seeds, form.split, command, keeps_only=form.only_kept)
+        if form.markdown:
+            write_page(Path(form.markdown), name, text)
+
+
+def parse(words: list[str]) -> tuple[str, dict[str, ReproduceConfig]]:
+    """Return the table, and the settings of each corpus.
+
+    Raises:
+        UserError: for an unknown table, preset or flag, or settings that the cells have of their own.
+    """
+    flags = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    name, presets = (words[:flags] or [""])[0], words[1:flags]
+    if {"-h", "--help"} & set(words):
+        parse_command_line(__doc__, ReproduceConfig, ["--help"])
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        raise UserError(f"no table {name!r}: {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(NAMES)}")
+    if not presets:
+        raise UserError(f"{name} of which corpora? Name presets behind it, such as: {name} scenes")
+    forms: dict[str, ReproduceConfig] = {}
+    for word in presets:
+        form = parse_command_line(__doc__, ReproduceConfig, [word, *words[flags:]])
+        for flag, value, usual in (
+            ("--run.name", form.run.name, ""),
+            ("--run.seed", form.run.seed, preset(word).run.seed),
+            ("--model.variant", form.model.variant, preset(word).model.variant),
+            ("--data.transcript", form.data.transcript, preset(word).data.transcript),
+            ("--data.corpus", form.data.corpus, preset(word).data.corpus),
+        ):
+            if value != usual:
+                raise UserError(f"{flag} {value} is not for a table: its cells have their own")
+        if form.data.corpus in forms:
+            raise UserError(f"{word} is a second preset of the corpus {form.data.corpus}: name each corpus once")
+        if not form.seeds or len(set(form.seeds)) < len(form.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, form.seeds))}: give one or more, each once")
+        forms[form.data.corpus] = form
+    return name, forms
+
+
+def plain(form: ReproduceConfig) -> Config:
+    """Return the settings without those of the table."""
+    return Config(**{item.name: getattr(form, item.name) for item in dataclasses.fields(Config)})
+
+
+def describe_command(words: list[str]) -> str:
+    """Return the command without what is of one machine: where things are stored and recorded."""
+    kept, skip = [], False
+    for word in words:
+        own = word.startswith(("--storage", "--tracking.", "--markdown", "--cluster.", "--only-kept"))
+        skip = own if word.startswith("--") else skip
+        kept += [] if skip else [word]
+    return f"python jobs/reproduce.py {shlex.join(kept)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Measure what Whisper misheard in a split, and what that costs each system.
+
+    ray job submit --working-dir . -- python jobs/word_errors.py flickr8k --storage s3://bucket --systems zero_shot RUN
+    python jobs/word_errors.py scenes --systems scenes-pipeline-0 scenes-brewclip-0
+
+A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. Prints WER, silence and hallucination of
+the split, recall by WER, and the logistic regression of the R@5 hit on the WER of the utterance; writes
+word_errors.json, word_errors.md and word_errors.png below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, and to MLflow.
+"""
+
+from dataclasses import dataclass
+
+from brewclip.config import Config, exit_on_user_error, parse_command_line
+
+
+@dataclass(frozen=True)
+class WordErrorsConfig(Config):
+    """Settings of the study of word errors."""
+
+    systems: tuple[str, ...] = ("zero_shot",)
+    """What is evaluated: `zero_shot`, names of runs, URLs of runs or checkpoints."""
+    split: str = "test"
+    """Split that is evaluated."""
+
+
+def main() -> None:
+    """Parse the configuration, read the split's texts, evaluate the systems over Ray, write."""
+    with exit_on_user_error():
+        config = parse_command_line(__doc__, WordErrorsConfig)
+        from brewclip.analysis.systems import describe_systems, evaluate_system
+        from brewclip.analysis.word_error_record import study_word_errors
+        from brewclip.analysis.word_errors import load_utterances
+        from brewclip.cluster import connect
+        from brewclip.data.storage import check_reachable
+
+        check_reachable(config.storage)
+        systems = describe_systems(config, config.systems)
+        utterances, num_samples = load_utterances(config, config.split)
+        connect()
+        outcomes = [evaluate_system(system, config.split).outcome for system in systems]
+        study_word_errors(config, config.split, utterances, num_samples, outcomes)
+
+
+if __name__ == "__main__":
+    main()
