@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 NEEDED_GB := 12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo services test lint clean
+.PHONY: help setup demo sweep services test benchmark lint clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## make the virtual environment (3 to 8 minutes, 7.5 GB; skipped when up to date)
 	@echo "setup: $(VENV) is ready"
@@ -19,11 +19,17 @@ setup: $(INSTALLED) ## make the virtual environment (3 to 8 minutes, 7.5 GB; ski
 demo: $(INSTALLED) ## run the main job end to end on this machine: data, extraction, training, report
 	@$(BIN)/python jobs/demo.py
 
+sweep: $(INSTALLED) ## sweep over settings on the data of `make demo`, with one interruption: table, pictures, best model
+	@$(BIN)/python jobs/demo_sweep.py
+
 services: $(INSTALLED) ## start the S3 server, Ray and MLflow over the data of `make demo`, until Ctrl-C
 	@$(BIN)/python jobs/services.py
 
 test: $(INSTALLED) ## run all tests
 	@$(BIN)/python -m pytest
+
+benchmark: $(INSTALLED) ## measure all benchmarks (20 minutes on 2 quiet cores) and write docs/benchmarks.md
+	@$(BIN)/python jobs/benchmark.py all
 
 lint: $(INSTALLED) ## check format, style and types
 	@$(BIN)/ruff format --check .
@@ -45,6 +51,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "setup: '$(PYTHON) -m venv' failed; on Debian and Ubuntu install the package python3-venv" >&2; exit 2; }; fi
 	@echo "setup: installing about 210 packages (7.5 GB) into $(VENV); 3 to 8 minutes the first time"
 	@start=$$(date +%s); \
-	"$(BIN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,test,dev]' || { \
+	"$(BIN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,sweep,test,dev]' || { \
 		echo "setup: the installation stopped (reason above); 'make setup' takes it up again" >&2; exit 2; }; \
 	touch "$@"; echo "setup: done in $$(( $$(date +%s) - start )) s"

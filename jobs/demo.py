@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +51,22 @@ class Stages:
 
     def submit(self, name: str, command: str) -> None:
         """Run a stage by `ray job submit`; a failure ends the demo with the stage's exit code."""
+        code = self.try_submit(name, command, say)
+        if code != 0:
+            raise SystemExit(code)
+
+    def try_submit(self, name: str, command: str, hear: Callable[[str], None]) -> int:
+        """Run a stage by `ray job submit` and return its exit code; `hear` gets its lines."""
         from brewclip.embedded import submit_job
+        from brewclip.tracking import git_commit
 
         print(f"\n== {name}\n$ ray job submit --working-dir . -- {command}", flush=True)
         start = time.monotonic()
-        code = submit_job(self.head, command, CHECKOUT, environment={"BREWCLIP_STORAGE": self.storage}, say=say)
+        # Ray does not upload .git, so the job cannot find out by itself.
+        variables = {"BREWCLIP_STORAGE": self.storage, "BREWCLIP_GIT_COMMIT": git_commit()}
+        code = submit_job(self.head, command, CHECKOUT, environment=variables, say=hear)
         self.seconds[name] = time.monotonic() - start
-        if code != 0:
-            raise SystemExit(code)
+        return code
 
 
 def main() -> None:
@@ -82,23 +91,32 @@ def run(options: DemoOptions) -> None:
     with EmbeddedServices(options.state, num_cpus=2, say=say) as services:
         stages = Stages(services.ray, services.bucket_url)
         stages.seconds["services"] = time.monotonic() - began
-        corpus = f"{services.bucket_url}/scenes"
-        stages.submit("data", f"python datasets/scenes.py --dest {corpus} {scene_flags(options)}")
-        stages.submit("extraction", "python jobs/extract.py scenes")
+        submit_data(stages, options)
         for variant, flags in VARIANTS.items():
             flags = f"--model.variant {variant} --optim.total-steps {options.total_steps}{flags}"
             stages.submit(f"training {variant}", f"python jobs/train.py scenes {flags}")
         systems = " ".join(["zero_shot", *(f"scenes-{variant}-0" for variant in VARIANTS)])
         stages.submit("evaluation", f"python jobs/evaluate.py scenes --split test --systems {systems}")
         report = fetch_report(services, options.state)
-    print(f"\n{'stage':<22}{'seconds':>8}")
-    for name, seconds in stages.seconds.items():
-        print(f"{name:<22}{seconds:>8.0f}")
-    print(f"{'in all':<22}{time.monotonic() - began:>8.0f}    peak memory {memory.stop() / 2**30:.1f} GiB\n")
+    print_times(stages, time.monotonic() - began, memory)
     print(f"report:         {report}")
     print("MLflow:         make services, then open the address it prints")
     print("Ray dashboard:  likewise")
     print(f"checkpoint:     {services.bucket_url}/runs/scenes-brewclip-0 (in {options.state / 's3'})", flush=True)
+
+
+def submit_data(stages: Stages, options: DemoOptions) -> None:
+    """Write the scenes and let Whisper read them; what is there already is kept."""
+    stages.submit("data", f"python datasets/scenes.py --dest {stages.storage}/scenes {scene_flags(options)}")
+    stages.submit("extraction", "python jobs/extract.py scenes")
+
+
+def print_times(stages: Stages, seconds_in_all: float, memory: "MemoryWatch") -> None:
+    """Print how long each stage took."""
+    print(f"\n{'stage':<22}{'seconds':>8}")
+    for name, seconds in stages.seconds.items():
+        print(f"{name:<22}{seconds:>8.0f}")
+    print(f"{'in all':<22}{seconds_in_all:>8.0f}    peak memory {memory.stop() / 2**30:.1f} GiB\n")
 
 
 def scene_flags(options: DemoOptions) -> str:

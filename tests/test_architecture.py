@@ -17,11 +17,25 @@ CHECKOUT = Path(__file__).parents[1]
 
 # Bottom floor first. A room may import from its own floor and from those below it, never from above.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("audio", "cluster", "config", "distributed", "embedded", "metrics", "progress", "scenes", "tracking"),
+    (
+        "audio",
+        "cluster",
+        "config",
+        "distributed",
+        "embedded",
+        "metrics",
+        "progress",
+        "provenance",
+        "registry",
+        "scenes",
+        "tracking",
+        "version",
+    ),
     ("ctranslate2", "data", "losses", "models", "pretrained"),
     ("assembly", "corpora", "evaluation", "extraction", "recipe"),
     ("analysis", "benchmarks", "training"),
-    ("brewclip", "tune"),  # "brewclip" alone is brewclip/__init__.py
+    ("experiments", "serving"),
+    ("__main__", "brewclip", "tune"),  # "brewclip" alone is brewclip/__init__.py
     ("datasets", "jobs"),
 )
 # Run from the checkout. An __init__.py would make them packages: `datasets` would hide Hugging Face's.
@@ -64,6 +78,8 @@ RULES: dict[str, Rule] = {
     "brewclip.audio": Rule(ours=frozenset(), never=frozenset({"torch", "ray", "mlflow"})),
     "brewclip.distributed": Rule(ours=frozenset(), third_party=frozenset({"torch", "numpy"})),
     "brewclip.tracking": without("torch", "ray"),
+    "brewclip.registry": without("torch", "ray"),
+    "brewclip.provenance": without("torch", "ray"),
     "brewclip.scenes": without("torch", "ray", "mlflow"),
     "brewclip.embedded": Rule(ours=frozenset(), never=frozenset({"torch", "ray", "mlflow"})),
     "brewclip.data": without("ray", "mlflow", "whisper", "open_clip"),

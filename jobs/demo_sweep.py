@@ -1,0 +1,130 @@
+"""A small sweep on this machine, end to end: eight trials with ASHA, killed once on the way and taken up again.
+
+    make sweep
+    python jobs/demo_sweep.py --num-trials 12 --total-steps 160
+
+Uses the services and the data of jobs/demo.py below .state/, and makes the data where it is missing. Ends with the
+table, the pictures in .state/sweep/, and the best model registered in MLflow as models:/brewclip@best.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for jobs.demo
+
+from brewclip.config import exit_on_user_error, parse_options
+from jobs.demo import CHECKOUT, DemoOptions, MemoryWatch, Stages, print_times, say, submit_data
+
+NAME = "sweep-quick-scenes"
+
+
+@dataclass(frozen=True)
+class SweepDemoOptions:
+    """Sizes of the sweep."""
+
+    num_trials: int = 8
+    """Trials of the sweep."""
+    total_steps: int = 80
+    """Optimiser steps of a trial that is not stopped early."""
+    kill_after: int = 3
+    """Ended trials after which the sweep's program is killed, to be submitted again; 0 lets it live."""
+    state: Path = CHECKOUT / ".state"
+    """Folder of the services' data, logs and of the pictures."""
+
+
+def main() -> None:
+    """Start the services, sweep, print where everything is."""
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with exit_on_user_error():
+        options = parse_options(__doc__, SweepDemoOptions)
+        try:
+            run(options)
+        except KeyboardInterrupt:
+            print("interrupted: the services are ended, done work is kept", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def run(options: SweepDemoOptions) -> None:
+    """Sweep over embedded services."""
+    from brewclip.embedded import EmbeddedServices
+
+    began = time.monotonic()
+    memory = MemoryWatch()
+    with EmbeddedServices(options.state, num_cpus=2, say=say) as services:
+        os.environ.update(services.environment())
+        stages = Stages(services.ray, services.bucket_url)
+        stages.seconds["services"] = time.monotonic() - began
+        if not has_data(services.bucket_url):
+            submit_data(stages, DemoOptions())
+        sweep(stages, options)
+        folder = fetch_results(services.bucket_url, options.state / "sweep")
+    print_times(stages, time.monotonic() - began, memory)
+    print(f"table and pictures: {folder}")
+    print("MLflow:             make services, then open the address it prints")
+    print("evaluate the best:  python jobs/evaluate.py scenes --systems zero_shot models:/brewclip@best", flush=True)
+
+
+def sweep(stages: Stages, options: SweepDemoOptions) -> None:
+    """Submit the sweep, kill its program when some trials have ended, and submit it again."""
+    # One worker of one CPU a trial, so that two go side by side.
+    flags = f"--run.name {NAME} --sweep.num-trials {options.num_trials} --optim.total-steps {options.total_steps}"
+    flags += " --optim.warmup-steps 10 --run.eval-every-steps 20 --run.checkpoint-every-steps 20"
+    command = f"python jobs/sweep.py quick scenes {flags} --cluster.num-workers 1"
+    ended = 0
+
+    def hear(line: str) -> None:
+        nonlocal ended
+        say(line)
+        ended += line.startswith(f"sweep {NAME}: trial ") and any(
+            word in line for word in (" finished at ", " stopped early at ", " failed: ")
+        )
+        if options.kill_after and ended == options.kill_after:
+            ended += 1  # once
+            kill_program(stages, "jobs/sweep.py")
+
+    code = stages.try_submit("sweep", f"{command} --run.fresh", hear)
+    if code and options.kill_after and ended > options.kill_after:
+        stages.submit("sweep, again", command)
+    elif code:
+        raise SystemExit(code)
+
+
+def kill_program(stages: Stages, script: str) -> None:
+    """End the program of a job as a lost machine does, without a word to it."""
+    import psutil
+
+    say(f"demo: SIGKILL to {script}")
+    for process in stages.head.process.descendants():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            if script in words and "python" in words[0] and "submit" not in words:
+                process.kill()
+
+
+def has_data(bucket_url: str) -> bool:
+    """Return whether the features of the demo are there."""
+    from brewclip.data.shards import is_finished
+    from brewclip.data.storage import open_storage
+
+    return all(is_finished(open_storage(f"{bucket_url}/scenes/whisper-base/{split}")) for split in ("train", "dev"))
+
+
+def fetch_results(bucket_url: str, folder: Path) -> Path:
+    """Copy tables and pictures out of the bucket."""
+    from brewclip.data.storage import open_storage
+
+    folder.mkdir(exist_ok=True)
+    storage = open_storage(f"{bucket_url}/sweeps/{NAME}")
+    for name in storage.list_names():
+        if not name.startswith("state/"):
+            (folder / name).write_bytes(storage.read(name))
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A sweep in MLflow: one parent run, its trials below it, the table, the pictures, and the name of the best one.
+
+Everything is found by its URL in storage, so a sweep that is taken up again goes on in the same runs.
+"""
+
+from brewclip.config import UserError, flatten
+from brewclip.data.storage import open_storage
+from brewclip.provenance import SystemMetrics, record_origin
+from brewclip.registry import register_checkpoint
+from brewclip.tracking import PARENT_TAG, Tracker, find_runs
+from brewclip.training.checkpoint import checkpoint_name, read_files
+from brewclip.training.worker import ARTIFACT
+from tune.options import SweepConfig
+from tune.spaces import Space
+from tune.table import Outcome, TrialRow, best_trial
+
+_STATUS: dict[Outcome, str] = {"finished": "FINISHED", "stopped_early": "KILLED", "failed": "FAILED"}
+
+
+class SweepRecord:
+    """The parent run of a sweep in MLflow; without a tracking URI nothing is recorded.
+
+    Args:
+        config: of the sweep.
+        space: what is varied.
+        command: that does the sweep again.
+
+    Raises:
+        UserError: if MLflow does not answer: trials are recorded below this run, so it must be there first.
+    """
+
+    def __init__(self, config: SweepConfig, space: Space, command: str) -> None:
+        self.config, uri = config, config.tracking.uri
+        self.url = sweep_url(config)
+        self.tracker = Tracker(uri, config.tracking.experiment, config.run_name, self.url)
+        record_origin(self.tracker, config, "sweep", repeat=command)
+        self.tracker.log_params({f"space.{name}": values for name, values in space.items()} | flatten(config))
+        if not self.tracker.flush(60.0):
+            raise UserError(f"MLflow at {uri} does not answer: start it, or sweep without: --tracking.uri ''")
+        self.system_metrics = SystemMetrics(self.tracker)
+
+    @property
+    def run_id(self) -> str:
+        """The parent's id in MLflow, or empty."""
+        return self.tracker.run_id
+
+    def finish(self, rows: list[TrialRow], files: dict[str, bytes]) -> None:
+        """Record what came out: the state of every trial, the best settings, tables and pictures.
+
+        Args:
+            rows: the trials.
+            files: by name; they become artifacts of the parent.
+        """
+        self.system_metrics.stop()
+        for row in rows:
+            settle_trial(self.config, self.run_id, row)
+        best, metric = best_trial(rows), self.config.run.selection_metric
+        counts = {f"sweep/{outcome}": float(sum(row.outcome == outcome for row in rows)) for outcome in _STATUS}
+        if best is not None and best.best is not None:
+            self.tracker.log_params({f"best.{name}": value for name, value in best.params.items()})
+            self.tracker.set_tags({"brewclip.best_trial": best.name})
+            counts[metric] = best.best
+        self.tracker.log_metrics(counts, 0)
+        for name, data in files.items():
+            self.tracker.log_bytes(data, name)
+        self.tracker.finish("FAILED" if best is None else "FINISHED")
+
+    def abandon(self) -> None:
+        """Close the record of a sweep that was interrupted; it is taken up again when the sweep is."""
+        self.system_metrics.stop()
+        self.tracker.finish("KILLED", wait_seconds=10.0)
+
+
+def sweep_url(config: SweepConfig) -> str:
+    """Return where a sweep keeps its state and results."""
+    return f"{config.storage.rstrip('/')}/sweeps/{config.run_name}"
+
+
+def settle_trial(config: SweepConfig, parent: str, row: TrialRow, *, wait_seconds: float = 60.0) -> None:
+    """Give a trial's run its end in MLflow: status, outcome, cause, and the checkpoint if it was stopped early.
+
+    A trial whose workers never started has no run yet: it gets one.
+    """
+    if not config.tracking.uri:
+        return
+    url = f"{config.storage.rstrip('/')}/runs/{row.name}"
+    tracker = Tracker(config.tracking.uri, config.tracking.experiment, row.name, url, tags={PARENT_TAG: parent})
+    tags = {"brewclip.outcome": row.outcome, "brewclip.sweep": config.run_name, "brewclip.kind": "train"}
+    if row.outcome == "failed":
+        tags["brewclip.problem"] = row.problem
+    if row.outcome == "stopped_early":
+        tags["brewclip.stopped_early"] = f"at step {row.step} of {config.optim.total_steps}"
+        storage = open_storage(url)
+        name = checkpoint_name(storage, "best")
+        for file, data in read_files(storage, name).items() if name else ():
+            tracker.log_bytes(data, f"{ARTIFACT}/{file}")
+    tracker.log_params(row.params)
+    if row.best is not None:  # MLflow's own pages show the last value of a curve
+        tracker.log_metrics({f"best/{config.run.selection_metric}": row.best}, row.step)
+    tracker.set_tags(tags)
+    tracker.finish(_STATUS[row.outcome], wait_seconds=wait_seconds)
+
+
+def register_best(config: SweepConfig, rows: list[TrialRow]) -> str:
+    """Give the best checkpoint of all trials its name in MLflow's registry.
+
+    Returns:
+        The name, `models:/NAME@best`; empty if there is nothing to register, or nowhere.
+    """
+    best, name, uri = best_trial(rows), config.sweep.register_as, config.tracking.uri
+    if best is None or not name or not uri:
+        return ""
+    run_url = f"{config.storage.rstrip('/')}/runs/{best.name}"
+    folder = checkpoint_name(open_storage(run_url), "best")
+    run = find_runs(uri, config.tracking.experiment, run_url)[0]
+    register_checkpoint(uri, name, "best", run.info.run_id, f"{run_url}/checkpoints/{folder}", ARTIFACT)
+    return f"models:/{name}@best"

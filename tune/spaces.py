@@ -1,0 +1,133 @@
+"""What a sweep varies: search spaces as plain data, by the dotted names of the settings.
+
+A space is a dictionary. A list is a choice of values; a tuple is a range of numbers:
+
+    SPACE = {
+        "loss.alpha": [0, 0.1, 0.5],
+        "optim.peak_lr": ("log_uniform", 1e-5, 1e-2),
+        "model.dropout": ("uniform", 0.0, 0.3),
+        "model.num_layers": ("integers", 1, 3),       # both ends are possible
+    }
+
+Such a file, given by its path, is a space like those below; nothing needs to be imported for it.
+"""
+
+import difflib
+import math
+import runpy
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from brewclip.config import Config, UserError, flatten
+
+Space = dict[str, list[Any] | tuple[Any, ...]]
+
+SPACES: dict[str, Space] = {
+    # The three that the paper fixes (appendix A), each around its value.
+    "paper": {
+        "loss.alpha": [0, 0.05, 0.1, 0.25, 0.5],
+        "model.prompt_length": [0, 2, 4, 8, 16],
+        "optim.peak_lr": ("log_uniform", 1e-5, 1e-2),
+    },
+    # The same three, as wide as a few dozen steps on the scenes can tell apart.
+    "quick": {
+        "loss.alpha": [0, 0.1, 0.5],
+        "model.prompt_length": [0, 4, 8],
+        "optim.peak_lr": ("log_uniform", 3e-5, 3e-3),
+    },
+}
+# Preset of a space when none is named; `scenes` for all others.
+PRESET_OF_SPACE = {"paper": "flickr8k"}
+RANGES = ("log_uniform", "uniform", "integers")
+# They belong to the sweep as a whole.
+_FIXED = ("storage", "data.dev_split", "run.name", "run.fresh", "run.selection_metric", "tracking.")
+
+
+def load_space(name: str) -> Space:
+    """Return a space by its name here or by the path of a Python file that defines SPACE.
+
+    Raises:
+        UserError: if there is none, or it is no space of settings.
+    """
+    if name in SPACES:
+        return check_space(name, SPACES[name])
+    path = Path(name)
+    if path.suffix != ".py":
+        raise UserError(f"unknown space {name!r}: {', '.join(SPACES)}, or the path of a .py file that defines SPACE")
+    if not path.is_file():
+        raise UserError(f"space {name!r}: there is no such file")
+    try:
+        defined = runpy.run_path(str(path))
+    except Exception as error:
+        raise UserError(f"space {name!r} cannot be read: {type(error).__name__}: {error}") from error
+    if "SPACE" not in defined:
+        raise UserError(f"space {name!r} defines no SPACE: see tune/spaces.py for the form")
+    return check_space(name, defined["SPACE"])
+
+
+def check_space(name: str, space: Any) -> Space:
+    """Find settings that do not exist, values of a wrong type and empty ranges, before a trial is started.
+
+    Raises:
+        UserError: one line that names the setting.
+    """
+    if not isinstance(space, dict) or not space:
+        raise UserError(f"space {name!r} must be a dictionary of settings that is not empty")
+    known = flatten(Config())
+    for field, values in space.items():
+        where = f"space {name!r}, setting {field!r}"
+        if field not in known:
+            near = difflib.get_close_matches(str(field), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "see jobs/train.py --help"
+            raise UserError(f"{where}: there is no such setting: {hint}")
+        if field.startswith(_FIXED):
+            raise UserError(f"{where}: it belongs to the whole sweep and cannot vary between trials")
+        problem = _problem_of(_type_of(field), values)
+        if problem:
+            raise UserError(f"{where}: {problem}")
+    return space
+
+
+def _problem_of(kind: Any, values: Any) -> str:
+    """Return what is wrong with the values of a setting of some type, or nothing."""
+    if isinstance(values, list):
+        if not values:
+            return "no values to choose from"
+        wrong = [value for value in values if not _fits(kind, value)]
+        return f"{wrong[0]!r} is not {_describe(kind)}" if wrong else ""
+    if not isinstance(values, tuple) or len(values) != 3 or values[0] not in RANGES:
+        return f"{values!r} is neither a list of values nor a tuple ({' | '.join(RANGES)}, low, high)"
+    form, low, high = values
+    if kind not in (int, float) or (kind is int) != (form == "integers"):
+        return f"a range {form!r} does not fit a setting that is {_describe(kind)}"
+    wrong = [value for value in (low, high) if not _fits(kind, value) or not math.isfinite(value)]
+    if wrong:
+        return f"{wrong[0]!r} is not {_describe(kind)}"
+    if low >= high or (form == "log_uniform" and low <= 0):
+        above = " above 0" if form == "log_uniform" else ""
+        return f"the range {low}..{high} is empty: low must be{above} below high"
+    return ""
+
+
+def _type_of(field: str) -> Any:
+    kind: Any = Config
+    for part in field.split("."):
+        kind = get_type_hints(kind)[part]
+    return kind
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    return names.get(kind, "a list of names")

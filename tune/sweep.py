@@ -1,0 +1,182 @@
+"""A sweep from its settings to its results: trials over the whole cluster, taken up again where it stopped.
+
+Below STORAGE/sweeps/NAME: sweep.json, what the sweep is; state/, Tune's own state and the evaluations so far;
+trials.json, trials.csv, trials.md and the pictures, once it is over. The trials are runs, STORAGE/runs/NAME-TRIAL.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from brewclip.config import UserError, flatten
+from brewclip.data.storage import Storage, open_storage
+from brewclip.tracking import describe_environment, supersede, without_secrets
+from brewclip.training.checkpoint import CheckpointFacts, check_same_run
+from brewclip.training.launch import prepare
+from tune.options import SweepConfig, check_options, shared_settings
+from tune.records import SweepRecord, register_best, sweep_url
+from tune.spaces import Space
+from tune.state import StateMirror, read_json, read_results
+from tune.table import TrialRow, best_trial, table_files, text_table
+from tune.trial import is_trial_of
+
+_EXPERIMENT = "experiment"  # Tune's folder within the state
+_MEMORY_OF_TRIAL_BYTES = 600 * 2**20
+
+
+def prepare_sweep(config: SweepConfig, space: Space) -> None:
+    """Find what cannot work before a trial starts: options, storage, data, an earlier sweep of other settings.
+
+    Raises:
+        UserError: one line with the remedy.
+    """
+    check_options(config)
+    # Without a checkpoint of that name, this checks storage, splits and counts.
+    prepare(replace(shared_settings(config), run=replace(config.run, fresh=False)))
+    storage = open_storage(sweep_url(config))
+    if config.run.fresh:
+        _start_over(config, storage)
+    settings = {"space": space, "config": flatten(replace(config, run=replace(config.run, fresh=False)))}
+    settings = json.loads(without_secrets(json.dumps(settings)))
+    before = read_json(storage, "sweep.json")
+    if before is None:
+        storage.write("sweep.json", json.dumps(settings, indent=1).encode())
+        return
+    if before["space"] != settings["space"]:
+        raise UserError(
+            f"sweep {config.run_name!r} was started with another space: choose another --run.name, or start over "
+            "with --run.fresh"
+        )
+    check_same_run(config, CheckpointFacts(step=0, config=before["config"], frozen_sha256={}, audio_dim=0))
+
+
+def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]:
+    """Run all trials on the cluster that Ray is joined to, and record what came out; call `prepare_sweep` first.
+
+    Args:
+        config: of the sweep.
+        space: what is varied.
+        command: that does the sweep again.
+
+    Returns:
+        The trials, in the order they were made. All of them may have failed.
+    """
+    record = SweepRecord(config, space, command)
+    storage = open_storage(sweep_url(config))
+    with tempfile.TemporaryDirectory(prefix="brewclip-sweep-") as folder:
+        mirror = StateMirror(open_storage(f"{sweep_url(config)}/state"), Path(folder))
+        mirror.fetch()
+        mirror.start()
+        try:
+            rows = _run_trials(config, space, record.run_id, Path(folder))
+        except BaseException:
+            record.abandon()
+            raise
+        finally:
+            mirror.close()
+    files = _result_files(config, space, rows)
+    for name, data in files.items():
+        storage.write(name, data)
+    record.finish(rows, files)
+    name = register_best(config, rows)
+    print(f"\n{text_table(rows, config.run.selection_metric)}\n\ntable and pictures: {storage.url}", flush=True)
+    if name:
+        print(f"best: {best_trial(rows).name}, registered as {name}", flush=True)  # type: ignore[union-attr]
+    return rows
+
+
+def _run_trials(config: SweepConfig, space: Space, parent: str, folder: Path) -> list[TrialRow]:
+    """Let Tune run what is left to do, and return all trials, those of earlier submissions too."""
+    # Read when Tune is imported: its loggers would write a second record of everything to the state.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # with it, an interrupted sweep would look like a finished one
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its frames and tables do not go with our lines
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the loggers' files
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # of the state: a few kB, then copied to storage
+    from ray import tune
+
+    from tune.schedulers import build_scheduler, build_search, tune_space
+    from tune.watch import TrialWatch, read_trials
+
+    history = read_results(folder)
+    # Built in any case: this writes settings that depend on the cluster of today, and the scheduler's memory.
+    tuner = tune.Tuner(
+        _trainable(config, parent),
+        param_space=tune_space(space),
+        tune_config=tune.TuneConfig(
+            num_samples=config.sweep.num_trials,
+            scheduler=build_scheduler(config, history),
+            search_alg=build_search(config, count_places(config)),
+        ),
+        run_config=tune.RunConfig(
+            name=_EXPERIMENT,
+            storage_path=str(folder),
+            verbose=0,
+            callbacks=[TrialWatch(config, parent, folder)],
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    if list((folder / _EXPERIMENT).glob("experiment_state-*.json")):
+        print(f"sweep {config.run_name}: taken up again, trials that have reported: {len(history)}", flush=True)
+        tuner = tune.Tuner.restore(
+            str(folder / _EXPERIMENT), _trainable(config, parent), resume_unfinished=True, param_space=tune_space(space)
+        )
+    tuner.fit()
+    return read_trials(folder)
+
+
+def _trainable(config: SweepConfig, parent: str) -> Any:
+    """Return the trial function with what all trials share, as a small actor that needs no CPU of its own."""
+    import sys
+
+    from ray import cloudpickle, tune
+
+    from tune.trial import run_trial
+
+    cloudpickle.register_pickle_by_value(sys.modules["tune.trial"])
+    cluster = replace(config.cluster, max_failures=config.sweep.max_failures)
+    shared = replace(shared_settings(config), cluster=cluster, tracking=replace(config.tracking, parent_run=parent))
+    bound = tune.with_parameters(
+        run_trial, sweep=config.run_name, shared=flatten(shared), environment=describe_environment()
+    )
+    return tune.with_resources(bound, {"CPU": 0, "memory": _MEMORY_OF_TRIAL_BYTES})
+
+
+def count_places(config: SweepConfig) -> int:
+    """Return how many trials have room side by side on what is free of the cluster now, at least one."""
+    import ray
+
+    cluster, free = config.cluster, ray.available_resources()
+    places = int(free.get("CPU", 0) // (cluster.num_workers * cluster.cpus_per_worker))
+    if cluster.use_gpu:
+        places = min(places, int(free.get("GPU", 0) // cluster.num_workers))
+    if places < 1:
+        print(f"sweep {config.run_name}: no trial has room now, they wait until the cluster has", flush=True)
+    places = max(1, places)
+    return min(places, config.sweep.max_concurrent) if config.sweep.max_concurrent else places
+
+
+def _result_files(config: SweepConfig, space: Space, rows: list[TrialRow]) -> dict[str, bytes]:
+    from tune.pictures import draw_pictures
+
+    metric = config.run.selection_metric
+    tables = {name: text.encode() for name, text in table_files(rows, metric).items()}
+    return tables | draw_pictures(rows, space, metric)
+
+
+def _start_over(config: SweepConfig, storage: Storage) -> None:
+    """Remove the sweep and the runs of its trials, and let MLflow begin new records."""
+    runs = open_storage(f"{config.storage.rstrip('/')}/runs")
+    # Other runs may have names that begin alike.
+    names = [name for name in runs.list_names(f"{config.run_name}-") if is_trial_of(config.run_name, name)]
+    for run in sorted({name.split("/")[0] for name in names}):
+        supersede(config.tracking.uri, config.tracking.experiment, f"{runs.url}/{run}")
+    supersede(config.tracking.uri, config.tracking.experiment, storage.url)
+    for name in names:
+        runs.delete(name)
+    for name in storage.list_names():
+        storage.delete(name)
