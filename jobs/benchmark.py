@@ -1,7 +1,8 @@
-"""Measure a part of the project against another tool on this machine.
+"""Measure a part of the project against what one would use instead, on this machine.
 
     python jobs/benchmark.py stream
     python jobs/benchmark.py stream --num-pairs 9 --json stream.json
+    python jobs/benchmark.py all
 
 Ratios are what counts: both ways run in turn in one process, on a machine that may be busy with other work.
 """
@@ -10,11 +11,12 @@ import importlib
 import json
 import sys
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 from brewclip.config import UserError, exit_on_user_error, parse_options
 
-BENCHMARKS = ("recipes", "stream")
+BENCHMARKS = ("all", "extract", "loss", "recall", "recipes", "scaling", "startup", "stream", "train")
 """Names of the modules of brewclip.benchmarks that can be run; each has `Options` and `run`."""
 
 
@@ -35,8 +37,9 @@ def main() -> None:
         print(f"machine: {machine}", flush=True)
         figures = benchmark.run(options)
         if options.json:
-            record = {"benchmark": name, "machine": machine, "options": asdict(options)} | figures
-            Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
+            facts = {"benchmark": name, "date": date.today().isoformat(), "machine": machine}
+            record = facts | {"options": asdict(options)} | figures
+            Path(options.json).write_text(json.dumps(record, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""How two ways of doing the same are compared on a machine that others use too: in turn, by ratio, with its spread."""
+"""How two ways of doing the same are compared on a machine that others use too: in turn, by ratio, with its spread.
+
+What has no other way to stand against, such as memory, is held against a limit.
+"""
 
 import os
 import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from brewclip.config import UserError
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,66 @@ class Comparison:
         target = f"; target {self.target:g}x {'reached' if self.ratio >= self.target else 'MISSED'}" * bool(self.target)
         return (
             f"{self.name}: {self.ratio:.2f}x ({self.ratios[0]:.2f} to {self.ratios[-1]:.2f}, {len(self.ours)} pairs), "
-            f"{ours:,.0f} against {theirs:,.0f} {self.unit}{target}"
+            f"{show(ours)} against {show(theirs)} {self.unit}{target}"
         )
 
     def record(self) -> dict[str, object]:
         """Return what a JSON file keeps."""
         kept = {"name": self.name, "unit": self.unit, "target": self.target, "ours": self.ours, "theirs": self.theirs}
         return kept | {"ratio": self.ratio, "ratio_spread": [self.ratios[0], self.ratios[-1]]}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure that must not be above a limit.
+
+    Attributes:
+        name: what was measured.
+        values: of each run, in `unit`; their median counts.
+        most: what is allowed; 0 if the figure is only told.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    unit: str
+    most: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """Median of the runs."""
+        return statistics.median(self.values)
+
+    def line(self) -> str:
+        """Return one line for people."""
+        spread = f" ({show(min(self.values))} to {show(max(self.values))})" * (len(self.values) > 1)
+        verdict = "reached" if self.value <= self.most else "MISSED"
+        limit = f"; at most {show(self.most)} {verdict}" * bool(self.most)
+        return f"{self.name}: {show(self.value)} {self.unit}{spread}{limit}"
+
+    def record(self) -> dict[str, object]:
+        """Return what a JSON file keeps."""
+        return {"name": self.name, "unit": self.unit, "most": self.most, "value": self.value, "values": self.values}
+
+
+def show(value: float) -> str:
+    """Return a number with three digits that count, or whole if it is large."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def check_pairs(num_pairs: int) -> None:
+    """Refuse a number of runs that measures nothing.
+
+    Raises:
+        UserError: if it is below 1.
+    """
+    if num_pairs < 1:
+        raise UserError(f"--num-pairs {num_pairs} measures nothing: 1 or more")
+
+
+def told(limit: Limit) -> Limit:
+    """Print a limit's line and return it."""
+    print(limit.line(), flush=True)
+    return limit
 
 
 def compare_in_turn(

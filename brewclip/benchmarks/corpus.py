@@ -1,0 +1,82 @@
+"""What the benchmarks of models read: spoken captions of the scenes world, and a split of features.
+
+Features are random numbers of the size that Whisper base gives, so that a split is written in seconds.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brewclip.data.schema import Sample, array_to_npy
+from brewclip.data.shards import finish_split, shard_name, write_shard
+from brewclip.data.storage import open_storage
+from brewclip.scenes import captions, voices
+from brewclip.scenes.drawing import draw_scene
+from brewclip.scenes.world import sample_scene, scene_generator, world_seed
+
+AUDIO_DIM = 512  # of Whisper base
+_FRAMES = (120, 220)  # 2.4 to 4.4 s, as captions are
+_SEED_NAME = "scenes/benchmark"
+_DISTINCT = 64  # pairs that are drawn; others repeat them, as drawing takes longer than training on them
+_SIDE_PIXELS = 192
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A spoken caption.
+
+    Attributes:
+        text: what was said.
+        waveform: float32 mono at 16 kHz.
+    """
+
+    text: str
+    waveform: NDArray[np.float32]
+
+
+def make_recordings(count: int, noise_snr_db: float = 99.0) -> list[Recording]:
+    """Speak the captions of scenes; below 60 dB babble is mixed in."""
+    made = []
+    for index in range(count):
+        rng = scene_generator(world_seed(_SEED_NAME), index, "voice")
+        text = _caption(index)
+        waveform = voices.speak(text, voices.sample_voice(rng), rng)
+        made.append(Recording(text, voices.add_noise(waveform, noise_snr_db, rng) if noise_snr_db < 60 else waveform))
+    return made
+
+
+def write_features(url: str, split: str, num_pairs: int) -> None:
+    """Write a split of features below `url`, in one round."""
+    storage = open_storage(f"{url}/{split}")
+    parts = [_make_parts(index) for index in range(min(num_pairs, _DISTINCT))]
+    samples = (
+        Sample(f"{split}{n:06d}-0", _metadata(split, n, text), image, features=features)
+        for n, (text, image, features) in ((n, parts[n % len(parts)]) for n in range(num_pairs))
+    )
+    record = write_shard(storage, shard_name(split, 0, 0), 0, samples)
+    assert record is not None
+    details = {"image_side_pixels": _SIDE_PIXELS}
+    finish_split(
+        storage, [record], corpus="benchmark", split=split, kind="features", num_images=num_pairs, details=details
+    )
+
+
+def _caption(index: int) -> str:
+    scene = sample_scene(world_seed(_SEED_NAME), index)
+    return captions.read_captions(scene, scene_generator(world_seed(_SEED_NAME), index, "captions"), 1)[0]
+
+
+def _make_parts(index: int) -> tuple[str, bytes, bytes]:
+    """Return transcript, picture and features."""
+    picture, rng = io.BytesIO(), np.random.default_rng(index)
+    draw_scene(sample_scene(world_seed(_SEED_NAME), index), _SIDE_PIXELS).save(picture, "JPEG", quality=95)
+    frames = rng.standard_normal((int(rng.integers(*_FRAMES)), AUDIO_DIM)).astype(np.float16)
+    return _caption(index), picture.getvalue(), array_to_npy(frames)
+
+
+def _metadata(split: str, number: int, text: str) -> dict[str, object]:
+    image_id = f"{split}{number:06d}"
+    fields = {"image_id": image_id, "caption_id": f"{image_id}-0", "split": split, "duration_seconds": 3.4}
+    return fields | {"text": text, "transcript": text}

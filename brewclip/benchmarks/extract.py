@@ -1,0 +1,133 @@
+"""Compare Whisper's extraction with `whisper.transcribe` called for one recording after the other.
+
+    python jobs/benchmark.py extract
+    python jobs/benchmark.py extract --noise-snr-db 0 --num-recordings 24
+
+Both read the same spoken captions with the same weights, on the GPU if there is one (with the encoder in --precision)
+and else on one thread. Extraction keeps the encoder's frames besides; `transcribe` gives the transcript only. Word
+errors are counted after Whisper's normaliser. Memory is watched over --memory-rounds times the same recordings.
+"""
+
+import functools
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jiwer
+import psutil
+import torch
+import whisper
+import whisper.normalizers
+
+from brewclip.benchmarks.corpus import Recording, make_recordings
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
+from brewclip.config import UserError
+from brewclip.models.whisper import SpeechReader
+from brewclip.pretrained import load_whisper
+
+_LEAST_RATIO = 3.0
+_MOST_EXTRA_WER = 0.5  # points
+_MOST_GROWTH_MB = 50.0
+
+
+@dataclass(frozen=True)
+class Options(BenchmarkOptions):
+    """What is read, and how."""
+
+    whisper: str = "base"
+    """Name of the Whisper model."""
+    num_recordings: int = 24
+    """Spoken captions of about 3 s."""
+    noise_snr_db: float = 99.0
+    """Babble mixed in, in dB; 60 and more mix nothing in."""
+    batch_size: int = 16
+    """Windows that extraction decodes together."""
+    precision: str = "float32"
+    """Of extraction's encoder: float32, bfloat16 or float16."""
+    num_pairs: int = 2
+    """Runs of each way that count."""
+    num_threads: int = 1
+    """Threads of torch on a CPU."""
+    memory_rounds: int = 3
+    """How often the recordings are extracted while memory is watched; 0 leaves it out."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+
+    Raises:
+        UserError: if an option has no meaning.
+    """
+    _check(options)
+    torch.set_num_threads(options.num_threads)
+    model = load_whisper(options.whisper).to("cuda" if torch.cuda.is_available() else "cpu")
+    recordings = make_recordings(options.num_recordings, options.noise_snr_db)
+    reader = SpeechReader(model, "en", options.batch_size, precision=options.precision)
+    transcripts: dict[str, list[str]] = {}
+    comparison = compare_in_turn(
+        f"extraction of {len(recordings)} captions by Whisper {options.whisper}{_described(options)}",
+        functools.partial(_rate, "reader", lambda: _read(reader, recordings), transcripts),
+        functools.partial(_rate, "transcribe", lambda: transcribe_each(model, recordings), transcripts),
+        num_pairs=options.num_pairs,
+        unit="recordings/s",
+        target=_LEAST_RATIO,
+    )
+    errors = {name: word_error_rate(recordings, found) for name, found in transcripts.items()}
+    print("word errors: " + ", ".join(f"{name} {value:.2f} %" for name, value in errors.items()), flush=True)
+    extra = errors["reader"] - errors["transcribe"]
+    limits = [told(Limit("word errors more than whisper.transcribe", (extra,), "points", _MOST_EXTRA_WER))]
+    if options.memory_rounds:
+        limits.append(told(_growth(reader, recordings, options.memory_rounds)))
+    return {
+        "comparisons": [comparison.record()],
+        "limits": [limit.record() for limit in limits],
+        "word_error_rates": errors,
+    }
+
+
+def _check(options: Options) -> None:
+    check_pairs(options.num_pairs)
+    if options.num_recordings < 1 or options.num_threads < 1:
+        raise UserError("--num-recordings and --num-threads must be 1 or more")
+    if options.memory_rounds == 1:
+        raise UserError("--memory-rounds 1 compares nothing: 0, or 2 and more")
+
+
+def _described(options: Options) -> str:
+    return f" under babble of {options.noise_snr_db:g} dB" if options.noise_snr_db < 60 else ""
+
+
+def _read(reader: SpeechReader, recordings: list[Recording]) -> list[str]:
+    return [speech.transcript for speech in reader.read([recording.waveform for recording in recordings])]
+
+
+def transcribe_each(model: whisper.Whisper, recordings: list[Recording]) -> list[str]:
+    """Return Whisper's own transcripts, by its defaults."""
+    fp16 = model.device.type == "cuda"
+    return [
+        str(whisper.transcribe(model, recording.waveform, language="en", fp16=fp16)["text"]) for recording in recordings
+    ]
+
+
+def _rate(name: str, read: Callable[[], list[str]], transcripts: dict[str, list[str]]) -> float:
+    started = time.perf_counter()
+    transcripts[name] = read()
+    return len(transcripts[name]) / (time.perf_counter() - started)
+
+
+def word_error_rate(recordings: list[Recording], transcripts: list[str]) -> float:
+    """Return the word error rate over all recordings, in percent."""
+    normalise = whisper.normalizers.EnglishTextNormalizer()
+    texts = [normalise(re.sub(r"\s+", " ", recording.text)) for recording in recordings]
+    return 100 * float(jiwer.wer(texts, [normalise(transcript) for transcript in transcripts]))
+
+
+def _growth(reader: SpeechReader, recordings: list[Recording], rounds: int) -> Limit:
+    """Return by how much resident memory grows from the first round to the last."""
+    process, resident = psutil.Process(), []
+    for _ in range(rounds):
+        _read(reader, recordings)
+        resident.append(process.memory_info().rss)
+    return Limit(f"growth of memory over {rounds} rounds", ((resident[-1] - resident[0]) / 1e6,), "MB", _MOST_GROWTH_MB)

@@ -1,0 +1,135 @@
+"""Compare the loss of a large batch, computed some rows at a time, with the plain formula over the whole matrix.
+
+    python jobs/benchmark.py loss
+    python jobs/benchmark.py loss --large-own-rows 32768      # all rows on one worker: about 5 minutes on 2 cores
+
+Loss and gradients of both are compared, then their time, then the memory of each in a process of its own. The large
+case is one worker's share of a global batch: its own rows against those of all workers.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brewclip import losses as losses_module
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
+from brewclip.benchmarks.memory import watch
+from brewclip.config import UserError
+from brewclip.losses import brewclip_loss
+from brewclip.models.brewclip import Features
+
+_LEAST_RATIO = 0.9
+_MOST_DIFFERENCE = 1e-5
+_MOST_LARGE_GB = 4.0
+
+
+@dataclass(frozen=True)
+class Options(BenchmarkOptions):
+    """Sizes and runs."""
+
+    num_rows: int = 5120
+    """Batch of the comparison; with more than 4,096 rows it is computed in chunks."""
+    num_dimensions: int = 768
+    """Of the features."""
+    num_pairs: int = 3
+    """Runs of each way that count."""
+    large_own_rows: int = 2048
+    """Rows of one worker in the case whose memory is measured; 0 leaves it out."""
+    large_all_rows: int = 32_768
+    """Rows of all workers in that case."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+
+    Raises:
+        UserError: if an option has no meaning.
+    """
+    _check(options)
+    rows, dimensions = options.num_rows, options.num_dimensions
+    limits = [told(_difference(rows, dimensions))]
+    comparison = compare_in_turn(
+        f"loss and gradients of {rows:,} rows",
+        functools.partial(_rate, rows, dimensions, plain=False),
+        functools.partial(_rate, rows, dimensions, plain=True),
+        num_pairs=options.num_pairs,
+        unit="rows/s",
+        target=_LEAST_RATIO,
+    )
+    for name, plain in (("plain formula", True), ("in chunks", False)):
+        limits.append(_peak(f"peak memory of {rows:,} rows, {name}", rows, rows, dimensions, plain=plain))
+    own, everyone = options.large_own_rows, options.large_all_rows
+    if own:
+        name = f"peak memory of {own:,} of {everyone:,} rows, in chunks"
+        limits.append(_peak(name, own, everyone, dimensions, plain=False, most=_MOST_LARGE_GB))
+    return {"comparisons": [comparison.record()], "limits": [limit.record() for limit in limits]}
+
+
+def _check(options: Options) -> None:
+    check_pairs(options.num_pairs)
+    if options.num_rows < 2:
+        raise UserError(f"--num-rows {options.num_rows} has no negatives: 2 or more")
+    if options.large_own_rows and not 2 <= options.large_own_rows <= options.large_all_rows:
+        raise UserError(f"--large-own-rows {options.large_own_rows} must be 2..{options.large_all_rows}, all rows")
+
+
+def step(own_rows: int, all_rows: int, dimensions: int, *, plain: bool) -> list[Tensor]:
+    """Compute the loss of one worker's rows and its gradients.
+
+    Returns:
+        The loss, and the gradients of picture, sound and text features and of the logit scale.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(own_rows, dimensions, generator=generator, requires_grad=True) for _ in range(3)]
+    scale = torch.tensor(2.66, requires_grad=True)
+    image, acoustic, text = parts
+    gather = _gathering(all_rows - own_rows)
+    before = losses_module._MAX_LOGITS
+    losses_module._MAX_LOGITS = own_rows * all_rows if plain else min(before, own_rows * all_rows - 1)
+    try:
+        features = Features(image, acoustic + text, acoustic, text)
+        loss = brewclip_loss(features, torch.arange(own_rows), scale, 0.1, gather)["loss"]
+        loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        losses_module._MAX_LOGITS = before
+    return [loss.detach(), *(part.grad for part in (*parts, scale) if part.grad is not None)]
+
+
+def _gathering(other_rows: int) -> Callable[[Tensor], Tensor]:
+    """Return what stands for the transfer: rows of other workers come after this one's."""
+
+    def gather(x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            return torch.cat([x, torch.randn(other_rows, *x.shape[1:])])
+        others = torch.stack([len(x) + torch.arange(other_rows), torch.ones(other_rows, dtype=torch.int64)], dim=1)
+        return torch.cat([x, others])
+
+    return gather if other_rows else lambda x: x
+
+
+def _difference(rows: int, dimensions: int) -> Limit:
+    """Return how far loss and gradients in chunks are from the plain formula's, relative to their largest value."""
+    pairs = zip(
+        step(rows, rows, dimensions, plain=False), step(rows, rows, dimensions, plain=True), strict=True
+    )  # fmt: skip
+    worst = max(float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs)
+    return Limit("largest relative difference of loss and gradients", (worst,), "", _MOST_DIFFERENCE)
+
+
+def _rate(rows: int, dimensions: int, *, plain: bool) -> float:
+    started = time.perf_counter()
+    step(rows, rows, dimensions, plain=plain)
+    return rows / (time.perf_counter() - started)
+
+
+def _peak(name: str, own_rows: int, all_rows: int, dimensions: int, *, plain: bool, most: float = 0.0) -> Limit:
+    peak = watch(
+        "from brewclip.benchmarks.loss import step\n"
+        f"step({own_rows}, {all_rows}, {dimensions}, plain={plain})"
+    )  # fmt: skip
+    return told(Limit(name, (peak.rss_bytes / 1e9,), "GB", most))

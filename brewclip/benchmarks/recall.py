@@ -1,0 +1,141 @@
+"""Compare exact recall by tiles with sorting the whole similarity matrix, as retrieval code usually does.
+
+    python jobs/benchmark.py recall
+    python jobs/benchmark.py recall --large-seconds 0      # lets the large case run to its end: about 20 minutes
+
+Both give the rank of every query in both directions over the same random features; their ranks are compared. The large
+case runs in a process of its own, whose resident memory is watched; it is ended after --large-seconds, as it grows no
+more once its first tiles are counted.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
+from brewclip.benchmarks.memory import watch
+from brewclip.config import UserError
+from brewclip.metrics import retrieval
+
+_LEAST_RATIO = 10.0
+_MOST_SECONDS = 3.0
+_MOST_GB = 4.0
+_NOISE = 4.0  # added to a picture's features: about 97 % of 25,000 recordings then find theirs first
+
+
+@dataclass(frozen=True)
+class Options(BenchmarkOptions):
+    """Sizes and runs."""
+
+    num_speech: int = 25_000
+    """Recordings."""
+    num_images: int = 5_000
+    """Pictures."""
+    num_dimensions: int = 512
+    """Of the features."""
+    num_pairs: int = 3
+    """Runs of each way that count."""
+    large_speech: int = 1_000_000
+    """Recordings of the case whose memory is measured; 0 leaves it out."""
+    large_images: int = 100_000
+    """Pictures of that case."""
+    large_seconds: float = 60.0
+    """After how long that case is ended; 0 lets it finish."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+
+    Raises:
+        UserError: if an option has no meaning.
+    """
+    _check(options)
+    features = make_features(options.num_speech, options.num_images, options.num_dimensions)
+    seconds: list[float] = []
+    ranks: dict[str, NDArray[np.int64]] = {}
+    comparison = compare_in_turn(
+        f"recall of {options.num_speech:,} recordings against {options.num_images:,} pictures",
+        functools.partial(_rate, "tiles", _ranks_by_tiles, features, ranks, seconds),
+        functools.partial(_rate, "sorting", ranks_by_sorting, features, ranks, []),
+        num_pairs=options.num_pairs,
+        unit="recordings/s",
+        target=_LEAST_RATIO,
+    )
+    different = int((ranks["tiles"] != ranks["sorting"]).sum())
+    print(f"ranks that differ: {different} of {len(ranks['tiles'])}", flush=True)
+    limits = [told(Limit("seconds of it", tuple(seconds[1:]), "s", _MOST_SECONDS))]
+    if options.large_speech:
+        limits.append(_measure_large(options))
+    return {
+        "comparisons": [comparison.record()],
+        "limits": [limit.record() for limit in limits],
+        "ranks_that_differ": different,
+    }
+
+
+def _check(options: Options) -> None:
+    check_pairs(options.num_pairs)
+    if not 1 <= options.num_images <= options.num_speech:
+        raise UserError(f"--num-images {options.num_images} must be 1..{options.num_speech}, the recordings")
+    if options.large_speech and not 1 <= options.large_images <= options.large_speech:
+        raise UserError(f"--large-images {options.large_images} must be 1..{options.large_speech}, its recordings")
+
+
+def make_features(num_speech: int, num_images: int, num_dimensions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return speech (Q, D), the picture of each recording (Q,), images (G, D); a recording is a picture with noise."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(num_images, num_dimensions, generator=generator)
+    answers = torch.arange(num_speech)[torch.randperm(num_speech, generator=generator)] % num_images
+    speech = torch.empty(num_speech, num_dimensions).normal_(0, _NOISE, generator=generator)
+    for rows in torch.arange(num_speech).split(8192):  # the large case has no room for a second copy
+        speech[rows] += images[answers[rows]]
+    return speech, answers, images
+
+
+def ranks_by_sorting(speech: Tensor, answers: Tensor, images: Tensor) -> NDArray[np.int64]:
+    """Return the rank of each recording's picture, then the best rank of each picture's recordings, by two argsorts."""
+    scores = F.normalize(speech, dim=1) @ F.normalize(images, dim=1).T
+    places = scores.argsort(dim=1, descending=True)
+    to_image = (places == answers[:, None]).int().argmax(dim=1) + 1
+    places = scores.T.argsort(dim=1, descending=True)
+    to_speech = (answers[places] == torch.arange(len(images))[:, None]).int().argmax(dim=1) + 1
+    return torch.cat([to_image, to_speech]).numpy()
+
+
+def _ranks_by_tiles(speech: Tensor, answers: Tensor, images: Tensor) -> NDArray[np.int64]:
+    result = retrieval(speech, answers, images, np.arange(len(images)))
+    return np.concatenate([result.speech_to_image_rank, result.image_to_speech_rank])
+
+
+def _rate(
+    name: str,
+    rank: Callable[..., NDArray[np.int64]],
+    features: tuple[Tensor, Tensor, Tensor],
+    ranks: dict[str, NDArray[np.int64]],
+    seconds: list[float],
+) -> float:
+    started = time.perf_counter()
+    ranks[name] = rank(*features)
+    seconds.append(time.perf_counter() - started)
+    return len(features[0]) / seconds[-1]
+
+
+def _measure_large(options: Options) -> Limit:
+    sizes = f"{options.large_speech}, {options.large_images}, {options.num_dimensions}"
+    peak = watch(
+        "import numpy; from brewclip.benchmarks.recall import make_features; from brewclip.metrics import retrieval\n"
+        f"speech, answers, images = make_features({sizes})\n"
+        "retrieval(speech, answers, images, numpy.arange(len(images)))",
+        max_seconds=options.large_seconds,
+    )
+    how = "all of it" if peak.finished else f"its first {peak.seconds:.0f} s"
+    name = f"peak memory with {options.large_speech:,} against {options.large_images:,} ({how})"
+    return told(Limit(name, (peak.rss_bytes / 1e9,), "GB", _MOST_GB))

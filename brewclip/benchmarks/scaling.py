@@ -1,0 +1,334 @@
+"""Train through Ray, S3 and the stream on one worker and on two: the data's cost, weak scaling, and what comes before.
+
+    python jobs/benchmark.py scaling
+    python jobs/benchmark.py scaling --picture docs/scaling.png --page docs/scaling.md
+
+A run starts workers of the preset `scenes` with Ray Train over a local S3 server. In each worker the training loop is
+fed in turn by the stream (with curves, flags and counts as in a real run) and from memory with nothing around it. Runs
+of one worker and of two with twice the batch stand in turn. The arithmetic of `traffic`, given the speed of one worker
+and of the link between two, says what two should take, and draws the picture for GPUs.
+"""
+
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from brewclip.benchmarks.corpus import write_features
+from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, Limit, check_pairs, show, told
+from brewclip.benchmarks.table import CLOSING, OPENING, put_between_markers
+from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time, weak_efficiency
+from brewclip.config import Config, UserError, flatten, unflatten
+from brewclip.embedded import S3Server
+
+_LEAST_FED_SHARE = 0.95
+_LEAST_WEAK_SCALING = 1.8
+_LINK_BYTES = 2**24  # summed over both workers to measure the link
+_NUM_LINK_RUNS = 5
+_RESULT = "benchmark-result.json"
+
+SCENES = Workload("scenes", Tower(160, 4, 41), Tower(128, 4, 24), 2.0 * 36 * 3 * 16**2 * 160, 128, 0, 200_000)
+# ViT-L-14 at 224 pixels and captions of 20 tokens; the pictures' 30 kB and 2 bytes x 512 a frame of speech.
+_VISION, _TEXT, _PATCHES = Tower(1024, 24, 261), Tower(768, 12, 24), 2.0 * 256 * 3 * 14**2 * 1024
+_TRAINED = 10_439_169
+PAPER = (
+    Workload("flickr8k", _VISION, _TEXT, _PATCHES, 768, _TRAINED, 30_000 + 1024 * 50 * 4),
+    Workload("localized_narratives", _VISION, _TEXT, _PATCHES, 768, _TRAINED, 30_000 + 1024 * 50 * 18),
+)
+GPU = Machine(flops_per_second=125e12, bytes_per_second=25e9, latency_seconds=1e-5)
+"""An assumption: 40 % of 312 TFLOP/s in bfloat16, and 200 Gbit/s for each GPU."""
+NUM_GPUS = (1, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Options(BenchmarkOptions):
+    """What is measured, and how long."""
+
+    pairs_per_worker: int = 32
+    """Pairs of a step on each worker."""
+    num_samples: int = 512
+    """Pairs of the split."""
+    num_steps: int = 20
+    """Steps of one measurement."""
+    num_pairs: int = 3
+    """Measurements by the stream and from memory in each run, in turn."""
+    num_runs: int = 2
+    """Runs on one worker, and as many on two; each starts Ray workers anew, which takes about 20 s."""
+    picture: str = ""
+    """File that gets the picture of the arithmetic, such as scaling.png; empty draws none."""
+    page: str = ""
+    """Page whose markers <!-- benchmarks --> and <!-- /benchmarks --> get the tables; empty writes none."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+
+    Raises:
+        UserError: if an option has no meaning.
+    """
+    _check(options)
+    runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    with (
+        tempfile.TemporaryDirectory(prefix="brewclip-benchmark-") as folder,
+        S3Server(Path(folder) / "objects", Path(folder)) as server,
+    ):
+        environment = server.environment()
+        os.environ.update(environment)
+        bucket = server.create_bucket("benchmark")
+        for split in ("train", "dev"):
+            write_features(f"{bucket}/benchmark/whisper-base", split, options.num_samples)
+        from brewclip.cluster import connect
+
+        connect()
+        for number in range(options.num_runs):
+            for num_workers in (1, 2) if number % 2 == 0 else (2, 1):
+                runs[num_workers].append(_run_workers(bucket, environment, options, num_workers))
+    comparisons, limits = _figures(runs, options)
+    prediction = _predict(runs, options)
+    if options.picture:
+        draw(options.picture)
+    if options.page and not put_between_markers(Path(options.page), _tables(prediction)):
+        raise UserError(f"--page {options.page} has no markers {OPENING} and {CLOSING}")
+    return {
+        "comparisons": [comparison.record() for comparison in comparisons],
+        "limits": [limit.record() for limit in limits],
+        "prediction": prediction,
+        "arithmetic": arithmetic_rows(),
+    }
+
+
+def _check(options: Options) -> None:
+    check_pairs(options.num_pairs)
+    if options.num_runs < 1:
+        raise UserError(f"--num-runs {options.num_runs} measures nothing: 1 or more")
+    if not 2 <= 2 * options.pairs_per_worker <= options.num_samples:
+        raise UserError(f"--pairs-per-worker {options.pairs_per_worker} must be 1..{options.num_samples // 2}")
+
+
+# ------------------------------------------------------------------ in the cluster
+
+
+def _run_workers(bucket: str, environment: dict[str, str], options: Options, num_workers: int) -> dict[str, Any]:
+    """Start workers, let them measure, and return what the first one found."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from brewclip.benchmarks.steps import build_config
+    from brewclip.data.storage import open_storage
+
+    config = build_config(bucket, options.pairs_per_worker * num_workers, options.num_steps, num_workers)
+    settings = {"config": flatten(config), "num_pairs": options.num_pairs}
+    settings |= {"environment": environment, "submitted": time.time()}  # a cluster of one's own has another S3
+    with tempfile.TemporaryDirectory(prefix="brewclip-train-") as folder:
+        TorchTrainer(
+            measure_worker,
+            train_loop_config=settings,
+            scaling_config=ray.train.ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 1}),
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # seen by mypy as the old one of ray.air
+                name=config.run_name,
+                storage_path=folder,
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            ),
+        ).fit()
+    found: dict[str, Any] = json.loads(open_storage(config.run_url).read(_RESULT))
+    return found
+
+
+def measure_worker(settings: dict[str, Any]) -> None:
+    """Train on this worker, fed by the stream and from memory in turn; the first worker writes the rates down."""
+    from brewclip.data.storage import open_storage
+    from brewclip.training.worker import Assignment, Worker
+
+    started = time.time()
+    os.environ.update(settings["environment"])
+    config = unflatten(settings["config"])
+    worker = Worker(config, Assignment(settings["config"], submitted=settings["submitted"]))
+    built = time.time()
+    batches = worker._batches()
+    first = next(batches)
+    parts = {"workers": started - settings["submitted"], "weights": built - started, "batch": time.time() - built}
+    in_memory = [first, *itertools.islice(batches, 3)]
+    _steps(worker, itertools.cycle(in_memory), is_real=False)  # neither counts: both ways begin warm
+    _steps(worker, batches, is_real=True)
+    rates: dict[str, list[float]] = {"stream": [], "memory": []}
+    for pair in range(settings["num_pairs"]):
+        for way in ("stream", "memory") if pair % 2 == 0 else ("memory", "stream"):
+            source = batches if way == "stream" else itertools.cycle(in_memory)
+            rates[way].append(_steps(worker, source, is_real=way == "stream"))
+    trained = sum(parameter.numel() for parameter in worker.model.trained_parameters().values())
+    found = {"rates": rates, "before_first_step": parts, "link": _measure_link(), "trained_parameters": trained}
+    if worker.rank == 0:
+        open_storage(config.run_url).write(_RESULT, json.dumps(found).encode())
+    worker.close()
+
+
+def _steps(worker: Any, batches: Iterator[Any], *, is_real: bool) -> float:
+    """Train over the configured steps; return pairs per second of all workers."""
+    from brewclip.benchmarks.steps import train_only
+    from brewclip.training.loop import Progress, train
+
+    config: Config = worker.config
+    started = time.perf_counter()
+    if is_real:
+        train(
+            config, worker.model, worker.optimizer, batches, Progress(), evaluate=dict, save=_save_nothing,
+            count_bad=worker.count_bad, log=worker.log, stop_requested=worker.stop_flag.is_set,
+            preempted=worker._preempted, autocast=lambda: _autocast(worker),
+        )  # fmt: skip
+    else:
+        train_only(config, worker.model, worker.optimizer, batches)
+    return config.optim.total_steps * config.run.global_batch_size / (time.perf_counter() - started)
+
+
+def _save_nothing(progress: Any, best: bool) -> None:
+    """Stand for a checkpoint."""
+
+
+def _autocast(worker: Any) -> Any:
+    from brewclip.assembly import build_autocast
+
+    return build_autocast(worker.config, worker.device)
+
+
+def _measure_link() -> dict[str, float]:
+    """Return bytes per second and latency of a sum over two workers; empty for one."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() < 2:
+        return {}
+    seconds = {}
+    for size in (1, _LINK_BYTES // 4):
+        values = torch.ones(size)
+        dist.all_reduce(values)
+        started = time.perf_counter()
+        for _ in range(_NUM_LINK_RUNS):
+            dist.all_reduce(values)
+        seconds[size] = (time.perf_counter() - started) / _NUM_LINK_RUNS
+    small, large = seconds.values()
+    # Between two, a sum sends its bytes once (twice half of them), in two hops.
+    return {"bytes_per_second": _LINK_BYTES / max(large - small, 1e-9), "latency_seconds": small / 2}
+
+
+# ------------------------------------------------------------------ what it means
+
+
+def _figures(runs: dict[int, list[dict[str, Any]]], options: Options) -> tuple[list[Comparison], list[Limit]]:
+    def rates(num_workers: int, way: str) -> tuple[float, ...]:
+        return tuple(rate for found in runs[num_workers] for rate in found["rates"][way])
+
+    comparisons = [
+        Comparison(
+            "one worker fed through Ray, S3 and the stream against memory",
+            rates(1, "stream"),
+            rates(1, "memory"),
+            "pairs/s",
+            _LEAST_FED_SHARE,
+        ),
+        Comparison(
+            f"two workers against one, {options.pairs_per_worker} pairs each",
+            rates(2, "stream"),
+            rates(1, "stream"),
+            "pairs/s",
+            _LEAST_WEAK_SCALING,
+        ),
+    ]
+    for comparison in comparisons:
+        print(comparison.line(), flush=True)
+    names = {"workers": "Ray's workers are up", "weights": "weights are loaded", "batch": "first batch"}
+    everyone = [found["before_first_step"] for of in runs.values() for found in of]
+    limits = [
+        told(Limit(f"before the first step, {name}", tuple(parts[key] for parts in everyone), "s"))
+        for key, name in names.items()
+    ]
+    return comparisons, limits
+
+
+def _predict(runs: dict[int, list[dict[str, Any]]], options: Options) -> dict[str, float]:
+    """Compare the step time of two workers with what the arithmetic makes of one worker's speed and the link."""
+    pairs = options.pairs_per_worker
+    workload = replace(SCENES, trained_parameters=runs[2][0]["trained_parameters"])
+    seconds = [pairs / rate for found in runs[1] for rate in found["rates"]["memory"]]
+    alone = sorted(seconds)[len(seconds) // 2]
+    flops = step_time(workload, Machine(1.0, 1.0, 0.0), 1, pairs).seconds / alone
+    predicted = [
+        step_time(workload, Machine(flops, **found["link"]), 2, pairs).seconds for found in runs[2] if found["link"]
+    ]
+    measured = sorted(2 * pairs / rate for found in runs[2] for rate in found["rates"]["memory"])
+    figures = {
+        "one_worker_seconds": alone,
+        "two_workers_predicted_seconds": sum(predicted) / max(1, len(predicted)),
+        "two_workers_measured_seconds": measured[len(measured) // 2],
+        **runs[2][0]["link"],
+    }
+    print(
+        f"a step of one worker {show(1000 * alone)} ms, of two: "
+        f"{show(1000 * figures['two_workers_predicted_seconds'])} ms by arithmetic, "
+        f"{show(1000 * figures['two_workers_measured_seconds'])} ms measured",
+        flush=True,
+    )
+    return figures
+
+
+def arithmetic_rows(pairs_per_worker: int = 32) -> list[dict[str, Any]]:
+    """Return the arithmetic for the paper's presets on GPUs, a row for each number of them."""
+    rows = []
+    for workload in PAPER:
+        for num_gpus in NUM_GPUS:
+            step = step_time(workload, GPU, num_gpus, pairs_per_worker)
+            efficiency = weak_efficiency(workload, GPU, num_gpus, pairs_per_worker)
+            row = {"workload": workload.name, "num_gpus": num_gpus, "pairs_per_gpu": pairs_per_worker}
+            rows.append(row | asdict(step) | {"seconds": step.seconds, "efficiency": efficiency})
+    return rows
+
+
+def _tables(prediction: dict[str, float]) -> str:
+    """Return the measured check and the arithmetic's rows as Markdown."""
+    check = {name: f"{show(1000 * value)} ms" for name, value in prediction.items() if name.endswith("_seconds")}
+    lines = ["| a step on two CPU cores | |", "|---|---|"]
+    lines += [f"| {name.removesuffix('_seconds').replace('_', ' ')} | {value} |" for name, value in check.items()]
+    lines += [
+        "",
+        "| preset | GPUs | pairs per GPU | step | of it gather + sum | sent by a GPU | storage | efficiency |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for row in [*arithmetic_rows(32), *arithmetic_rows(256)]:
+        moved = 1000 * (row["gather_seconds"] + row["reduce_seconds"])
+        sent = (row["gather_bytes"] + row["reduce_bytes"]) / 1e6
+        lines.append(
+            f"| {row['workload']} | {row['num_gpus']} | {row['pairs_per_gpu']} | {1000 * row['seconds']:.0f} ms | "
+            f"{moved:.1f} ms | {sent:.0f} MB | {row['read_bytes_per_second'] / 1e9:.2f} GB/s | "
+            f"{100 * row['efficiency']:.0f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(path: str) -> None:
+    """Draw efficiency and storage traffic over the number of GPUs, for two sizes of the batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for pairs, line in ((32, "-"), (256, "--")):
+        for workload, colour in zip(PAPER, ("tab:blue", "tab:orange"), strict=True):
+            steps = [step_time(workload, GPU, number, pairs) for number in NUM_GPUS]
+            shares = [100 * weak_efficiency(workload, GPU, number, pairs) for number in NUM_GPUS]
+            reads = [step.read_bytes_per_second / 1e9 for step in steps]
+            right.plot(NUM_GPUS, reads, line, color=colour, marker="o", label=f"{workload.name}, {pairs} pairs per GPU")
+        left.plot(NUM_GPUS, shares, line, color="black", marker="o", label=f"{pairs} pairs per GPU")
+    left.set(xlabel="GPUs", ylabel="weak-scaling efficiency in %", ylim=(0, 105), xscale="log")
+    right.set(xlabel="GPUs", ylabel="read from storage in GB/s", xscale="log", yscale="log")
+    for axes in (left, right):
+        axes.set_xticks(NUM_GPUS, [str(number) for number in NUM_GPUS], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,136 @@
+"""Training steps on made-up data, by the project's own loop, for the benchmarks that time them."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from brewclip.assembly import build_autocast, build_decoder, build_model
+from brewclip.benchmarks.corpus import AUDIO_DIM
+from brewclip.config import Config, preset
+from brewclip.config.settings import Precision
+from brewclip.data.batches import Batch, Pair, collate
+from brewclip.data.manifest import open_manifest
+from brewclip.data.order import Extent
+from brewclip.data.reader import SplitReader
+from brewclip.data.schema import BadSample
+from brewclip.models.brewclip import BrewCLIP
+from brewclip.models.clip import PromptedCLIP
+from brewclip.pretrained import LoadedClip, load_clip
+from brewclip.training.loop import Progress, train
+from brewclip.training.optimizer import build_optimizer
+
+
+def build_config(storage: str, global_batch_size: int, num_steps: int, num_workers: int = 1) -> Config:
+    """Return the `scenes` preset over the corpus `benchmark`, which only trains: no evaluation, no checkpoint."""
+    start = preset("scenes")
+    never = num_steps + 1
+    run = replace(
+        start.run,
+        name=f"benchmark-{num_workers}",
+        global_batch_size=global_batch_size,
+        log_every_steps=10,
+        eval_every_steps=never,
+        checkpoint_every_steps=never,
+    )
+    return replace(
+        start,
+        storage=storage,
+        data=replace(start.data, corpus="benchmark"),
+        optim=replace(start.optim, total_steps=num_steps, warmup_steps=0),
+        run=run,
+        cluster=replace(start.cluster, num_workers=num_workers),
+        tracking=replace(start.tracking, uri=""),
+    )
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model that can be trained in this process.
+
+    Attributes:
+        config: of `build_config`.
+        clip: its frozen part, which makes tokens.
+        model, optimizer: what a step changes.
+    """
+
+    config: Config
+    clip: LoadedClip
+    model: BrewCLIP
+    optimizer: torch.optim.Optimizer
+
+    def rate(
+        self, batches: Iterator[Batch], *, precision: Precision = "float32", compiled: BrewCLIP | None = None
+    ) -> float:
+        """Train over the configured steps; return pairs per second.
+
+        Args:
+            batches: at least as many as there are steps.
+            precision: of the arithmetic.
+            compiled: the model as `torch.compile` returned it, to be used in its place.
+        """
+        config = replace(self.config, run=replace(self.config.run, precision=precision))
+        size = config.run.global_batch_size
+        positions = (torch.arange(size) + step * size for step in itertools.count())
+        started = time.perf_counter()
+        train_only(
+            config, self.model if compiled is None else compiled, self.optimizer, zip(batches, positions, strict=False)
+        )
+        return config.optim.total_steps * size / (time.perf_counter() - started)
+
+
+def build_trainee(config: Config, device: torch.device) -> Trainee:
+    """Build the model of a configuration."""
+    clip = load_clip(config.model.clip)
+    model = build_model(config, PromptedCLIP(clip.model), AUDIO_DIM).to(device)
+    return Trainee(config, clip, model, build_optimizer(model.trained_parameters(), config.optim))
+
+
+def train_only(
+    config: Config,
+    model: BrewCLIP,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[tuple[Batch, Tensor]],
+) -> None:
+    """Run the training loop with nothing around it: no curves, no stop, no evaluation, no checkpoint."""
+    device = next(model.parameters()).device
+    progress = train(
+        config,
+        model,
+        optimizer,
+        batches,
+        Progress(),
+        evaluate=dict,
+        save=lambda progress, best: None,
+        count_bad=dict,
+        log=lambda metrics, step: None,
+        stop_requested=lambda: False,
+        preempted=lambda: False,
+        autocast=lambda: build_autocast(config, device),
+    )
+    assert not progress.problem, progress.problem
+
+
+def read_pairs(trainee: Trainee, split: str, count: int) -> list[Pair]:
+    """Decode the first pairs of a split of the corpus."""
+    reader = SplitReader(open_manifest(f"{trainee.config.features_url}/{split}"))
+    decode = build_decoder(trainee.config, trainee.clip)
+    samples = [sample for _, sample in reader.load(Extent(0, 0, count))]
+    return [decode(sample) for sample in samples if not isinstance(sample, BadSample)]
+
+
+def cut_batches(trainee: Trainee, pairs: Sequence[Pair], device: torch.device) -> list[Batch]:
+    """Put pairs together to batches."""
+    size = trainee.config.run.global_batch_size
+    return [
+        collate(pairs[start : start + size], trainee.clip.mean, trainee.clip.std, device)
+        for start in range(0, len(pairs) - size + 1, size)
+    ]
+
+
+def changed(batches: Sequence[Batch], change: Callable[[Batch], Batch] | None) -> list[Batch]:
+    """Return batches with a change made to each."""
+    return [batch if change is None else change(batch) for batch in batches]

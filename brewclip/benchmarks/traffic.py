@@ -1,0 +1,125 @@
+"""Step time and traffic of a training run on many GPUs, by arithmetic.
+
+Every worker encodes its own pairs; then features of all workers are gathered (forward), the gradients of the gathered
+features are summed (backward), the gradients of what is trained are summed, and meanwhile the next pairs are read from
+storage. Reading overlaps with computing, the rest does not: a step takes the longer of the two.
+"""
+
+from dataclasses import dataclass
+
+_FLOAT_BYTES = 4
+_FEATURES = 4  # picture, speech, sound and text features of a pair
+_LOSSES = 4  # logit matrices: outer and inner, both ways
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A transformer of CLIP: width, blocks, positions of a sample."""
+
+    width: int
+    num_layers: int
+    num_tokens: int
+
+    def flops(self) -> float:
+        """Return the operations of one sample, forward and backward: as weights are frozen, backward costs as much.
+
+        The last block computes one position, and keys and values of all.
+        """
+        products = 24 * self.width**2 * self.num_tokens  # 12 W^2 weights, a multiplication and an addition each
+        attention = 4 * self.num_tokens**2 * self.width
+        last = 4 * self.width**2 * self.num_tokens + 20 * self.width**2 + 4 * self.num_tokens * self.width
+        return 2.0 * ((self.num_layers - 1) * (products + attention) + last)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one pair costs.
+
+    Attributes:
+        name: of the preset.
+        vision, text: CLIP's towers.
+        patch_flops: of the picture's first convolution; it has no backward.
+        embed_dim: of the features.
+        trained_parameters: whose gradients are summed over workers.
+        pair_bytes: read from storage: picture and Whisper features.
+    """
+
+    name: str
+    vision: Tower
+    text: Tower
+    patch_flops: float
+    embed_dim: int
+    trained_parameters: int
+    pair_bytes: int
+
+    def flops(self) -> float:
+        """Return the operations of one pair, without the acoustic layer's single row."""
+        return self.vision.flops() + self.text.flops() + self.patch_flops
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a worker has.
+
+    Attributes:
+        flops_per_second: that a step reaches, not the data sheet's peak.
+        bytes_per_second: of one worker's link in a ring.
+        latency_seconds: of one hop of a ring.
+    """
+
+    flops_per_second: float
+    bytes_per_second: float
+    latency_seconds: float
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What a step takes and moves.
+
+    Attributes:
+        compute_seconds: towers, forward and backward.
+        loss_seconds: this worker's rows of the logits.
+        gather_seconds: features forward, their gradients backward.
+        reduce_seconds: gradients of what is trained.
+        gather_bytes, reduce_bytes: sent by one worker.
+        read_bytes_per_second: from storage, by all workers together, if it is not to hold them up.
+    """
+
+    compute_seconds: float
+    loss_seconds: float
+    gather_seconds: float
+    reduce_seconds: float
+    gather_bytes: float
+    reduce_bytes: float
+    read_bytes_per_second: float
+
+    @property
+    def seconds(self) -> float:
+        """The whole step."""
+        return self.compute_seconds + self.loss_seconds + self.gather_seconds + self.reduce_seconds
+
+
+def step_time(workload: Workload, machine: Machine, num_workers: int, pairs_per_worker: int) -> StepTime:
+    """Return the time of a step of `num_workers` times `pairs_per_worker` pairs.
+
+    Rings: a gather sends the other workers' share once, a sum twice; each pass takes as many hops as there are
+    other workers.
+    """
+    others = (num_workers - 1) / num_workers
+    rows = num_workers * pairs_per_worker
+    feature_bytes = _FEATURES * workload.embed_dim * _FLOAT_BYTES * rows
+    gather_bytes = 3 * others * feature_bytes  # forward once, the sum of the backward twice
+    reduce_bytes = 2 * others * workload.trained_parameters * _FLOAT_BYTES
+    compute = workload.flops() * pairs_per_worker / machine.flops_per_second
+    loss = 3 * _LOSSES * 2 * pairs_per_worker * rows * workload.embed_dim / machine.flops_per_second
+    hops = (num_workers - 1) * machine.latency_seconds
+    gather = gather_bytes / machine.bytes_per_second + 3 * hops
+    reduce = reduce_bytes / machine.bytes_per_second + 2 * hops
+    read = rows * workload.pair_bytes / (compute + loss + gather + reduce)
+    return StepTime(compute, loss, gather, reduce, gather_bytes, reduce_bytes, read)
+
+
+def weak_efficiency(workload: Workload, machine: Machine, num_workers: int, pairs_per_worker: int) -> float:
+    """Return the share of a worker's speed that is left beside the others."""
+    alone = step_time(workload, machine, 1, pairs_per_worker).seconds
+    return alone / step_time(workload, machine, num_workers, pairs_per_worker).seconds

@@ -1,0 +1,245 @@
+"""Time the training step: cached features against Whisper in the loop, its arithmetic, and what could make it faster.
+
+    python jobs/benchmark.py train
+    python jobs/benchmark.py train --switches bfloat16 math_attention --num-pairs 9
+
+The model is the one of the preset `scenes`; pictures and features are made up and lie in memory (the data's way through
+S3 and Ray is timed by `scaling`). Each switch is one change to the step, on against off; "kept" is what the project
+does.
+"""
+
+import functools
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from brewclip.benchmarks.corpus import make_recordings, write_features
+from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, check_pairs, compare_in_turn, show
+from brewclip.benchmarks.steps import Trainee, build_config, build_trainee, changed, cut_batches, read_pairs
+from brewclip.config import UserError
+from brewclip.config.settings import Precision
+from brewclip.data.batches import Batch
+from brewclip.losses import brewclip_loss
+from brewclip.models.whisper import SpeechReader
+from brewclip.pretrained import load_whisper
+
+_LEAST_CACHED_RATIO = 20.0
+_WHISPER_FRAMES = 1500  # of a 30 s window
+_NUM_TOP_OPERATIONS = 8
+_MATRIX_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class Options(BenchmarkOptions):
+    """What is measured, and how long."""
+
+    global_batch_size: int = 64
+    """Pairs of a step."""
+    num_steps: int = 8
+    """Steps of one run."""
+    num_pairs: int = 5
+    """Runs of each way that count."""
+    num_threads: int = 1
+    """Threads of torch on a CPU."""
+    whisper_batch_size: int = 16
+    """Pairs of a step with Whisper in the loop, and of the cached one beside it; 0 leaves it out."""
+    switches: tuple[str, ...] = ("trimmed_text", "real_frames", "bfloat16", "math_attention", "compile")
+    """Changes to the step that are tried."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One change to the step.
+
+    Attributes:
+        kept: whether the project does it.
+        off: changes the batches to what they are without it, or None if the switch is no property of batches.
+        context: the arithmetic of the step with it.
+        precision: of the step with it.
+        compiled: whether the model is compiled with it.
+    """
+
+    kept: bool
+    off: Callable[[Batch], Batch] | None = None
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    precision: Precision = "float32"
+    compiled: bool = False
+
+
+def _with_longest_text(batch: Batch) -> Batch:
+    """Make one caption fill the context, so that no position can be left out."""
+    tokens = F.pad(batch.tokens, (0, 77 - batch.tokens.shape[1]))
+    start, end = tokens[0, 0], tokens.max()
+    tokens[0] = torch.cat([start[None], tokens[0, 1:2].expand(75), end[None]])
+    return replace(batch, tokens=tokens)
+
+
+def _with_all_frames(batch: Batch) -> Batch:
+    missing = _WHISPER_FRAMES - batch.audio.shape[1]
+    return replace(
+        batch, audio=F.pad(batch.audio, (0, 0, 0, missing)), audio_mask=F.pad(batch.audio_mask, (0, missing))
+    )
+
+
+SWITCHES = {
+    "trimmed_text": Switch(kept=True, off=_with_longest_text),
+    "real_frames": Switch(kept=True, off=_with_all_frames),
+    "bfloat16": Switch(kept=False, precision="bfloat16"),
+    "math_attention": Switch(kept=False, context=lambda: sdpa_kernel(SDPBackend.MATH)),
+    "compile": Switch(kept=False, compiled=True),
+}
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+
+    Raises:
+        UserError: if an option has no meaning.
+    """
+    _check(options)
+    torch.set_num_threads(options.num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory(prefix="brewclip-benchmark-") as folder:
+        storage = Path(folder).as_uri()
+        config = build_config(storage, options.global_batch_size, options.num_steps)
+        write_features(config.features_url, "train", max(2 * options.global_batch_size, options.whisper_batch_size))
+        trainee = build_trainee(config, device)
+        pairs = read_pairs(trainee, "train", 2 * options.global_batch_size)
+        batches = cut_batches(trainee, pairs, device)
+        arithmetic = _arithmetic(trainee, batches, options)
+        found = [_compare_switch(name, trainee, batches, options) for name in options.switches]
+        comparisons = [comparison for comparison in found if comparison is not None]
+        if options.whisper_batch_size:
+            comparisons.append(_compare_whisper(storage, options, device))
+    return {"comparisons": [comparison.record() for comparison in comparisons], "arithmetic": arithmetic}
+
+
+def _check(options: Options) -> None:
+    check_pairs(options.num_pairs)
+    unknown = set(options.switches) - set(SWITCHES)
+    if unknown:
+        raise UserError(f"--switches has {sorted(unknown)}: allowed are {', '.join(SWITCHES)}")
+    for name in ("global_batch_size", "num_steps", "num_threads"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be 1 or more")
+
+
+# ------------------------------------------------------------------ what one could do
+
+
+def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: Options) -> Comparison | None:
+    switch = SWITCHES[name]
+    compiled: Any = torch.compile(trainee.model, dynamic=True) if switch.compiled else None
+    off = changed(batches, switch.off)
+
+    def rate_with() -> float:
+        with switch.context():
+            return trainee.rate(itertools.cycle(batches), precision=switch.precision, compiled=compiled)
+
+    try:
+        return compare_in_turn(
+            f"step with {name} ({'kept' if switch.kept else 'not used'})",
+            rate_with,
+            lambda: trainee.rate(itertools.cycle(off)),
+            num_pairs=options.num_pairs,
+            unit="pairs/s",
+        )
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:  # such as no C++ compiler
+        if not switch.compiled:
+            raise
+        print(f"step with {name}: cannot be measured here: {str(error).splitlines()[0]}", flush=True)
+        return None
+
+
+def _compare_whisper(storage: str, options: Options, device: torch.device) -> Comparison:
+    """Compare a step on cached features with one that has Whisper read its recordings first."""
+    trainee = build_trainee(build_config(storage, options.whisper_batch_size, 1), device)
+    pairs = read_pairs(trainee, "train", options.whisper_batch_size)
+    reader = SpeechReader(load_whisper("base").to(device), "en", options.whisper_batch_size)
+    waveforms = [recording.waveform for recording in make_recordings(options.whisper_batch_size)]
+
+    def heard() -> Iterator[Batch]:
+        speeches = reader.read(waveforms)
+        tokens = trainee.clip.tokenize([speech.transcript for speech in speeches])
+        read = [
+            replace(pair, audio=speech.features, tokens=words, text=speech.transcript)
+            for pair, speech, words in zip(pairs, speeches, tokens, strict=True)
+        ]
+        yield from cut_batches(trainee, read, device)
+
+    cached = cut_batches(trainee, pairs, device)
+    return compare_in_turn(
+        "step on cached features against Whisper base in the loop",
+        lambda: trainee.rate(iter(cached)),
+        lambda: trainee.rate(heard()),
+        num_pairs=min(2, options.num_pairs),
+        unit="pairs/s",
+        target=_LEAST_CACHED_RATIO,
+    )
+
+
+# ------------------------------------------------------------------ the step against its arithmetic
+
+
+def _arithmetic(trainee: Trainee, batches: Sequence[Batch], options: Options) -> dict[str, Any]:
+    """Count the step's operations, compare its rate with a plain matrix product, and name what takes the time."""
+    flops = count_flops(trainee, batches[0])
+    rates = compare_in_turn(
+        "step's arithmetic against a plain matrix product",
+        lambda: flops * trainee.rate(itertools.cycle(batches)) / options.global_batch_size / 1e9,
+        functools.partial(_matrix_product_rate, batches[0].images.device),
+        num_pairs=options.num_pairs,
+        unit="GFLOP/s",
+    )
+    operations = _top_operations(trainee, batches[0])
+    print(f"a step of {options.global_batch_size} pairs: {show(flops / 1e9)} GFLOP; its time by operation: ", end="")
+    print(", ".join(f"{name} {100 * share:.0f} %" for name, share in operations.items()), flush=True)
+    return {"gflop_of_a_step": flops / 1e9, "comparison": rates.record(), "operations": operations}
+
+
+def _forward_and_backward(trainee: Trainee, batch: Batch) -> None:
+    model = trainee.model.train()
+    features = model(batch.images, batch.tokens, batch.audio, batch.audio_mask, torch.arange(len(batch.keys)))
+    losses = brewclip_loss(features, batch.image_ids, model.logit_scale, trainee.config.loss.alpha, lambda x: x)
+    losses["loss"].backward()  # type: ignore[no-untyped-call]
+
+
+def count_flops(trainee: Trainee, batch: Batch) -> int:
+    """Return the floating-point operations of one step's matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        _forward_and_backward(trainee, batch)
+    return int(counter.get_total_flops())
+
+
+def _matrix_product_rate(device: torch.device) -> float:
+    """Return GFLOP/s of a large float32 matrix product."""
+    a: Tensor = torch.randn(_MATRIX_SIDE, _MATRIX_SIDE, device=device)
+    started = time.perf_counter()
+    float((a @ a)[0, 0])  # waits for a GPU
+    return 2 * _MATRIX_SIDE**3 / (time.perf_counter() - started) / 1e9
+
+
+def _top_operations(trainee: Trainee, batch: Batch) -> dict[str, float]:
+    """Return the share of the step's time that the most expensive operations take themselves."""
+    from torch.profiler import profile
+
+    with profile() as profiler:
+        _forward_and_backward(trainee, batch)
+    on_device = batch.images.is_cuda
+    times = {
+        event.key: event.self_device_time_total if on_device else event.self_cpu_time_total
+        for event in profiler.key_averages()
+    }
+    top = sorted(times, key=lambda name: -times[name])[:_NUM_TOP_OPERATIONS]
+    return {name.removeprefix("aten::"): times[name] / max(1e-9, sum(times.values())) for name in top}

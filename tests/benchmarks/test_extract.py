@@ -1,0 +1,44 @@
+"""The benchmark of extraction counts word errors by hand-made cases, and both ways hear what was said."""
+
+import numpy as np
+import pytest
+
+from brewclip.benchmarks.corpus import Recording, make_recordings
+from brewclip.benchmarks.extract import Options, run, word_error_rate
+from brewclip.config import UserError
+from brewclip.pretrained import load_whisper
+
+
+def test_word_errors_by_hand() -> None:
+    """One of seven words is wrong; spelling and punctuation do not count."""
+    silence = np.zeros(0, np.float32)
+    recordings = [Recording("A grey dog.", silence), Recording("Two cats on grass", silence)]
+    assert word_error_rate(recordings, ["a gray dog", "two cats, on trees"]) == pytest.approx(100 / 7)
+
+
+def test_recordings_are_the_same_every_time_and_noise_is_in_them() -> None:
+    (first,), (again,), (noisy,) = make_recordings(1), make_recordings(1), make_recordings(1, 0.0)
+    assert first.text == again.text == noisy.text and np.array_equal(first.waveform, again.waveform)
+    assert 1 < len(first.waveform) / 16_000 < 10 and first.waveform.dtype == np.float32
+    assert not np.array_equal(first.waveform, noisy.waveform)
+
+
+def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        load_whisper("base")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    figures = run(Options(num_recordings=2, num_pairs=1, memory_rounds=2))
+    (comparison,) = figures["comparisons"]
+    assert comparison["target"] == 3 and comparison["ratio"] > 1
+    assert set(figures["word_error_rates"]) == {"reader", "transcribe"}
+    assert max(figures["word_error_rates"].values()) < 50
+    assert [limit["unit"] for limit in figures["limits"]] == ["points", "MB"]
+    assert "word errors: reader" in capsys.readouterr().out
+
+
+def test_options_without_meaning() -> None:
+    with pytest.raises(UserError, match="--memory-rounds 1 compares nothing"):
+        run(Options(memory_rounds=1))
+    with pytest.raises(UserError, match="--num-recordings"):
+        run(Options(num_recordings=0))

@@ -1,0 +1,73 @@
+"""The arithmetic of many workers by hand, and a short run of the benchmark on one worker and on two."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from brewclip.benchmarks.scaling import PAPER, Options, _tables, arithmetic_rows, draw, run
+from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time, weak_efficiency
+from brewclip.config import UserError
+from brewclip.models.acoustic import AcousticEncoder
+from brewclip.models.prompts import SharedPrompts
+
+# A pair of 1,000 operations; features of 2 numbers; 10 trained numbers; 50 bytes to read.
+WORKLOAD = Workload("small", Tower(0, 1, 0), Tower(0, 1, 0), 1000.0, 2, 10, 50)
+MACHINE = Machine(flops_per_second=1000.0, bytes_per_second=100.0, latency_seconds=0.01)
+
+
+def test_a_step_by_hand() -> None:
+    """Two workers with 3 pairs each: a gather of 6 * 4 * 2 floats = 192 bytes, of which each sends half."""
+    step = step_time(WORKLOAD, MACHINE, 2, 3)
+    assert step.compute_seconds == 3.0
+    assert step.loss_seconds == pytest.approx(4 * 3 * 2 * 3 * 6 * 2 / 1000)
+    assert step.gather_bytes == 96 + 192 and step.reduce_bytes == 40
+    assert step.gather_seconds == pytest.approx(2.88 + 0.03) and step.reduce_seconds == pytest.approx(0.4 + 0.02)
+    assert step.read_bytes_per_second == pytest.approx(6 * 50 / step.seconds)
+
+
+def test_one_worker_sends_nothing_and_more_are_never_faster_each() -> None:
+    alone = step_time(WORKLOAD, MACHINE, 1, 3)
+    assert alone.gather_bytes == alone.reduce_bytes == alone.gather_seconds == 0
+    shares = [weak_efficiency(WORKLOAD, MACHINE, number, 3) for number in (1, 2, 8, 64)]
+    assert shares[0] == 1 and shares == sorted(shares, reverse=True)
+
+
+def test_a_tower_by_hand() -> None:
+    """Width 2, 3 tokens: a block has 12 * 4 weights; the last one keys and values (2 * 4 weights) and one row."""
+    block, last = 2 * 48 * 3 + 4 * 9 * 2, 2 * 8 * 3 + 2 * 40 + 4 * 3 * 2
+    assert Tower(2, 2, 3).flops() == 2 * (block + last)
+
+
+def test_trained_parameters_of_the_paper_s_presets() -> None:
+    with torch.device("meta"):
+        parts = [AcousticEncoder(512, 768, 768), SharedPrompts(4, 768, 1024)]
+    count = 1 + sum(parameter.numel() for part in parts for parameter in part.parameters())  # and the logit scale
+    assert {workload.trained_parameters for workload in PAPER} == {count}
+
+
+def test_page_and_picture(tmp_path: Path) -> None:
+    draw(str(tmp_path / "scaling.png"))
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    text = _tables({"one_worker_seconds": 0.1, "bytes_per_second": 3e9})
+    assert "| one worker | 100 ms |" in text and "bytes" not in text
+    assert text.count("| flickr8k |") == len(arithmetic_rows())
+
+
+def test_options_without_meaning() -> None:
+    with pytest.raises(UserError, match=r"--pairs-per-worker 9 must be 1\.\.8"):
+        run(Options(pairs_per_worker=9, num_samples=16))
+    with pytest.raises(UserError, match="--num-runs 0"):
+        run(Options(num_runs=0))
+
+
+@pytest.mark.services
+def test_figures_of_a_short_run(ray_head, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.setenv(name, os.environ[name])  # put back afterwards: the benchmark has a server of its own
+    figures = run(Options(pairs_per_worker=2, num_samples=8, num_steps=1, num_pairs=1, num_runs=1))
+    fed, weak = figures["comparisons"]
+    assert (fed["target"], weak["target"]) == (0.95, 1.8) and min(fed["ratio"], weak["ratio"]) > 0
+    assert [limit["value"] > 0 for limit in figures["limits"]] == [True] * 3
+    assert figures["prediction"]["two_workers_predicted_seconds"] > figures["prediction"]["one_worker_seconds"] / 2

@@ -1,0 +1,78 @@
+"""The benchmark of the step: what it switches is what it says, and its operations are those that one can count."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from brewclip.benchmarks.corpus import write_features
+from brewclip.benchmarks.scaling import SCENES
+from brewclip.benchmarks.steps import build_config, build_trainee, cut_batches, read_pairs
+from brewclip.benchmarks.traffic import Tower
+from brewclip.benchmarks.train import SWITCHES, Options, count_flops, run
+from brewclip.config import UserError
+
+
+@pytest.fixture(scope="module")
+def trainee_and_batch(tmp_path_factory: pytest.TempPathFactory):
+    config = build_config(tmp_path_factory.mktemp("storage").as_uri(), 4, 2)
+    write_features(config.features_url, "train", 4)
+    trainee = build_trainee(config, torch.device("cpu"))
+    (batch,) = cut_batches(trainee, read_pairs(trainee, "train", 4), torch.device("cpu"))
+    return trainee, batch
+
+
+def test_the_steps_are_real_ones(trainee_and_batch) -> None:
+    trainee, batch = trainee_and_batch
+    before = trainee.model.trained_state()
+    assert trainee.rate(iter([batch, batch])) > 0
+    assert all(not torch.equal(value, before[name]) for name, value in trainee.model.trained_state().items())
+
+
+def test_what_a_switch_turns_off_changes_nothing_but_the_work(trainee_and_batch) -> None:
+    """Padding to all of Whisper's frames gives the same features; a caption that fills the context is the longest."""
+    trainee, batch = trainee_and_batch
+    model = trainee.model.eval()
+    padded, longest = SWITCHES["real_frames"].off(batch), SWITCHES["trimmed_text"].off(batch)
+    assert padded.audio.shape[1] == 1500
+    with torch.no_grad():
+        for one, other in zip(
+            model(batch.images, batch.tokens, batch.audio, batch.audio_mask),
+            model(padded.images, padded.tokens, padded.audio, padded.audio_mask),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    fitted, ends = model.clip._fit(longest.tokens, 4)
+    assert fitted.shape[1] == 73 and int(ends.max()) == 72
+    assert model.clip._fit(batch.tokens, 4)[0].shape[1] < 40
+    assert torch.equal(longest.tokens[1:, : batch.tokens.shape[1]], batch.tokens[1:])
+
+
+def test_counted_operations_are_those_of_the_arithmetic(trainee_and_batch) -> None:
+    """The formula of `traffic` leaves out the acoustic row, the projections and the loss: within 15 %."""
+    trainee, batch = trainee_and_batch
+    length = trainee.model.clip._fit(batch.tokens, 4)[0].shape[1] + 4
+    workload = replace(SCENES, text=Tower(SCENES.text.width, SCENES.text.num_layers, length))
+    assert 4 * workload.flops() == pytest.approx(count_flops(trainee, batch), rel=0.15)
+
+
+def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
+    options = Options(
+        global_batch_size=2, num_steps=1, num_pairs=1, whisper_batch_size=0, switches=("trimmed_text", "math_attention")
+    )
+    figures = run(options)
+    assert [row["name"] for row in figures["comparisons"]] == [
+        "step with trimmed_text (kept)",
+        "step with math_attention (not used)",
+    ]
+    assert figures["arithmetic"]["gflop_of_a_step"] > 0.1
+    assert 0 < sum(figures["arithmetic"]["operations"].values()) <= 1
+    assert "its time by operation: " in capsys.readouterr().out
+
+
+def test_options_without_meaning(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--switches has \['bf16'\]: allowed are trimmed_text"):
+        run(Options(switches=("bf16",)))
+    with pytest.raises(UserError, match="--num-steps 0"):
+        run(Options(num_steps=0))
