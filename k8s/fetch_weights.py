@@ -1,0 +1,32 @@
+"""Load frozen weights once while the image is built, so that they lie in its cache afterwards.
+
+python k8s/fetch_weights.py --whisper base --clip ViT-L-14/openai
+"""
+
+from dataclasses import dataclass
+
+from brewclip.config import exit_on_user_error, parse_options
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """Names as `--model.whisper` and `--model.clip` take them."""
+
+    whisper: str = "base"
+    """Whisper model."""
+    clip: str = "scenes"
+    """CLIP architecture and weights, or `scenes`."""
+
+
+def main() -> None:
+    """Load both and say what was loaded."""
+    with exit_on_user_error():
+        options = parse_options(__doc__, FetchOptions)
+    from brewclip.pretrained import load_clip, load_whisper, weights_sha256
+
+    print(f"{options.whisper}: sha256 {weights_sha256(load_whisper(options.whisper))}", flush=True)
+    print(f"{options.clip}: sha256 {weights_sha256(load_clip(options.clip).model)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
