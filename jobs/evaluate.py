@@ -24,7 +24,7 @@ class EvaluateConfig(Config):
     """Split that is evaluated."""
     baseline: str = ""
     """System that the others are compared with, query by query; empty takes zero_shot, else the first."""
-    num_report_queries: int = 24
+    num_report_queries: int = 200
     """Queries shown in the report, evenly spaced over the split."""
 
 

@@ -8,7 +8,8 @@ activation, summed over channels, negative parts left out:
 Activations count from their mean over the picture or the recording: what is the same everywhere points nowhere. On
 the scenes world's dev split (50 captions; zero-shot and trained), named things had 3.8 and 3.6 times the relevance of
 their area, things that the caption does not name 0.6 times, and the peak lay in a named thing for 88 and 92 %. With
-gradients averaged over the patches first, as Grad-CAM does, it was 2.1 and 1.8 times, 1.0 times, 72 and 64 %.
+gradients averaged over the patches first, as Grad-CAM does, it was 2.4 and 1.9 times, 1.0 times, 70 and 64 %. The map
+was chosen from 15 on these captions, so its figures are somewhat flattering.
 """
 
 import numpy as np
