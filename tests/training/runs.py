@@ -1,5 +1,6 @@
 """Starting real training jobs in tests, watching how far they are, and reading what they left."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -86,10 +87,11 @@ class TrainingJob:
 
 
 def training_workers(of: Callable[[psutil.Process], bool] = lambda process: True) -> list[psutil.Process]:
-    """Return the processes of Ray Train's workers on this machine that a condition holds for."""
+    """Return the processes of Ray Train's workers that a condition holds for, of the clusters of these tests alone."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if words and words[0].startswith("ray::") and "RayTrainWorker" in words[0] and of(process):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            if words and words[0].startswith("ray::") and "RayTrainWorker" in words[0] and of(process):
+                found.append(process)
     return found
