@@ -56,7 +56,9 @@ class StateMirror:
             name = path.relative_to(self.folder).as_posix()
             try:
                 stamp = _stamp(path)
-                if stamp == self._known.get(name) or time.time() - stamp[0] / 1e9 < settled_seconds:
+                # Our own notes only grow, and may grow all the time.
+                is_settled = path.suffix == ".jsonl" or time.time() - stamp[0] / 1e9 >= settled_seconds
+                if stamp == self._known.get(name) or not is_settled:
                     continue
                 self.storage.upload(path, name)
             except FileNotFoundError:  # Tune has removed it meanwhile
@@ -85,19 +87,21 @@ def append_problem(folder: Path, trial_id: str, problem: str) -> None:
 
 def read_problems(folder: Path) -> dict[str, str]:
     """Return why trials failed."""
-    path = folder / PROBLEMS
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {row["trial"]: row["problem"] for row in rows}
+    return {row["trial"]: row["problem"] for row in _read_notes(folder / PROBLEMS)}
 
 
 def read_results(folder: Path) -> dict[str, dict[int, float]]:
     """Return the evaluations of each trial by step, in order; one that came twice counts once."""
     results: dict[str, dict[int, float]] = {}
-    path = folder / RESULTS
-    for line in path.read_text().splitlines() if path.exists() else ():
-        row = json.loads(line)
+    for row in _read_notes(folder / RESULTS):
         results.setdefault(row["trial"], {})[row["step"]] = row["value"]
     return {trial: dict(sorted(rows.items())) for trial, rows in results.items()}
+
+
+def _read_notes(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of notes; one that was cut while it was written is not there."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def read_json(storage: Storage, name: str) -> Any:

@@ -23,17 +23,16 @@ from brewclip.config import preset
 from brewclip.data.storage import exists, open_storage
 from brewclip.training.checkpoint import load_checkpoint, open_checkpoint
 from tests.training.features import write_features
-from tests.training.runs import training_workers
 
 CHECKOUT = Path(__file__).parents[2]
 METRIC = "dev/speech_to_image/R1"
-pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
 
 # Drawn at random with seed 0: (1e-6, 1000), which does not go together, then (1e-6, 2) and (3e-3, 2).
 SPACE = 'SPACE = {"optim.peak_lr": [3e-3, 1e-6], "optim.warmup_steps": [2, 1000]}\n'
 FLAGS = (
     "--sweep.num-trials 3 --sweep.search random --sweep.max-concurrent 1 --optim.total-steps 240 "
-    "--run.eval-every-steps 24 --run.checkpoint-every-steps 4 --run.log-every-steps 24 --run.global-batch-size 12 "
+    "--run.eval-every-steps 48 --run.checkpoint-every-steps 24 --run.log-every-steps 48 --run.global-batch-size 12 "
     "--optim.warmup-steps 2 --cluster.num-workers 1 --model.ff-dim 64"
 )
 
@@ -62,7 +61,7 @@ class SweepJob:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 300.0) -> int:
+    def wait(self, seconds: float = 600.0) -> int:
         return self.process.wait(seconds)
 
     def wait_for_text(self, text: str, seconds: float = 300.0) -> None:
@@ -78,7 +77,7 @@ def swept(storage, ray_head, mlflow_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "space.py").write_text(SPACE)
     job = SweepJob(folder / "space.py", storage, folder / "log", "--run.name", "swept")
-    job.wait_for_text(r"trial swept-00001 at step 24,")
+    job.wait_for_text(r"trial swept-00001 at step 48,")
     state = open_storage(f"{storage}/sweeps/swept/state")
     while not exists(state, "results.jsonl"):  # copied there every few seconds
         time.sleep(0.1)
@@ -106,7 +105,7 @@ def test_a_killed_sweep_goes_on_with_what_it_had(swept, storage):
     assert swept.count("trial swept-00000 starts") == 1, "a trial that has failed is not repeated"
     started = [int(step) for step in re.findall(r"train swept-00001: step (\d+) of 240", swept)]
     assert started[0] == 0
-    assert started[-1] >= 24, "the interrupted trial went on from its checkpoint"
+    assert started[-1] >= 48, "the interrupted trial went on from its checkpoint"
     rows = json.loads(open_storage(f"{storage}/sweeps/swept").read("trials.json"))
     assert {row["name"]: row["outcome"] == "failed" for row in rows} == {
         "swept-00000": True, "swept-00001": False, "swept-00002": False,
@@ -117,14 +116,14 @@ def test_a_killed_sweep_goes_on_with_what_it_had(swept, storage):
 def test_nothing_of_the_trials_is_left_on_the_cluster(swept):
     code = (
         "import ray; ray.init(logging_level='error'); from ray.util import placement_group_table as table; "
-        "print(sum(one['state'] != 'REMOVED' for one in table().values()))"
+        "print(sum(one['state'] != 'REMOVED' for one in table().values()), ray.available_resources().get('CPU'))"
     )
     deadline = time.monotonic() + 60
     while True:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-        if done.stdout.strip() == "0" and not training_workers():
+        if done.stdout.strip() == "0 4.0":  # all CPUs of the head are free
             break
-        assert time.monotonic() < deadline, (done.stdout, training_workers())
+        assert time.monotonic() < deadline, done.stdout
 
 
 def test_mlflow_has_the_sweep_with_its_trials(records, storage):
@@ -140,7 +139,7 @@ def test_mlflow_has_the_sweep_with_its_trials(records, storage):
         point.value for point in client.get_metric_history(best.info.run_id, METRIC)
     )
     steps = [point.step for point in client.get_metric_history(best.info.run_id, "train/loss")]
-    assert sorted(set(steps)) == list(range(24, 241, 24))
+    assert sorted(set(steps)) == list(range(48, 241, 48))
     assert {"brewclip.git_commit", "brewclip.command", "brewclip.sha256.manifest"} < set(best.data.tags)
     assert "jobs/sweep.py" in best.data.tags["brewclip.command"], "what the user typed, not what Ray started"
     assert {item.path for item in client.list_artifacts(best.info.run_id, "checkpoint")} == {
@@ -236,8 +235,9 @@ def test_mlflows_pages_show_the_sweep_with_its_trials_and_their_recall(records, 
     runs, experiments = ([one.info.run_id for one in measured], [parent.info.experiment_id])
     query = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps(experiments))}"
     page = text_of(chromium, f"{base}/compare-runs?{query}", tmp_path)
-    recalls = " ".join(f"{run.data.metrics[f'best/{METRIC}']:g}" for run in measured)
-    assert f"best/{METRIC} {recalls} " in page
+    recalls = sorted(run.data.metrics[f"best/{METRIC}"] for run in measured)
+    shown = re.findall(rf"best/{METRIC}\D+([\d.]+) ([\d.]+)", page)
+    assert recalls in [sorted(map(float, pair)) for pair in shown], page
 
 
 def text_of(chromium: str, url: str, folder: Path) -> str:

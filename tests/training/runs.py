@@ -41,7 +41,7 @@ class TrainingJob:
                 command, cwd=CHECKOUT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def wait(self, seconds: float = 240.0) -> int:
+    def wait(self, seconds: float = 480.0) -> int:
         """Return the exit code; the output is shown if it takes too long."""
         try:
             return self.process.wait(seconds)
@@ -55,7 +55,7 @@ class TrainingJob:
         except ObjectMissing:
             return 0
 
-    def wait_for_step(self, step: int, seconds: float = 120.0) -> None:
+    def wait_for_step(self, step: int, seconds: float = 300.0) -> None:
         """Return when a checkpoint of the step or a later one is there."""
         deadline = time.monotonic() + seconds
         while self.step() < step:

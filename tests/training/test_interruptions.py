@@ -21,7 +21,7 @@ from brewclip.embedded.processes import program_path
 from tests.training.features import write_features
 from tests.training.runs import STEPS, TrainingJob, training_workers
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def _wait_until_no_workers(seconds: float = 60.0) -> None:
         time.sleep(0.2)
 
 
-def _wait_for_text(log: Path, text: str, times: int = 1, seconds: float = 120.0) -> None:
+def _wait_for_text(log: Path, text: str, times: int = 1, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while log.read_text().count(text) < times:
         assert time.monotonic() < deadline, log.read_text()[-3000:]

@@ -54,6 +54,8 @@ def test_a_file_that_is_being_written_waits(tmp_path):
 def test_an_evaluation_that_came_twice_counts_once(tmp_path):
     for step, value in ((40, 3.0), (20, 1.0), (20, 2.0)):
         append_result(tmp_path, "a", step, value)
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write('{"trial": "b", "st')  # a copy that was made in the middle of a line
     assert read_results(tmp_path) == {"a": {20: 2.0, 40: 3.0}}
 
 
