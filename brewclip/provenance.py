@@ -77,8 +77,10 @@ def repeat_command(config: Config, job: str = "train") -> str:
     """
     base = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
     wanted = flatten(base)
+    presets = {name: flatten(preset(name)) for name in PRESETS}
     changes = {
-        name: {key: value for key, value in wanted.items() if flatten(preset(name))[key] != value} for name in PRESETS
+        name: {key: value for key, value in wanted.items() if settings[key] != value}
+        for name, settings in presets.items()
     }
     nearest = min(changes, key=lambda name: len(changes[name]))
     words = ["python", f"jobs/{job}.py", nearest, "--run.name", f"{config.run_name}-again"]

@@ -9,7 +9,8 @@ from brewclip.analysis.systems import System
 from brewclip.analysis.tables import markdown_table
 from brewclip.config import Config
 from brewclip.data.storage import open_storage
-from brewclip.tracking import Tracker, describe_environment
+from brewclip.provenance import record_origin
+from brewclip.tracking import Tracker
 
 
 def emotion_rows(results: list[EmotionResult]) -> list[list[str]]:
@@ -82,7 +83,7 @@ def record_emotion(config: Config, systems: list[System], results: list[EmotionR
             tracker.finish()
     url = emotion_url(config)
     tracker = Tracker(tracking.uri, tracking.experiment, url.rpartition("/")[2], url)
-    tracker.set_tags(describe_environment() | {"brewclip.kind": "emotion"})
+    record_origin(tracker, config, "emotion")
     tracker.log_params({"systems": ", ".join(system.name for system in systems), "speakers": results[0].split})
     steps = {system.name: system.step for system in systems}
     for one in results:

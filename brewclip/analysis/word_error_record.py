@@ -12,7 +12,8 @@ from brewclip.analysis.word_error_tables import band_rows, count_rows, draw_effe
 from brewclip.analysis.word_errors import Utterance, WordErrorEffect, measure_effect, summarise
 from brewclip.config import Config
 from brewclip.data.storage import open_storage
-from brewclip.tracking import Tracker, describe_environment
+from brewclip.provenance import record_origin
+from brewclip.tracking import Tracker
 
 
 def study_word_errors(
@@ -66,7 +67,7 @@ def _record_in_mlflow(
     """Give the study a run of its own."""
     tracking, name = config.tracking, f"{url.rpartition('/')[2]}-word-errors"
     tracker = Tracker(tracking.uri, tracking.experiment, name, f"{url}/word_errors")
-    tracker.set_tags(describe_environment() | {"brewclip.kind": "word_errors"})
+    record_origin(tracker, config, "word_errors")
     tracker.log_params({"systems": ", ".join(one.system for one in effects)})
     tracker.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)}, 0)
     for one in effects:

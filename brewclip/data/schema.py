@@ -182,7 +182,7 @@ def _read_metadata(key: str, data: bytes | memoryview) -> dict[str, Any]:
         raise BadSample("json", f"sample {key!r}: {error}") from error
     if not isinstance(metadata, dict):
         raise BadSample("json", f"sample {key!r} has {type(metadata).__name__} for metadata, not an object")
-    for name, kind in REQUIRED_FIELDS.items():
-        if not isinstance(metadata.get(name), kind):
-            raise BadSample("json", f"sample {key!r} lacks {name}")
+    missing = [name for name, kind in REQUIRED_FIELDS.items() if not isinstance(metadata.get(name), kind)]
+    if missing:
+        raise BadSample("json", f"sample {key!r} lacks {', '.join(missing)}")
     return metadata
