@@ -245,9 +245,9 @@ class S3Storage:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-@functools.cache
-def _client_of_process(process_id: int) -> Any:
-    """One client for a process: it is thread-safe but must not cross a fork."""
+@functools.lru_cache(maxsize=8)
+def _client_of(process_id: int, variables: frozenset[tuple[str, str]]) -> Any:
+    """One client for a process, as it must not cross a fork, and for what the environment says of S3."""
     import boto3
     from botocore.config import Config
 
@@ -266,7 +266,7 @@ def _client_of_process(process_id: int) -> Any:
 
 
 def _client() -> Any:
-    return _client_of_process(os.getpid())
+    return _client_of(os.getpid(), frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
 
 
 def _explain(error: Exception, url: str) -> tuple[StorageError | None, bool]:
