@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "tracking",
         "version",
     ),
-    ("ctranslate2", "data", "losses", "models", "pretrained"),
+    ("ctranslate2", "data", "losses", "models", "pretrained", "scenes_clip"),
     ("assembly", "corpora", "evaluation", "extraction", "recipe"),
     ("analysis", "benchmarks", "training"),
     ("experiments", "serving"),

@@ -1,10 +1,7 @@
 """The shipped CLIP: loads as plain open_clip, is small, good but not saturated; and its training's parts."""
 
-import importlib.util
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -14,25 +11,16 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from brewclip.config import UserError
 from brewclip.scenes.captions import read_captions
 from brewclip.scenes.world import sample_scene, world_seed
-
-ROOT = Path(__file__).parents[2]
-WEIGHTS_PATH = ROOT / "brewclip" / "scenes" / "clip.safetensors"
-
-
-@pytest.fixture(scope="module")
-def job():
-    spec = importlib.util.spec_from_file_location("train_scenes_clip_job", ROOT / "jobs" / "train_scenes_clip.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from brewclip.scenes_clip import training
+from brewclip.scenes_clip.options import WEIGHTS_PATH, TrainScenesClip
 
 
 @pytest.fixture(scope="module")
-def clip(job):
-    model = job.build_clip()
+def clip():
+    model = training.build_clip()
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(WEIGHTS_PATH).items()})
     return model.eval()
 
@@ -46,8 +34,8 @@ def test_weights_are_small_and_say_where_they_come_from():
     assert 40 <= json.loads(metadata["figures"])["200/text_to_image/R1"] <= 75
 
 
-def test_zero_shot_recall_is_good_and_not_saturated(clip, job):
-    figures = job.measure(clip, every_seconds=60)
+def test_zero_shot_recall_is_good_and_not_saturated(clip):
+    figures = training.measure(clip, every_seconds=60)
     assert 40 <= figures["200/text_to_image/R1"] <= 75
     assert figures["200/text_to_image/R10"] > figures["200/text_to_image/R5"] > figures["200/text_to_image/R1"]
 
@@ -57,35 +45,35 @@ def test_words_no_caption_uses_stay_told_apart(clip):
     assert torch.pdist(rows).min() > 0.1
 
 
-def test_trimmed_text_equals_open_clips_own(clip, job):
+def test_trimmed_text_equals_open_clips_own(clip):
     rng = np.random.default_rng(0)
     tokens = open_clip.tokenize([read_captions(sample_scene(0, i), rng, 1)[0] for i in range(8)])
-    assert torch.allclose(job.encode_text(clip, tokens), clip.encode_text(tokens), atol=1e-5)
+    assert torch.allclose(training.encode_text(clip, tokens), clip.encode_text(tokens), atol=1e-5)
 
 
-def test_training_leaves_out_scenes_to_keep_clear(job, capsys):
-    flags = job.TrainScenesClip(
+def test_training_leaves_out_scenes_to_keep_clear(capsys):
+    flags = TrainScenesClip(
         batch_size=4, num_pictures=50, keep_clear=("clip-train", "scenes/test"), keep_clear_scenes=20
     )
-    chosen = {scene.signature for scene in job.choose_scenes(flags)}
+    chosen = {scene.signature for scene in training.choose_scenes(flags)}
     assert len(chosen) == 30
     assert not chosen & {sample_scene(world_seed("clip-train"), i).signature for i in range(20)}
     assert "20 left out" in capsys.readouterr().out
 
 
-def test_gradients_in_parts_equal_one_pass_over_the_batch(job):
+def test_gradients_in_parts_equal_one_pass_over_the_batch():
     torch.manual_seed(0)
-    clip, flags = job.build_clip(), job.TrainScenesClip(num_threads=2, word_loss=0.5)
+    clip, flags = training.build_clip(), TrainScenesClip(num_threads=2, word_loss=0.5)
     scenes = [sample_scene(1, index) for index in range(6)]
-    tokens = open_clip.tokenize(job.write_texts(scenes, 1, flags))
-    images, head = torch.randn(6, 3, 96, 96), job.WordHead(128, tokens)
+    tokens = open_clip.tokenize(training.write_texts(scenes, 1, flags))
+    images, head = torch.randn(6, 3, 96, 96), training.WordHead(128, tokens)
     with ThreadPoolExecutor(2) as pool:
-        loss, word_loss = job.compute_gradients(clip, head, images, tokens, pool, flags)
+        loss, word_loss = training.compute_gradients(clip, head, images, tokens, pool, flags)
     in_parts = {name: parameter.grad.clone() for name, parameter in clip.named_parameters()}
     clip.zero_grad()
     image_features = F.normalize(clip.encode_image(images), dim=1)
     text_features = F.normalize(clip.encode_text(tokens), dim=1)
-    whole = job.compute_loss(image_features, text_features, clip.logit_scale)
+    whole = training.compute_loss(image_features, text_features, clip.logit_scale)
     whole_words = (head(image_features, tokens) + head(text_features, tokens)) / 2
     (whole + 0.5 * whole_words).backward()
     assert (loss.item(), word_loss.item()) == pytest.approx((whole.item(), whole_words.item()), abs=1e-4)
@@ -93,9 +81,9 @@ def test_gradients_in_parts_equal_one_pass_over_the_batch(job):
         assert torch.allclose(in_parts[name], parameter.grad, atol=1e-5), name
 
 
-def test_word_head_weighs_rare_words_more(job):
+def test_word_head_weighs_rare_words_more():
     tokens = torch.tensor([[7, 3, 0], [7, 4, 0], [7, 3, 0], [7, 5, 9]])
-    head = job.WordHead(2, tokens)
+    head = training.WordHead(2, tokens)
     assert head.words.tolist() == [3, 4, 5, 7, 9]
     assert head.rarity.tolist() == pytest.approx([np.log(2), np.log(4), np.log(4), 0.0, np.log(4)])
     head.weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
@@ -103,24 +91,24 @@ def test_word_head_weighs_rare_words_more(job):
     assert head(feature, tokens[:1]).item() < 0.01 < head(feature, tokens[1:2]).item()
 
 
-def test_batches_show_every_scene_once_in_an_epoch(job):
-    batches = job.iter_batches(num_scenes=12, batch_size=4, seed=0)
+def test_batches_show_every_scene_once_in_an_epoch():
+    batches = training.iter_batches(num_scenes=12, batch_size=4, seed=0)
     epochs = [np.concatenate([next(batches) for _ in range(3)]) for _ in range(2)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert (epochs[0] != epochs[1]).any()
 
 
-def test_learning_rate_warms_up_and_ends_at_zero(job):
-    flags = job.TrainScenesClip(steps=100, warmup_steps=10, peak_lr=1.0)
-    rates = [job.compute_lr(step, flags) for step in range(101)]
+def test_learning_rate_warms_up_and_ends_at_zero():
+    flags = TrainScenesClip(steps=100, warmup_steps=10, peak_lr=1.0)
+    rates = [training.compute_lr(step, flags) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[100] == pytest.approx(0.0)
 
 
-def test_a_tiny_training_runs_and_saves(job, tmp_path):
+def test_a_tiny_training_runs_and_saves(tmp_path):
     output = tmp_path / "clip.safetensors"
-    flags = job.TrainScenesClip(
+    flags = TrainScenesClip(
         output=output,
         steps=2,
         batch_size=4,
@@ -129,11 +117,11 @@ def test_a_tiny_training_runs_and_saves(job, tmp_path):
         warmup_steps=1,
         num_threads=1,
     )
-    job.main(flags)
-    job.build_clip().load_state_dict(load_file(output))
+    training.run(flags)
+    training.build_clip().load_state_dict(load_file(output))
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 1}, {"batch_size": 500, "num_pictures": 100}])
-def test_flags_that_cannot_work_are_refused(job, wrong):
-    with pytest.raises(ValueError, match=r"steps|batch-size|num-pictures"):
-        job.TrainScenesClip(**wrong)
+def test_flags_that_cannot_work_are_refused(wrong):
+    with pytest.raises(UserError, match=r"--(steps|batch-size|num-pictures)"):
+        TrainScenesClip(**wrong).check()

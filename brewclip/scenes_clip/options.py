@@ -1,0 +1,60 @@
+"""Settings of the scenes CLIP's training, readable without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from brewclip.config import UserError
+
+CONFIG_PATH = Path(__file__).parents[1] / "scenes" / "clip.json"
+WEIGHTS_PATH = CONFIG_PATH.with_suffix(".safetensors")
+
+
+@dataclass(frozen=True)
+class TrainScenesClip:
+    """Flags of the scenes CLIP's training."""
+
+    output: Path = WEIGHTS_PATH
+    """Where the weights go (float16 safetensors)."""
+    steps: int = 550
+    """Optimiser steps; the learning rate falls to zero on the last one."""
+    batch_size: int = 256
+    """Pairs in a step, all of them each other's negatives."""
+    num_pictures: int = 60_000
+    """Training scenes, rendered once before the first step (27,648 bytes each)."""
+    peak_lr: float = 1e-3
+    """Learning rate after the warm-up."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Of matrices; token rows, gains and biases have none."""
+    word_loss: float = 1.0
+    """Weight of the words' loss beside CLIP's own."""
+    joined_every_steps: int = 5
+    """Every so many steps a text is two captions of its picture, so that later positions are learnt too."""
+    unstopped: float = 0.2
+    """Part of the captions without their full stop, as Whisper sometimes leaves it out."""
+    keep_clear: tuple[str, ...] = ("clip-heldout", "scenes/dev", "scenes/test")
+    """World namespaces whose scenes must not be trained on."""
+    keep_clear_scenes: int = 5_000
+    """How many scenes of each of them."""
+    seed: int = 0
+    """Decides the initial weights, the order and the captions."""
+    num_threads: int = 2
+    """Threads, each with its part of the batch; another number gives other rounding."""
+    save_every_steps: int = 100
+    """Steps between two saved states."""
+    log_every_seconds: float = 20.0
+    """Seconds between two lines of progress."""
+
+    def check(self) -> None:
+        """Raise a `UserError` for sizes that do not go together."""
+        if self.steps < 1:
+            raise UserError(f"--steps {self.steps} must be at least 1")
+        if self.batch_size < 2 or self.batch_size % self.num_threads:
+            raise UserError(
+                f"--batch-size {self.batch_size} must be at least 2 and a multiple of --num-threads {self.num_threads}"
+            )
+        if self.num_pictures < 2 * self.batch_size:
+            raise UserError(
+                f"--num-pictures {self.num_pictures} must be at least two batches of --batch-size {self.batch_size}"
+            )
