@@ -28,7 +28,7 @@ services: $(INSTALLED) ## start the S3 server, Ray and MLflow over the data of `
 test: $(INSTALLED) ## run all tests
 	@$(BIN)/python -m pytest
 
-benchmark: $(INSTALLED) ## measure all benchmarks (20 minutes on 2 quiet cores) and write docs/benchmarks.md
+benchmark: $(INSTALLED) ## measure all benchmarks (20 minutes on 2 quiet cores) and put their table into README.md
 	@$(BIN)/python jobs/benchmark.py all
 
 lint: $(INSTALLED) ## check format, style and types

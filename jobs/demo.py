@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from brewclip.config import exit_on_user_error, parse_options
 
+Form = TypeVar("Form")
 CHECKOUT = Path(__file__).resolve().parents[1]
 # The acoustic channel alone starts from nothing and wants larger steps: R@1 on dev was 26 against 18 %.
 VARIANTS = {"pipeline": "", "acoustic": " --optim.peak-lr 1e-3 --optim.prompt-lr-scale 10", "brewclip": ""}
@@ -70,11 +72,15 @@ class Stages:
 
 
 def main() -> None:
-    """Start the services, run the stages, print where everything is."""
-    # An interrupt must unwind the services, also when it comes as SIGTERM.
+    """Parse the flags, run the demo."""
+    run_unwinding(__doc__, DemoOptions, run)
+
+
+def run_unwinding(usage: str | None, form: type[Form], run: Callable[[Form], None]) -> None:
+    """Parse flags and run; Ctrl-C and SIGTERM end the services first, and then the program with code 130."""
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with exit_on_user_error():
-        options = parse_options(__doc__, DemoOptions)
+        options = parse_options(usage, form)
         try:
             run(options)
         except KeyboardInterrupt:

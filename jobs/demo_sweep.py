@@ -9,7 +9,6 @@ table, the pictures in .state/sweep/, and the best model registered in MLflow as
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for jobs.demo
 
-from brewclip.config import exit_on_user_error, parse_options
-from jobs.demo import CHECKOUT, DemoOptions, MemoryWatch, Stages, print_times, say, submit_data
+from jobs.demo import CHECKOUT, DemoOptions, MemoryWatch, Stages, print_times, run_unwinding, say, submit_data
 
 NAME = "sweep-quick-scenes"
 
@@ -38,15 +36,8 @@ class SweepDemoOptions:
 
 
 def main() -> None:
-    """Start the services, sweep, print where everything is."""
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with exit_on_user_error():
-        options = parse_options(__doc__, SweepDemoOptions)
-        try:
-            run(options)
-        except KeyboardInterrupt:
-            print("interrupted: the services are ended, done work is kept", file=sys.stderr)
-            raise SystemExit(130) from None
+    """Parse the flags, run the sweep."""
+    run_unwinding(__doc__, SweepDemoOptions, run)
 
 
 def run(options: SweepDemoOptions) -> None:

@@ -3,10 +3,11 @@
 What has no other way to stand against, such as memory, is held against a limit.
 """
 
+import contextlib
 import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from brewclip.config import UserError
@@ -143,6 +144,21 @@ def compare_in_turn(
     comparison = Comparison(name, tuple(rates[ours]), tuple(rates[theirs]), unit, target)
     print(comparison.line(), flush=True)
     return comparison
+
+
+@contextlib.contextmanager
+def environment_set(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables for a while: storage, boto3 and the loader's processes find the server by them."""
+    kept = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def machine_line() -> str:

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from brewclip.benchmarks.corpus import write_features
-from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, Limit, check_pairs, show, told
+from brewclip.benchmarks.measure import (
+    BenchmarkOptions,
+    Comparison,
+    Limit,
+    check_pairs,
+    environment_set,
+    show,
+    told,
+)
 from brewclip.benchmarks.table import CLOSING, OPENING, put_between_markers
 from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time, weak_efficiency
 from brewclip.config import Config, UserError, flatten, unflatten
@@ -76,9 +84,8 @@ def run(options: Options) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="brewclip-benchmark-") as folder,
         S3Server(Path(folder) / "objects", Path(folder)) as server,
+        environment_set(environment := server.environment()),
     ):
-        environment = server.environment()
-        os.environ.update(environment)
         bucket = server.create_bucket("benchmark")
         for split in ("train", "dev"):
             write_features(f"{bucket}/benchmark/whisper-base", split, options.num_samples)

@@ -8,14 +8,13 @@ cost it time). The stream keeps what it read where --memory-bytes allows, as it 
 each epoch anew. WebDataset reads through boto3 and a buffer, the stream by ranges with a checksum for each sample.
 """
 
-import contextlib
 import functools
 import io
 import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn
+from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, environment_set
 from brewclip.config import UserError
 from brewclip.data.batches import open_picture
 from brewclip.data.manifest import Manifest, open_manifest
@@ -92,7 +91,7 @@ def run(options: Options) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="brewclip-benchmark-") as folder,
         S3Server(Path(folder) / "objects", Path(folder)) as server,
-        _environment(server.environment()),
+        environment_set(server.environment()),
     ):
         bucket = server.create_bucket("benchmark")
         for name in options.sizes:
@@ -114,21 +113,6 @@ def _check(options: Options) -> None:
         raise UserError(f"--num-samples {options.num_samples} is too small: at least {least} with these batches")
     if options.memory_epochs and options.memory_epochs < 3:
         raise UserError(f"--memory-epochs {options.memory_epochs} compares nothing: 0, or 3 and more")
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for a while: storage, boto3 and the loader's processes find the server by them."""
-    kept = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # ------------------------------------------------------------------ the split
