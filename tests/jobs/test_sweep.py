@@ -236,8 +236,11 @@ def test_mlflows_pages_show_the_sweep_with_its_trials_and_their_recall(records, 
     query = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps(experiments))}"
     page = text_of(chromium, f"{base}/compare-runs?{query}", tmp_path)
     recalls = sorted(run.data.metrics[f"best/{METRIC}"] for run in measured)
-    shown = re.findall(rf"best/{METRIC}\D+([\d.]+) ([\d.]+)", page)
-    assert recalls in [sorted(map(float, pair)) for pair in shown], page
+    # The rows in sight: their names one after the other, then the values of both runs row by row.
+    words = page[page.index("Metrics Show diff only") : page.index(" Artifacts ")].split()[4:]
+    names, values = ([word for word in words if ("/" in word) == is_name] for is_name in (True, False))
+    row = names.index(f"best/{METRIC}")
+    assert recalls == sorted(map(float, values[2 * row : 2 * row + 2])), page
 
 
 def text_of(chromium: str, url: str, folder: Path) -> str:
