@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -88,6 +89,9 @@ def _run_tyro(target: type[Form], words: list[str], usage: str | None, **default
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(complaint.getvalue())) from None
+    except BrokenPipeError:  # `--help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        raise SystemExit(0) from None
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in flatten(value)]
         near = difflib.get_close_matches(unknown[0], flags, n=1, cutoff=0.5)

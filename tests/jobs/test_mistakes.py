@@ -47,6 +47,14 @@ def test_unknown_preset():
     assert "unknown preset 'flickr9k': did you mean 'flickr8k'" in complaint_of("train", "flickr9k")
 
 
+def test_help_that_nobody_reads_to_its_end():
+    job = [sys.executable, "jobs/train.py", "--help"]
+    with subprocess.Popen(job, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
 def test_unknown_flag():
     assert "did you mean --optim.peak-lr?" in complaint_of("train", "scenes", "--optim.peek-lr", "1")
 
