@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from brewclip.config.presets import PRESETS, preset
 from brewclip.config.settings import Config, check, flatten, ignored_settings
@@ -54,7 +54,7 @@ def parse_command_line(
         name, words = words[0], words[1:]
     elif {"-h", "--help"} & set(words):
         name = "scenes"
-        print(f"Presets: {', '.join(PRESETS)}. Defaults below are those of {name!r}.\n")
+        usage = f"{usage}\nPresets: {', '.join(PRESETS)}. Defaults below are those of {name!r}."
     else:
         raise UserError(f"no preset given: name one of {', '.join(PRESETS)} as the first word")
     try:
@@ -85,19 +85,25 @@ def _run_tyro(target: type[Form], words: list[str], usage: str | None, **default
     try:
         with contextlib.redirect_stderr(complaint):
             value, unknown = tyro.cli(target, args=words, description=usage, return_unknown_args=True, **default)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_one_line(complaint.getvalue())) from None
-    except BrokenPipeError:  # `--help | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        raise SystemExit(0) from None
+    except (SystemExit, BrokenPipeError) as stop:
+        if isinstance(stop, SystemExit) and stop.code not in (0, None):
+            raise UserError(_one_line(complaint.getvalue())) from None
+        _end_help()
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in flatten(value)]
         near = difflib.get_close_matches(unknown[0], flags, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise UserError(f"unknown argument {unknown[0]!r}: {hint}")
     return value
+
+
+def _end_help() -> NoReturn:
+    """Leave after `--help`, also where nobody read it to its end, as in `--help | head`."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+    raise SystemExit(0)
 
 
 def _one_line(box: str) -> str:
