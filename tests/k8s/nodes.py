@@ -29,11 +29,13 @@ node.kill_all_processes(check_alive=False, allow_graceful=True)
 """
 
 
-def wait_for(condition: Callable[[], object], what: str | Callable[[], str], seconds: float = 400.0) -> None:
-    """Return when the condition holds; fail with what did not happen."""
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], output: Callable[[], str], seconds: float = 400.0) -> None:
+    """Return when the condition holds; fail with the output when that has been silent for too long before."""
+    seen, heard = "", time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}"
+        if (now := output()) != seen:
+            seen, heard = now, time.monotonic()
+        assert time.monotonic() < heard + seconds, f"nothing new in {seconds:.0f} s: {seen[-3000:]}"
         time.sleep(0.1)
 
 
