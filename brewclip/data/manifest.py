@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 import json
+import threading
 import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ MANIFEST = "manifest.json"
 SHARDS = "shards.parquet"
 INDEX = "index.bin"
 INDEX_ENTRY = np.dtype([("end", "<u8"), ("crc32", "<u4")])
+_WHOLE_INDEX_BYTES = 2**22  # of 350,000 samples
 
 
 class ManifestError(UserError):
@@ -102,6 +104,8 @@ class Manifest:
         self._index_crc32 = table["index_crc32"]
         self.first_sample: np.ndarray = np.concatenate([[0], np.cumsum(self.num_samples)])
         self._read_index = functools.lru_cache(maxsize=4096)(self._read_index_uncached)
+        self._whole_index: bytes | None = None
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.summary.num_samples
@@ -143,7 +147,7 @@ class Manifest:
     def _read_index_uncached(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         start, stop = (int(n) * INDEX_ENTRY.itemsize for n in self.first_sample[shard : shard + 2])
         try:
-            data = self.storage.read_range(INDEX, start, stop)
+            data = self._read_index_bytes(start, stop)
         except ObjectMissing as error:
             raise ManifestError(f"{error}, the index of {self.name_of(shard)} and others: write it again") from error
         if len(data) != stop - start or zlib.crc32(data) != int(self._index_crc32[shard]):
@@ -151,6 +155,16 @@ class Manifest:
         entries = np.frombuffer(data, INDEX_ENTRY)
         offsets = np.concatenate([[0], entries["end"].astype(np.int64)])
         return offsets, entries["crc32"]
+
+    def _read_index_bytes(self, start: int, stop: int) -> bytes:
+        """Return a part of the index; a small index is read once, as a request costs more than its bytes."""
+        size = len(self) * INDEX_ENTRY.itemsize
+        if size > _WHOLE_INDEX_BYTES:
+            return self.storage.read_range(INDEX, start, stop)
+        with self._lock:
+            if self._whole_index is None:
+                self._whole_index = self.storage.read_range(INDEX, 0, size)
+        return self._whole_index[start:stop]
 
 
 def open_manifest(url: str, *, retry_seconds: float = 180.0) -> Manifest:

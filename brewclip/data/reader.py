@@ -1,7 +1,7 @@
 """Reading samples of a split by number: range requests at the manifest's offsets, every byte checked.
 
-Each shard's size is compared with the manifest when it is first touched, each sample's crc32 whenever it is
-read, so nothing that was cut, flipped or exchanged passes for a sample.
+The size of a shard and the crc32 of each sample are compared with the manifest whenever they are read, so nothing that
+was cut, flipped or exchanged passes for a sample.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from brewclip.config import UserError
 from brewclip.data.manifest import Manifest, ManifestError
 from brewclip.data.order import Extent
 from brewclip.data.schema import BadSample, Sample, unpack_sample
-from brewclip.data.storage import FolderStorage, ObjectMissing, Storage
+from brewclip.data.storage import FolderStorage, ObjectMissing
 
 Decoded = TypeVar("Decoded")
 _EXTENT_BYTES = 4 * 2**20
@@ -98,7 +98,6 @@ class SplitReader:
     def __init__(self, manifest: Manifest, cache_directory: str = "") -> None:
         self.manifest = manifest
         self._cache = Path(cache_directory).expanduser() if cache_directory else None
-        self._known: set[int] = set()
         self._locks: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -109,17 +108,19 @@ class SplitReader:
             ManifestError: if the shard is missing or is not as large as its manifest says.
         """
         manifest = self.manifest
-        storage = self._storage_of(extent.shard)
+        storage = manifest.storage if self._cache is None else self._cached(extent.shard)
         offsets, checksums = manifest.index_of(extent.shard)
         start, stop = int(offsets[extent.first]), int(offsets[extent.first + extent.count])
         try:
-            data = memoryview(storage.read_range(manifest.name_of(extent.shard), start, stop))
-        except ObjectMissing:  # it was there when its size was compared
+            data, size = storage.read_part(manifest.name_of(extent.shard), start, stop)
+        except ObjectMissing:
             raise ManifestError(self.disagreement(extent.shard, "is missing")) from None
+        self._compare_size(extent.shard, size)
         if len(data) != stop - start:
             raise ManifestError(self.disagreement(extent.shard, f"ends before byte {stop}"))
-        stop = extent.first + extent.count
-        return list(check_samples(data, offsets[extent.first : stop + 1], checksums[extent.first : stop], extent.first))
+        rows = slice(extent.first, extent.first + extent.count)
+        ends = offsets[rows.start : rows.stop + 1]
+        return list(check_samples(memoryview(data), ends, checksums[rows], extent.first))
 
     def load(self, extent: Extent) -> Iterator[tuple[int, Sample | BadSample]]:
         """Yield number and parsed sample for each sample of an extent."""
@@ -132,21 +133,8 @@ class SplitReader:
             except BadSample as error:
                 yield number, error
 
-    def _storage_of(self, shard: int) -> Storage:
-        """Return where to read a shard from, after its size was compared once."""
-        if self._cache is not None:
-            return self._cached(shard)
-        if shard not in self._known:
-            self._compare_size(shard)
-            self._known.add(shard)
-        return self.manifest.storage
-
-    def _compare_size(self, shard: int) -> None:
-        name, expected = self.manifest.name_of(shard), int(self.manifest.size_bytes[shard])
-        try:
-            size = self.manifest.storage.size(name)
-        except ObjectMissing:
-            raise ManifestError(self.disagreement(shard, "is missing")) from None
+    def _compare_size(self, shard: int, size: int) -> None:
+        expected = int(self.manifest.size_bytes[shard])
         if size != expected:
             raise ManifestError(self.disagreement(shard, f"has {size} bytes instead of {expected}"))
 
@@ -163,12 +151,16 @@ class SplitReader:
         return folder
 
     def _fill_cache(self, shard: int, target: Path) -> None:
-        self._compare_size(shard)
+        name = self.manifest.name_of(shard)
+        try:
+            self._compare_size(shard, self.manifest.storage.size(name))
+        except ObjectMissing:
+            raise ManifestError(self.disagreement(shard, "is missing")) from None
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, partial = tempfile.mkstemp(dir=target.parent)
         os.close(descriptor)
         try:
-            self.manifest.storage.download(self.manifest.name_of(shard), Path(partial))
+            self.manifest.storage.download(name, Path(partial))
             with open(partial, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.sha256_of(shard):
                     raise ManifestError(self.disagreement(shard, "has another sha256"))

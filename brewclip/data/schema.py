@@ -3,6 +3,7 @@
 After extraction the same key holds `<key>.jpg`, `<key>.npy` (Whisper features) and a json that says more.
 """
 
+import functools
 import io
 import json
 import math
@@ -10,7 +11,7 @@ import struct
 import tarfile
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -24,7 +25,8 @@ REQUIRED_FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 _BLOCK_BYTES = 512
 _HEADER = struct.Struct("100s24x11s21x1s100x5s")  # name, size in octal digits, kind of member, magic
-_NPY_HEADER_BYTES = 4096  # more than version 1.0 needs for any array of numbers
+_NPY_VERSION_1 = b"\x93NUMPY\x01\x00"
+_NPY_PREFIX_BYTES = len(_NPY_VERSION_1) + 2  # and the length of the header
 _EXTENSIONS = frozenset({"jpg", "flac", "npy", "json"})
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -88,18 +90,26 @@ def npy_to_array(data: bytes | memoryview) -> np.ndarray:
         BadSample: if the bytes are not an array of numbers.
     """
     try:
-        header = io.BytesIO(data[:_NPY_HEADER_BYTES])
-        version = np.lib.format.read_magic(header)
-        if version != (1, 0):
+        start = bytes(data[:_NPY_PREFIX_BYTES])
+        if start[:-2] != _NPY_VERSION_1:
             return np.load(io.BytesIO(data), allow_pickle=False)
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)
-        if dtype.hasobject:
-            raise ValueError("an array of objects, not of numbers")
+        end = _NPY_PREFIX_BYTES + int.from_bytes(start[-2:], "little")
+        shape, order, dtype = _parse_npy_header(bytes(data[:end]))
         # np.load would copy the array twice on its way through a file object
-        flat = np.frombuffer(data, dtype, count=math.prod(shape), offset=header.tell())
-        return flat.reshape(shape, order="F" if fortran_order else "C").copy()
+        return np.frombuffer(data, dtype, count=math.prod(shape), offset=end).reshape(shape, order=order).copy()
     except (ValueError, EOFError, OSError) as error:
         raise BadSample("features", str(error)) from error
+
+
+@functools.lru_cache(maxsize=4096)  # a few shapes come again and again, and parsing is slower than decoding a picture
+def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
+    """Return shape, order and type of an array from the beginning of its .npy file of version 1.0."""
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError("an array of objects, not of numbers")
+    return shape, "F" if fortran_order else "C", dtype
 
 
 def pack_sample(sample: Sample) -> bytes:

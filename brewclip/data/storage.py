@@ -48,6 +48,9 @@ class Storage(Protocol):
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return the bytes start..stop (exclusive); shorter where the object ends; raises `ObjectMissing`."""
 
+    def read_part(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
+        """Return the bytes as `read_range` does, and the size in bytes of the whole object, in one request."""
+
     def size(self, name: str) -> int:
         """Return the size in bytes; raises `ObjectMissing`."""
 
@@ -115,10 +118,14 @@ class FolderStorage:
             return (self.folder / name).read_bytes()
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
+        return self.read_part(name, start, stop)[0]
+
+    def read_part(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
         with self._named(name), open(self.folder / name, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(start)
             # Asked for more than there is, Python would first take memory for all of it.
-            return file.read(max(0, min(stop, os.fstat(file.fileno()).st_size) - start))
+            return file.read(max(0, min(stop, size) - start)), size
 
     def size(self, name: str) -> int:
         with self._named(name):
@@ -185,15 +192,17 @@ class S3Storage:
         return self._call(name, lambda: self._get(name)["Body"].read())
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        def get() -> bytes:
-            return self._get(name, Range=f"bytes={start}-{stop - 1}")["Body"].read()
+        return self.read_part(name, start, stop)[0]
 
-        if stop <= start:
-            return b""
-        try:
-            return self._call(name, get)
-        except _BeyondTheEnd:
-            return b""
+    def read_part(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
+        def get() -> tuple[bytes, int]:
+            answer = self._get(name, Range=f"bytes={start}-{stop - 1}")
+            return answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2])
+
+        if start < stop:
+            with contextlib.suppress(_BeyondTheEnd):
+                return self._call(name, get)
+        return b"", self.size(name)
 
     def size(self, name: str) -> int:
         head = self._call(name, lambda: _client().head_object(Bucket=self.bucket, Key=self._key(name)))

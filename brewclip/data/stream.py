@@ -21,9 +21,9 @@ from brewclip.data.windows import RawSamples, RawSource, open_source
 Decoded = TypeVar("Decoded")
 Task = tuple[Future[RawSamples], int, int]
 """What holds a sample, its shard and its index."""
-_FETCH_THREADS = 8
+_FETCH_THREADS = 4  # eight take turns on Python's lock and cost twice the time of two
 _DECODE_AHEAD_STEPS = 3
-_SAMPLES_OF_TASK = 16  # a task for each sample costs more than unpacking it
+_SAMPLES_OF_TASK = 64  # a task for each sample costs more than unpacking it
 _POSITIONS_LOCATED_AT_ONCE = 4096  # 1 us each; in batches of 128 it is 25 us
 
 

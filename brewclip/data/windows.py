@@ -53,7 +53,7 @@ def open_source(
 
 
 class WholeSplit:
-    """A split that memory holds: read in pieces of 2 MiB when they are first needed, and kept.
+    """A split that memory holds: read in pieces of about 2 MiB when they are first needed, and kept.
 
     A small split in many lanes has windows of a few samples, and a request for each costs more than its bytes.
     """
@@ -62,11 +62,12 @@ class WholeSplit:
         self._reader, self._fetchers = reader, fetchers
         manifest = reader.manifest
         self.peak_bytes = manifest.summary.size_bytes
-        self._samples_of_piece = max(1, _PIECE_BYTES * len(manifest) // max(1, manifest.summary.size_bytes))
+        num_pieces = np.maximum(1, np.rint(manifest.size_bytes / _PIECE_BYTES)).astype(np.int64)
+        self._samples_of_piece = -(-manifest.num_samples // num_pieces)  # (num_shards,): pieces of about one size
         self._pieces: dict[tuple[int, int], Future[RawSamples]] = {}
 
     def take(self, positions: np.ndarray, place: Place) -> list[Future[RawSamples]]:
-        numbers = (place.index // self._samples_of_piece).tolist()
+        numbers = (place.index // self._samples_of_piece[place.shard]).tolist()
         return [self._piece(shard, number) for shard, number in zip(place.shard.tolist(), numbers, strict=True)]
 
     def give_back(self) -> None:
@@ -78,8 +79,9 @@ class WholeSplit:
     def _piece(self, shard: int, number: int) -> Future[RawSamples]:
         piece = self._pieces.get((shard, number))
         if piece is None:
-            first = number * self._samples_of_piece
-            count = min(self._samples_of_piece, int(self._reader.manifest.num_samples[shard]) - first)
+            most = int(self._samples_of_piece[shard])
+            first = number * most
+            count = min(most, int(self._reader.manifest.num_samples[shard]) - first)
             piece = self._fetchers.submit(_read, self._reader, [Extent(shard, first, count)])
             self._pieces[shard, number] = piece
         return piece

@@ -23,6 +23,8 @@ def test_what_is_written_is_read(storage, tmp_path):
     assert storage.read_range("a/b.bin", 8, 20) == b"89"
     assert storage.read_range("a/b.bin", 50, 60) == b""
     assert storage.read_range("a/b.bin", 5, 5) == b""
+    assert storage.read_part("a/b.bin", 8, 20) == (b"89", 10)
+    assert storage.read_part("a/b.bin", 50, 60) == (b"", 10)
     (tmp_path / "local").write_bytes(b"x" * 100)
     storage.upload(tmp_path / "local", "a/c.bin")
     storage.download("a/c.bin", tmp_path / "back")
