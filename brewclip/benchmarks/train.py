@@ -10,6 +10,8 @@ does.
 
 import functools
 import itertools
+import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -140,6 +142,7 @@ def _check(options: Options) -> None:
 
 def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: Options) -> Comparison | None:
     switch = SWITCHES[name]
+    torch._logging.set_logs(dynamo=logging.ERROR)  # not a page for each place where the graph is cut
     compiled: Any = torch.compile(trainee.model, dynamic=True) if switch.compiled else None
     off = changed(batches, switch.off)
 
@@ -233,6 +236,8 @@ def _matrix_product_rate(device: torch.device) -> float:
 def _top_operations(trainee: Trainee, batch: Batch) -> dict[str, float]:
     """Return the share of the step's time that the most expensive operations take themselves."""
     from torch.profiler import profile
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it says that there is no GPU, as an error
 
     with profile() as profiler:
         _forward_and_backward(trainee, batch)

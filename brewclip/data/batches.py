@@ -242,7 +242,7 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
         std: per channel, of pictures in 0..1.
         device: where the tensors go.
     """
-    images = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device, non_blocking=True)
+    pictures = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device, non_blocking=True)
     shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
     lengths = torch.tensor([len(pair.audio) for pair in pairs])
     audio = np.zeros((len(pairs), max(1, int(lengths.max())), pairs[0].audio.shape[1]), dtype=np.float16)
@@ -252,7 +252,7 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
         keys=[pair.key for pair in pairs],
         texts=[pair.text for pair in pairs],
         image_names=[pair.image_id for pair in pairs],
-        images=(images.float() / 255 - shift) / scale,
+        images=pictures.float().div_(255).sub_(shift).div_(scale),  # in place: new memory costs more than dividing
         tokens=_stack_tokens([pair.tokens for pair in pairs]).to(device, non_blocking=True),
         audio=torch.from_numpy(audio).to(device, non_blocking=True).float(),
         audio_mask=(torch.arange(audio.shape[1]) < lengths[:, None]).to(device),
