@@ -67,7 +67,8 @@ def run(options: Options) -> dict[str, Any]:
     reader = SpeechReader(model, "en", options.batch_size, precision=options.precision)
     transcripts: dict[str, list[str]] = {}
     comparison = compare_in_turn(
-        f"extraction of {len(recordings)} captions by Whisper {options.whisper}{_described(options)}",
+        f"extraction of {len(recordings)} captions by Whisper {options.whisper}{_described(options)}, "
+        "against whisper.transcribe",
         functools.partial(_rate, "reader", lambda: _read(reader, recordings), transcripts),
         functools.partial(_rate, "transcribe", lambda: transcribe_each(model, recordings), transcripts),
         num_pairs=options.num_pairs,

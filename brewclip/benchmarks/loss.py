@@ -54,7 +54,7 @@ def run(options: Options) -> dict[str, Any]:
     rows, dimensions = options.num_rows, options.num_dimensions
     limits = [told(_difference(rows, dimensions))]
     comparison = compare_in_turn(
-        f"loss and gradients of {rows:,} rows",
+        f"loss and gradients of {rows:,} rows in chunks, against the plain formula",
         functools.partial(_rate, rows, dimensions, plain=False),
         functools.partial(_rate, rows, dimensions, plain=True),
         num_pairs=options.num_pairs,

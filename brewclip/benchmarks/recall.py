@@ -62,7 +62,8 @@ def run(options: Options) -> dict[str, Any]:
     seconds: list[float] = []
     ranks: dict[str, NDArray[np.int64]] = {}
     comparison = compare_in_turn(
-        f"recall of {options.num_speech:,} recordings against {options.num_images:,} pictures",
+        f"recall of {options.num_speech:,} recordings in {options.num_images:,} pictures, "
+        "against sorting the whole matrix",
         functools.partial(_rate, "tiles", _ranks_by_tiles, features, ranks, seconds),
         functools.partial(_rate, "sorting", ranks_by_sorting, features, ranks, []),
         num_pairs=options.num_pairs,

@@ -156,9 +156,10 @@ def _compare(name: str, manifest: Manifest, options: Options) -> list[Comparison
     """Compare raw and decoded reading of one split."""
     found = []
     for kind, decode in (("raw", _keep), ("decoded", _decode)):
+        kilobytes = manifest.summary.size_bytes / len(manifest) / 1000
         found.append(
             compare_in_turn(
-                f"{name} samples of {manifest.summary.size_bytes / len(manifest) / 1000:.0f} kB, {kind}",
+                f"{name} samples of {kilobytes:.0f} kB, {kind}, against WebDataset",
                 functools.partial(_rate_of_stream, manifest, decode, options),
                 functools.partial(_rate_of_webdataset, manifest, kind == "decoded", options),
                 num_pairs=options.num_pairs,

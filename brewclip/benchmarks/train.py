@@ -152,7 +152,7 @@ def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: 
 
     try:
         return compare_in_turn(
-            f"step with {name} ({'kept' if switch.kept else 'not used'})",
+            f"step with {name} against without ({'kept' if switch.kept else 'not used'})",
             rate_with,
             lambda: trainee.rate(itertools.cycle(off)),
             num_pairs=options.num_pairs,

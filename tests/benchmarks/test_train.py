@@ -63,8 +63,8 @@ def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
     )
     figures = run(options)
     assert [row["name"] for row in figures["comparisons"]] == [
-        "step with trimmed_text (kept)",
-        "step with math_attention (not used)",
+        "step with trimmed_text against without (kept)",
+        "step with math_attention against without (not used)",
     ]
     assert figures["arithmetic"]["gflop_of_a_step"] > 0.1
     assert 0 < sum(figures["arithmetic"]["operations"].values()) <= 1
