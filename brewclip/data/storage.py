@@ -192,17 +192,25 @@ class S3Storage:
         return self._call(name, lambda: self._get(name)["Body"].read())
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        return self.read_part(name, start, stop)[0]
+        part = self._read_part(name, start, stop)
+        return part[0] if part else b""
 
     def read_part(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
+        return self._read_part(name, start, stop) or (b"", self.size(name))
+
+    def _read_part(self, name: str, start: int, stop: int) -> tuple[bytes, int] | None:
+        """Return bytes and the object's size; None where there are no such bytes, which S3 answers without the size."""
+
         def get() -> tuple[bytes, int]:
             answer = self._get(name, Range=f"bytes={start}-{stop - 1}")
             return answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2])
 
-        if start < stop:
-            with contextlib.suppress(_BeyondTheEnd):
-                return self._call(name, get)
-        return b"", self.size(name)
+        if stop <= start:
+            return None
+        try:
+            return self._call(name, get)
+        except _BeyondTheEnd:
+            return None
 
     def size(self, name: str) -> int:
         head = self._call(name, lambda: _client().head_object(Bucket=self.bucket, Key=self._key(name)))
