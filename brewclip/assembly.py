@@ -35,8 +35,8 @@ def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
         )
 
 
-def build_decoder(config: Config, clip: LoadedClip) -> PairDecoder:
-    """Build what turns stored samples into pairs for this CLIP."""
+def build_decoder(config: Config, clip: LoadedClip, *, kept_bytes: int = 0) -> PairDecoder:
+    """Build what turns stored samples into pairs for this CLIP, and keeps pictures up to a bound of bytes."""
     data, model = config.data, config.model
     prompts = 0 if model.variant == "zero_shot" else model.prompt_length
     red, green, blue = (round(255 * value) for value in clip.mean)  # zero once it is normalised
@@ -49,6 +49,7 @@ def build_decoder(config: Config, clip: LoadedClip) -> PairDecoder:
         long_text=data.long_text,
         image_transform=data.image_transform,
         fill=(red, green, blue),
+        kept_bytes=kept_bytes,
     )
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_audio_with_damage, encode_flac
 from brewclip.config import UserError
+from brewclip.data.pictures import open_picture
 from brewclip.data.schema import BadSample, Sample
 from brewclip.data.storage import FolderStorage, ObjectMissing, Storage, StorageError, open_storage
 
@@ -289,8 +290,6 @@ def to_jpeg(data: bytes, side_pixels: int) -> bytes:
     Raises:
         BadSample: if it cannot be decoded or is larger than 100 megapixels.
     """
-    from brewclip.data.batches import open_picture  # loads torch, which lists and flags do not need
-
     picture = open_picture(data)
     scale = min(1.0, side_pixels / min(picture.size)) if side_pixels else 1.0
     if scale == 1.0 and data[:3] == b"\xff\xd8\xff":

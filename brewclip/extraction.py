@@ -17,9 +17,9 @@ from PIL import Image
 
 from brewclip.audio import UndecodableAudio, decode_audio
 from brewclip.config import Config
-from brewclip.data.batches import open_picture
 from brewclip.data.manifest import Manifest, ShardRecord, open_manifest
 from brewclip.data.order import Extent
+from brewclip.data.pictures import open_picture
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample, Sample, array_to_npy
 from brewclip.data.shards import finish_split, finished_shard, is_finished, write_shard

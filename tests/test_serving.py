@@ -15,7 +15,7 @@ from PIL import Image
 import brewclip
 from brewclip.assembly import build_model
 from brewclip.config import UserError, flatten, preset
-from brewclip.data.batches import decode_image
+from brewclip.data.pictures import decode_image
 from brewclip.data.storage import open_storage
 from brewclip.models.clip import PromptedCLIP
 from brewclip.models.whisper import Speech

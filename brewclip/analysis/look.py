@@ -16,7 +16,8 @@ from brewclip.analysis.systems import System, SystemResult, evaluate_system, loa
 from brewclip.assembly import audio_dim_of, build_decoder
 from brewclip.audio import UndecodableAudio, decode_audio
 from brewclip.config import Config, UserError
-from brewclip.data.batches import collate, open_picture
+from brewclip.data.batches import collate
+from brewclip.data.pictures import open_picture
 from brewclip.data.schema import Sample
 from brewclip.data.storage import open_storage
 from brewclip.models.windows import FRAME_SAMPLES

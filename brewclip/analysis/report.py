@@ -25,7 +25,7 @@ from brewclip.analysis.systems import SystemResult
 from brewclip.analysis.tables import TITLES
 from brewclip.analysis.word_errors import BAND_EDGES, make_utterance
 from brewclip.config import Config
-from brewclip.data.batches import open_picture
+from brewclip.data.pictures import open_picture
 from brewclip.data.schema import BadSample, Sample
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 

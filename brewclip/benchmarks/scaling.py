@@ -4,9 +4,10 @@
     python jobs/benchmark.py scaling --picture docs/scaling.png --page docs/scaling.md
 
 A run starts workers of the preset `scenes` with Ray Train over a local S3 server. In each worker the training loop is
-fed in turn by the stream (with curves, flags and counts as in a real run) and from memory with nothing around it. Runs
-of one worker and of two with twice the batch stand in turn. The arithmetic of `traffic`, given the speed of one worker
-and of the link between two, says what two should take, and draws the picture for GPUs.
+fed in turn by the stream (with curves, flags and counts as in a real run), by a stream that decodes each picture anew,
+as a first epoch does, and from memory with nothing around it. Runs of one worker and of two with twice the batch stand
+in turn. The arithmetic of `traffic`, given the speed of one worker and of the link between two, says what two should
+take, and draws the picture for GPUs.
 """
 
 import itertools
@@ -57,14 +58,14 @@ NUM_GPUS = (1, 8, 16, 32, 64, 128, 256)
 class Options(BenchmarkOptions):
     """What is measured, and how long."""
 
-    pairs_per_worker: int = 32
-    """Pairs of a step on each worker."""
+    pairs_per_worker: int = 64
+    """Pairs of a step on each worker; the preset has 64."""
     num_samples: int = 512
     """Pairs of the split."""
     num_steps: int = 20
     """Steps of one measurement."""
     num_pairs: int = 3
-    """Measurements by the stream and from memory in each run, in turn."""
+    """Measurements of each way in each run, in turn."""
     num_runs: int = 2
     """Runs on one worker, and as many on two; each starts Ray workers anew, which takes about 20 s."""
     picture: str = ""
@@ -147,7 +148,8 @@ def _run_workers(bucket: str, environment: dict[str, str], options: Options, num
 
 
 def measure_worker(settings: dict[str, Any]) -> None:
-    """Train on this worker, fed by the stream and from memory in turn; the first worker writes the rates down."""
+    """Train on this worker, fed in each way in turn; the first worker writes the rates down."""
+    from brewclip.assembly import build_decoder
     from brewclip.data.storage import open_storage
     from brewclip.training.worker import Assignment, Worker
 
@@ -160,13 +162,14 @@ def measure_worker(settings: dict[str, Any]) -> None:
     first = next(batches)
     parts = {"workers": started - settings["submitted"], "weights": built - started, "batch": time.time() - built}
     in_memory = [first, *itertools.islice(batches, 3)]
-    _steps(worker, itertools.cycle(in_memory), is_real=False)  # neither counts: both ways begin warm
-    _steps(worker, batches, is_real=True)
-    rates: dict[str, list[float]] = {"stream": [], "memory": []}
-    for pair in range(settings["num_pairs"]):
-        for way in ("stream", "memory") if pair % 2 == 0 else ("memory", "stream"):
-            source = batches if way == "stream" else itertools.cycle(in_memory)
-            rates[way].append(_steps(worker, source, is_real=way == "stream"))
+    worker.decoder, worker.first_step = build_decoder(config, worker.clip), -1  # keeps no pictures; is not the start
+    sources = {"stream": batches, "first_epoch": worker._batches(), "memory": itertools.cycle(in_memory)}
+    rates: dict[str, list[float]] = {way: [] for way in sources}
+    for pair in range(-1, settings["num_pairs"]):  # the first does not count: all ways begin warm
+        for way in sources if pair % 2 == 0 else reversed(sources):
+            rate = _steps(worker, sources[way], is_real=way != "memory")
+            if pair >= 0:
+                rates[way].append(rate)
     trained = sum(parameter.numel() for parameter in worker.model.trained_parameters().values())
     found = {"rates": rates, "before_first_step": parts, "link": _measure_link(), "trained_parameters": trained}
     if worker.rank == 0:
@@ -238,11 +241,24 @@ def _figures(runs: dict[int, list[dict[str, Any]]], options: Options) -> tuple[l
             _LEAST_FED_SHARE,
         ),
         Comparison(
+            "one worker fed by a stream that decodes every picture, as in a first epoch, against memory",
+            rates(1, "first_epoch"),
+            rates(1, "memory"),
+            "pairs/s",
+            _LEAST_FED_SHARE,
+        ),
+        Comparison(
             f"two workers against one, {options.pairs_per_worker} pairs each",
             rates(2, "stream"),
             rates(1, "stream"),
             "pairs/s",
             _LEAST_WEAK_SCALING,
+        ),
+        Comparison(
+            f"two workers against one, {options.pairs_per_worker} pairs each, all from memory",
+            rates(2, "memory"),
+            rates(1, "memory"),
+            "pairs/s",
         ),
     ]
     for comparison in comparisons:

@@ -25,9 +25,9 @@ from PIL import Image
 
 from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, environment_set
 from brewclip.config import UserError
-from brewclip.data.batches import open_picture
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.order import SampleOrder
+from brewclip.data.pictures import open_picture
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.schema import Sample, array_to_npy, npy_to_array
 from brewclip.data.shards import finish_split, shard_name, write_shard

@@ -40,7 +40,8 @@ class DataConfig:
     image_transform: ImageTransform = "crop"
     """The middle square of a picture, as CLIP was trained, or the whole picture between bars."""
     memory_bytes: int = 512 * 2**20
-    """Upper bound of the raw bytes that one worker holds or fetches ahead."""
+    """Upper bound of the raw bytes that one worker holds or fetches ahead; a split that fits is read once, and its
+    pictures are decoded once as far as they fit, too."""
     num_threads: int = 4
     """Threads of one worker that decode samples."""
     cache_directory: str = ""

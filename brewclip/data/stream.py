@@ -8,7 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 
@@ -19,12 +19,23 @@ from brewclip.data.schema import BadSample, Sample, unpack_sample
 from brewclip.data.windows import RawSamples, RawSource, open_source
 
 Decoded = TypeVar("Decoded")
+Item = TypeVar("Item")
 Task = tuple[Future[RawSamples], int, int]
 """What holds a sample, its shard and its index."""
 _FETCH_THREADS = 4  # eight take turns on Python's lock and cost twice the time of two
 _DECODE_AHEAD_STEPS = 3
 _SAMPLES_OF_TASK = 64  # a task for each sample costs more than unpacking it
 _POSITIONS_LOCATED_AT_ONCE = 4096  # 1 us each; in batches of 128 it is 25 us
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the same items, each made by a thread while the one before it is used; errors come where they belong."""
+    none = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        coming = thread.submit(next, items, none)
+        while (item := coming.result()) is not none:
+            coming = thread.submit(next, items, none)
+            yield cast(Item, item)
 
 
 class Stream(Generic[Decoded]):

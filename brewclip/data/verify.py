@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from brewclip.audio import UndecodableAudio, decode_audio_with_damage
-from brewclip.data.batches import open_picture
 from brewclip.data.manifest import INDEX, MANIFEST, SHARDS, Manifest, ManifestError, open_manifest
+from brewclip.data.pictures import open_picture
 from brewclip.data.reader import check_samples
 from brewclip.data.schema import BadSample, Sample, npy_to_array, unpack_sample
 from brewclip.data.storage import ObjectMissing, StorageError

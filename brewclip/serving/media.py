@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_audio
-from brewclip.data.batches import MAX_IMAGE_PIXELS
+from brewclip.data.pictures import MAX_IMAGE_PIXELS
 
 MAX_SECONDS = 600.0  # longest recording, as when corpora are written
 Recording = NDArray[np.floating] | str | Path

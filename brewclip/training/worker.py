@@ -23,7 +23,7 @@ from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.storage import Storage, StorageError, exists, open_storage
-from brewclip.data.stream import Stream
+from brewclip.data.stream import Stream, one_ahead
 from brewclip.distributed import agree_on_problem, gather_to_first, sum_over_workers
 from brewclip.evaluation import embed_split, gather_embeddings
 from brewclip.models.clip import PromptedCLIP
@@ -139,7 +139,8 @@ class Worker:
         self.clip = load_clip(config.model.clip)
         check_pictures(self.manifest, self.clip)
         self.model = build_model(config, PromptedCLIP(self.clip.model), self.audio_dim).to(self.device)
-        self.decoder = build_decoder(config, self.clip)
+        left_bytes = config.data.memory_bytes - self.manifest.summary.size_bytes  # by a split that is read once
+        self.decoder = build_decoder(config, self.clip, kept_bytes=max(0, left_bytes))
         self.frozen_sha256 = {config.model.clip: weights_sha256(self.clip.model)}
         self.optimizer = build_optimizer(self.model.trained_parameters(), config.optim)
         self.progress, self.run_id = self._resume()
@@ -337,10 +338,10 @@ class Worker:
             SplitReader(self.manifest, data.cache_directory), order, self.decoder, self.rejections, rank=self.rank,
             world_size=self.world_size, memory_bytes=data.memory_bytes, num_threads=data.num_threads,
         )  # fmt: skip
-        for step, pairs in stream.iter_from(self.progress.step):
+        steps = ((step, pairs, self._to_batch(pairs)) for step, pairs in stream.iter_from(self.progress.step))
+        for step, pairs, batch in one_ahead(steps):
             positions = torch.from_numpy(step * run.global_batch_size + stream.slots)
             self.cuts.add(pair.lengths for pair in pairs)
-            batch = self._to_batch(pairs)
             if step == self.first_step and self.rank == 0:
                 print(self._describe_start(), flush=True)
             yield batch, positions

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from brewclip.data.batches import InputLengths, Pair, PairDecoder, collate, decode_image, number_of
+from brewclip.data.batches import InputLengths, Pair, PairDecoder, collate, number_of
 from brewclip.data.cuts import Cuts
+from brewclip.data.pictures import decode_image
 from brewclip.data.schema import BadSample, Sample, array_to_npy
 
 
@@ -83,6 +84,7 @@ def test_long_speech_is_cut():
         ({"features": b"no array"}, "features"),
         ({"features": array_to_npy(np.ones((5, 8), np.float32))}, "features"),
         ({"features": array_to_npy(np.full((5, 8), np.nan, np.float16))}, "features"),
+        ({"features": array_to_npy(np.full((5, 8), -np.inf, np.float16))}, "features"),
         ({"metadata": {"image_id": "a", "caption_id": "a-0", "split": "train", "duration_seconds": 1.0}}, "text"),
     ],
 )
@@ -90,6 +92,31 @@ def test_what_cannot_be_used_has_a_cause(changes, cause):
     with pytest.raises(BadSample) as caught:
         decoder()(sample(**changes))
     assert caught.value.cause == cause
+
+
+def test_the_largest_finite_features_are_taken():
+    largest = np.array([[np.finfo(np.float16).max, np.finfo(np.float16).min, -0.0]], np.float16)
+    assert (decoder()(sample(features=array_to_npy(largest))).audio == largest).all()
+
+
+def test_pictures_are_decoded_once_as_far_as_memory_allows(monkeypatch):
+    decoded = []
+
+    def counted(data, *rest):
+        decoded.append(data)
+        return decode_image(data, *rest)
+
+    monkeypatch.setattr("brewclip.data.batches.decode_image", counted)
+    pictures = [jpeg(40, 30, seed) for seed in range(3)]
+    room_for_two = PairDecoder(decoder().tokenize, 16, "asr", 100, kept_bytes=2 * 3 * 16 * 16 + 1)
+    for _ in range(2):
+        for picture in pictures:
+            assert (room_for_two(sample(image=picture)).image == decode_image(picture, 16)).all()
+    assert decoded == [*pictures, pictures[2]], "the third finds no room"
+
+    for _ in range(2):
+        with pytest.raises(BadSample, match="picture"):
+            room_for_two(sample(image=pictures[0][:200]))
 
 
 def test_features_are_never_unpickled():

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from brewclip.audio import UndecodableAudio, decode_audio, encode_flac
-from brewclip.data.batches import open_picture
 from brewclip.data.manifest import ManifestError, open_manifest
 from brewclip.data.order import SampleOrder
+from brewclip.data.pictures import open_picture
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.schema import BadSample, Sample
 from brewclip.data.shards import finish_split, shard_name, write_shard

@@ -8,7 +8,7 @@ from brewclip.data.manifest import ManifestError
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader, TooManyBadSamples, iter_split
 from brewclip.data.schema import BadSample
-from brewclip.data.stream import Stream
+from brewclip.data.stream import Stream, one_ahead
 from tests.data.splits import write_split
 
 ROUNDS = [[37, 5, 61, 1], [30, 40]]
@@ -141,3 +141,23 @@ def test_a_whole_split_is_read_once_in_stored_order(manifest, world_size):
         keys += [key for _, key in share]
     assert len(keys) == len(set(keys)) == len(manifest)
     assert keys[:3] == ["picture0-0", "picture1-0", "picture2-0"]
+
+
+def test_one_ahead_yields_the_same_and_raises_where_it_belongs():
+    made = []
+
+    def items():
+        for number in range(3):
+            made.append(number)
+            yield number
+        raise ValueError("after three")
+
+    ahead = one_ahead(items())
+    assert made == [], "nothing is made before it is asked for"
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="after three"):
+        next(ahead)
+    assert list(one_ahead(iter([]))) == []
+    endless = one_ahead(itertools.count())
+    assert next(endless) == 0
+    endless.close()

@@ -15,8 +15,8 @@ import pytest
 import brewclip.recipe
 from brewclip.config import UserError
 from brewclip.corpora import safe_id, to_jpeg
-from brewclip.data.batches import open_picture
 from brewclip.data.manifest import open_manifest
+from brewclip.data.pictures import open_picture
 from brewclip.recipe import check_options, run_recipe, write_corpus
 from tests.datasets.miniatures import load_recipe, picture, sound, write_file
 
