@@ -26,6 +26,7 @@ from brewclip.training.checkpoint import Checkpoint, check_frozen, load_checkpoi
 
 ZERO_SHOT: Final = "zero_shot"
 _RECORDINGS_PER_TASK = 2_000
+_INPUT_SETTINGS = ("image_transform", "long_text", "max_audio_frames")
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def describe_system(config: Config, name: str) -> System:
         here, there = getattr(config.model, part), getattr(trained.model, part)
         if here != there:
             raise UserError(f"checkpoint {url} was trained with --model.{part} {there}, here it is {here}")
+    _tell_other_inputs(name, trained, config)
     own = replace(
         config, model=trained.model, loss=trained.loss, run=replace(config.run, precision=trained.run.precision)
     )
@@ -133,6 +135,15 @@ def describe_system(config: Config, name: str) -> System:
         trained_on=trained.data.corpus,
         weights_sha256=checkpoint.facts.files.get("model.safetensors", ""),
     )
+
+
+def _tell_other_inputs(name: str, trained: Config, config: Config) -> None:
+    """Say what a system was trained to read and does not read here, which may be meant, or forgotten."""
+    for setting in _INPUT_SETTINGS:
+        there, here = getattr(trained.data, setting), getattr(config.data, setting)
+        if there != here:
+            flag = f"--data.{setting.replace('_', '-')}"
+            print(f"note: {name} was trained with {flag} {there} and reads the split with {here}", flush=True)
 
 
 def _split_transcript(config: Config, name: str) -> tuple[str, Config, str]:

@@ -52,6 +52,17 @@ def test_a_system_reads_what_stands_behind_its_name(tmp_path):
     assert (told.name, told.config.data.transcript) == ("mine@asr", "asr")
 
 
+def test_inputs_other_than_in_training_are_told(tmp_path, capsys):
+    config = config_of(tmp_path)
+    save_run(replace(config, data=replace(config.data, long_text="windows")), "mine")
+    describe_system(config, "mine")
+    assert capsys.readouterr().out == (
+        "note: mine was trained with --data.long-text windows and reads the split with cut\n"
+    )
+    describe_system(replace(config, data=replace(config.data, long_text="windows")), "mine")
+    assert not capsys.readouterr().out
+
+
 def test_two_seeds_of_a_variant_have_names_of_their_own(tmp_path):
     config = config_of(tmp_path)
     for name in ("scenes-pipeline-0", "scenes-pipeline-1"):
