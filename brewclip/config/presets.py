@@ -67,15 +67,15 @@ def scenes_narratives() -> Config:
 def scenes_noisy() -> Config:
     """The scenes world spoken through babble, so that Whisper mishears much of it.
 
-    The acoustic channel has to learn, so training is longer than for narratives; and R@10 on dev is far from 100 %, so
-    it chooses the checkpoint, as the default does.
+    The acoustic channel has to learn from the start, so training is longer than for narratives: with 5,400 recordings
+    R@10 of the full model on dev (200 pictures) was 48 / 58 / 60 / 62 / 63 / 64 % after 100, 200 ... 600 steps.
     """
     config = _on(scenes_narratives(), "scenes_noisy")
     return replace(
         config,
-        optim=replace(config.optim, total_steps=300),
+        optim=replace(config.optim, total_steps=600),
         run=replace(
-            config.run, selection_metric=RunConfig().selection_metric, eval_every_steps=50, checkpoint_every_steps=50
+            config.run, selection_metric=RunConfig().selection_metric, eval_every_steps=100, checkpoint_every_steps=100
         ),
     )
 
