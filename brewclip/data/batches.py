@@ -166,7 +166,7 @@ class PairDecoder:
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """Return whether no float16 is infinite or none: a fifth of the time of `np.isfinite`, which converts each."""
+    """Return whether every float16 is a finite number, in a fifth of the time of `np.isfinite`, which converts each."""
     return not array.size or int((array.view(np.uint16) & 0x7FFF).max()) < 0x7C00
 
 
