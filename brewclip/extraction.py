@@ -1,53 +1,33 @@
-"""Whisper reads a corpus once: shards of recordings in, shards of features and transcripts out, over Ray.
+"""Whisper reads a corpus once: splits of recordings in, splits of features and transcripts out, over Ray.
 
-An output shard is written whole or not at all, and skipped when it is already there. The keys stay the same.
+This is the driver's side: what is to be done, handing it out, progress, the manifest. Workers run `extractor`. A shard
+of features is written whole or not at all, and kept when the job is interrupted. The keys stay the same.
 """
 
-import io
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from brewclip.audio import UndecodableAudio, decode_audio
-from brewclip.config import Config
-from brewclip.data.manifest import Manifest, ShardRecord, open_manifest
+from brewclip.config import Config, UserError
+from brewclip.data.manifest import MANIFEST, Manifest, ManifestError, ShardRecord, open_manifest
 from brewclip.data.order import Extent
-from brewclip.data.pictures import open_picture
-from brewclip.data.reader import SplitReader
-from brewclip.data.schema import BadSample, Sample, array_to_npy
-from brewclip.data.shards import finish_split, finished_shard, is_finished, write_shard
-from brewclip.data.storage import open_storage
+from brewclip.data.shards import finish_split, is_finished, shard_name
+from brewclip.data.storage import Storage, open_storage
+from brewclip.extractor import ExtractionTask, Extractor, Part
 from brewclip.progress import Progress
 
-_BATCHES_AT_ONCE = 4
+_USUAL_SPLITS = ("train", "dev", "test")
+_POLL_SECONDS = 2.0
+_END_SECONDS = 20.0  # how long workers may take to leave a part that is interrupted
+_CONTROL = "control"  # calls that are answered while a part is extracted
 
-
-@dataclass(frozen=True)
-class ExtractionTask:
-    """What a worker needs to know to extract shards of one split.
-
-    Attributes:
-        source_url: split of recordings.
-        target_url: split of features.
-        whisper: name of the model, for the record.
-        window: `speech` keeps the frames of the whole recording, `first_30_seconds` what the released code used.
-        batch_size: recordings decoded together.
-        image_side_pixels: short side that pictures are reduced to; 0 keeps the original bytes.
-    """
-
-    source_url: str
-    target_url: str
-    whisper: str
-    window: str
-    batch_size: int
-    image_side_pixels: int
+# A split of a few shards is divided further, so that there is work for several workers, and an interruption costs
+# little. The parts follow from the corpus alone: the order of training is a function of the shards.
+_LEAST_PARTS = 16
+_LEAST_SAMPLES = 32  # two batches of Whisper
 
 
 def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str, Any]]:
@@ -55,58 +35,195 @@ def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str
 
     Returns:
         split -> samples, rejected {cause: n}, and unheard {reason: n}: recordings kept without a transcript.
+
+    Raises:
+        UserError: if there is no such split, or its features were made with other settings.
+        KeyboardInterrupt: after the workers have left their parts; finished parts are kept.
     """
     import ray
 
-    sources = {}
-    for split in config.extraction.splits:
-        target = open_storage(f"{config.features_url}/{split}")
-        if is_finished(target):
-            print(f"extract {config.data.corpus}/{split}: already done at {target.url}", flush=True)
-        else:
-            sources[split] = open_manifest(f"{config.corpus_url}/{split}")
-    most = max((source.summary.num_shards for source in sources.values()), default=0)
+    tasks = _unfinished_tasks(config, image_side_pixels)
+    parts = {split: plan_parts(source) for split, (_, source) in tasks.items()}
+    most = max((len(planned) for planned in parts.values()), default=0)
     actors = [_start_actor(config) for _ in range(min(most, _num_places(config)))]
     if actors:
         print(f"extract {config.data.corpus}: {len(actors)} workers load Whisper {config.model.whisper}", flush=True)
     summaries = {}
-    for split, source in sources.items():
-        task = _task(config, split, image_side_pixels)
-        summaries[split] = _finish(config, task, source, _extract_shards(config, task, source, actors))
-    for actor in actors:
-        ray.kill(actor)
+    try:
+        for split, (task, source) in tasks.items():
+            done = list(_run_parts(f"extract {config.data.corpus}/{split}", task, parts[split], actors))
+            summaries[split] = _finish(config, task, source, done)
+    except KeyboardInterrupt:
+        _interrupt(actors)
+        raise
+    finally:
+        for actor in actors:
+            ray.kill(actor)
     return summaries
 
 
-def _task(config: Config, split: str, image_side_pixels: int) -> ExtractionTask:
+def splits_to_extract(config: Config) -> tuple[str, ...]:
+    """Return the splits of the settings, or else those that the corpus has, the usual ones first.
+
+    Raises:
+        ManifestError: if one that is set is not there, or there is none.
+    """
+    if config.extraction.splits:
+        for split in config.extraction.splits:
+            open_manifest(f"{config.corpus_url}/{split}", retry_seconds=10)
+        return config.extraction.splits
+    corpus = open_storage(config.corpus_url, retry_seconds=10)
+    folders = [name for name in corpus.list_folders() if is_finished(open_storage(f"{config.corpus_url}/{name}"))]
+    if not folders:
+        raise ManifestError(f"no whole split at {config.corpus_url}: write the corpus first (datasets/)")
+    usual = [split for split in _USUAL_SPLITS if split in folders]
+    return (*usual, *sorted(set(folders) - set(usual)))
+
+
+def plan_parts(source: Manifest) -> list[Part]:
+    """Divide a split into parts, one for each shard of features, in the order of the source.
+
+    Shards of a large split are taken whole. Those of a small one are divided evenly, into parts of at least 32 samples.
+    """
+    most = max(_LEAST_SAMPLES, -(-len(source) // _LEAST_PARTS))
+    parts: list[Part] = []
+    numbers: Counter[int] = Counter()
+    for shard, (round_number, total) in enumerate(
+        zip(source.rounds.tolist(), source.num_samples.tolist(), strict=True)
+    ):
+        count = max(1, total // most)
+        bounds = [total * n // count for n in range(count + 1)]
+        for first, stop in pairwise(bounds):
+            name = shard_name(source.summary.split, round_number, numbers[round_number])
+            parts.append(Part(name, round_number, Extent(shard, first, stop - first)))
+            numbers[round_number] += 1
+    return parts
+
+
+def image_side(config: Config) -> int:
+    """Return the short side that stored pictures need, in pixels: the one set, or the one of the CLIP model."""
+    if config.extraction.image_side_pixels:
+        return config.extraction.image_side_pixels
+    from brewclip.pretrained import clip_image_size
+
+    return clip_image_size(config.model.clip)
+
+
+def _unfinished_tasks(config: Config, image_side_pixels: int) -> dict[str, tuple[ExtractionTask, Manifest]]:
+    tasks = {}
+    for split in splits_to_extract(config):
+        source = open_manifest(f"{config.corpus_url}/{split}")
+        task = _task(config, source, image_side_pixels)
+        if _is_done(task, overwrite=config.extraction.overwrite):
+            print(f"extract {config.data.corpus}/{split}: already done at {task.target_url}", flush=True)
+        else:
+            tasks[split] = task, source
+    return tasks
+
+
+def _task(config: Config, source: Manifest, image_side_pixels: int) -> ExtractionTask:
     return ExtractionTask(
-        source_url=f"{config.corpus_url}/{split}",
-        target_url=f"{config.features_url}/{split}",
+        source_url=source.url,
+        source_sha256=source.sha256,
+        target_url=f"{config.features_url}/{source.summary.split}",
         whisper=config.model.whisper,
+        language=config.model.language,
         window=config.extraction.window,
         batch_size=config.extraction.batch_size,
         image_side_pixels=0 if config.extraction.keep_original_images else image_side_pixels,
     )
 
 
-def _extract_shards(
-    config: Config, task: ExtractionTask, source: Manifest, actors: list[Any]
-) -> list[tuple[ShardRecord | None, dict[str, Any]]]:
-    """Hand out shards one by one to whichever worker is free."""
+def _is_done(task: ExtractionTask, *, overwrite: bool) -> bool:
+    """Return whether the features are there; those of an earlier version of the corpus are removed.
+
+    Raises:
+        UserError: if they were made with other settings, and are not to be overwritten.
+    """
+    storage = open_storage(task.target_url)
+    if not is_finished(storage):
+        return False
+    found, wanted = open_manifest(task.target_url).summary.details, _settings(task)
+    different = [name for name, value in wanted.items() if found.get(name, value) != value]
+    if not different:
+        return True
+    if different == ["source_sha256"]:
+        print(f"extract: {task.source_url} was written anew since it was extracted: extracting it again", flush=True)
+    elif not overwrite:
+        changes = ", ".join(f"{name} {found[name]!r}, now {wanted[name]!r}" for name in different)
+        raise UserError(
+            f"{task.target_url} was extracted with other settings ({changes}): take those, or extract it again with "
+            "--extraction.overwrite"
+        )
+    storage.delete(MANIFEST)  # first: from here on the split is not whole
+    return False
+
+
+def _settings(task: ExtractionTask) -> dict[str, Any]:
+    """Return what the manifest keeps of a task, and a finished split is compared by."""
+    left_out = ("source_url", "target_url", "batch_size")
+    return {name: value for name, value in asdict(task).items() if name not in left_out}
+
+
+def _run_parts(
+    label: str, task: ExtractionTask, parts: list[Part], actors: list[Any]
+) -> Iterator[tuple[ShardRecord | None, dict[str, Any]]]:
+    """Hand out parts one by one to whichever worker is free, and yield their results."""
     import ray
 
-    progress = Progress(f"extract {config.data.corpus}/{source.summary.split}", len(source), "recordings")
-    shards = iter(range(source.summary.num_shards))
-    waiting = {actor.extract.remote(task, shard): (actor, shard) for actor, shard in zip(actors, shards, strict=False)}
-    done = []
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        actor, shard = waiting.pop(ready)
-        done.append(ray.get(ready))
-        progress.advance(int(source.num_samples[shard]))
-        for following in islice(shards, 1):
-            waiting[actor.extract.remote(task, following)] = (actor, following)
-    return done
+    progress = Progress(label, sum(part.extent.count for part in parts), "recordings")
+    pending, idle, num_done = iter(parts), list(actors), 0
+    running: dict[Any, tuple[Any, Part]] = {}
+    while True:
+        for actor, part in zip(idle.copy(), pending, strict=False):
+            running[actor.extract.remote(task, part)] = actor, part
+            idle.remove(actor)
+        if not running:
+            return
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+        for reference in ready:
+            actor, part = running.pop(reference)
+            result = _result_of(reference)
+            num_done += part.extent.count
+            idle.append(actor)
+            yield result
+        in_parts = _count_in_parts([actor for actor, _ in running.values()])
+        progress.advance(max(0, num_done + in_parts - progress.done))
+
+
+def _result_of(reference: Any) -> tuple[ShardRecord | None, dict[str, Any]]:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def _count_in_parts(actors: Iterable[Any]) -> int:
+    """Return how many recordings the workers have read of the parts at hand; one that does not answer counts none."""
+    import ray
+
+    references = [actor.num_done.options(concurrency_group=_CONTROL).remote() for actor in actors]
+    ready, _ = ray.wait(references, num_returns=len(references), timeout=_POLL_SECONDS) if references else ([], [])
+    total = 0
+    for reference in ready:
+        try:
+            total += ray.get(reference)
+        except ray.exceptions.RayError:
+            continue  # it is being started again
+    return total
+
+
+def _interrupt(actors: list[Any]) -> None:
+    """Let the workers leave their parts, so that no temporary file of theirs stays."""
+    import ray
+
+    references = [actor.interrupt.options(concurrency_group=_CONTROL).remote() for actor in actors]
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=_END_SECONDS)
 
 
 def _num_places(config: Config) -> int:
@@ -121,11 +238,15 @@ def _num_places(config: Config) -> int:
 def _start_actor(config: Config) -> Any:
     import ray
 
-    options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3, "num_cpus": config.cluster.cpus_per_worker}
+    options: dict[str, Any] = {
+        "max_restarts": -1,
+        "max_task_retries": 3,
+        "num_cpus": config.cluster.cpus_per_worker,
+        "concurrency_groups": {_CONTROL: 1},
+    }
     if config.cluster.use_gpu:
         options["num_gpus"] = 1
-    threads = max(1, int(config.cluster.cpus_per_worker))
-    return ray.remote(Extractor).options(**options).remote(config.model.whisper, config.model.language, threads)
+    return ray.remote(**options)(Extractor).remote(max(1, int(config.cluster.cpus_per_worker)))
 
 
 def _finish(
@@ -135,122 +256,31 @@ def _finish(
     done: list[tuple[ShardRecord | None, dict[str, Any]]],
 ) -> dict[str, Any]:
     storage = open_storage(task.target_url)
+    records = [record for record, _ in done if record is not None]
     rejected = [row for _, notes in done for row in notes["rejected"]]
     unheard: Counter[str] = sum((Counter(notes["unheard"]) for _, notes in done), Counter())
-    counts = {
-        "rejected": dict(Counter(row["cause"] for row in rejected)),
-        "unheard": dict(unheard),
-    }
-    rows = "".join(json.dumps(row, sort_keys=True) + "\n" for row in sorted(rejected, key=lambda row: row["item"]))
-    storage.write("rejected.jsonl", rows.encode())
+    counts = {"rejected": dict(Counter(row["cause"] for row in rejected)), "unheard": dict(unheard)}
+    rows = [
+        json.dumps(row, sort_keys=True, ensure_ascii=False) for row in sorted(rejected, key=lambda row: row["item"])
+    ]
+    storage.write("rejected.jsonl", "".join(f"{row}\n" for row in rows).encode(errors="replace"))
+    if not records:
+        raise UserError(f"no recording of {task.source_url} can be used ({counts['rejected']}): see rejected.jsonl")
+    _remove_stale(storage, {record.name for record in records})
     summary = finish_split(
         storage,
-        [record for record, _ in done if record is not None],
+        records,
         corpus=config.data.corpus,
         split=source.summary.split,
         kind="features",
         num_images=source.summary.num_images,
-        details=counts
-        | {
-            "whisper": task.whisper,
-            "window": task.window,
-            "image_side_pixels": task.image_side_pixels,
-            "source_sha256": source.sha256,
-        },
+        details=counts | _settings(task),
     )
     return {"samples": summary.num_samples} | counts
 
 
-class Extractor:
-    """Holds Whisper on one worker and extracts shard after shard."""
-
-    def __init__(self, whisper: str, language: str, num_threads: int) -> None:
-        import torch
-
-        from brewclip.models.whisper import SpeechReader
-        from brewclip.pretrained import load_whisper
-
-        torch.set_num_threads(num_threads)
-        model = load_whisper(whisper).to("cuda" if torch.cuda.is_available() else "cpu")
-        self.speech_reader = SpeechReader(model, language or None)
-
-    def extract(self, task: ExtractionTask, shard: int) -> tuple[ShardRecord | None, dict[str, Any]]:
-        """Extract one shard, unless it was; return its record and what was rejected or not heard."""
-        source = SplitReader(open_manifest(task.source_url))
-        target, name = open_storage(task.target_url), source.manifest.name_of(shard)
-        known = finished_shard(target, name)
-        if known is not None:
-            return known, known.notes
-        notes: dict[str, Any] = {"rejected": [], "unheard": {}}
-        samples = self._extracted(task, source, shard, notes)
-        return write_shard(target, name, int(source.manifest.rounds[shard]), samples, notes), notes
-
-    def _extracted(
-        self, task: ExtractionTask, source: SplitReader, shard: int, notes: dict[str, Any]
-    ) -> Iterator[Sample]:
-        count, width = int(source.manifest.num_samples[shard]), task.batch_size * _BATCHES_AT_ONCE
-        self.speech_reader.batch_size = task.batch_size
-        self.speech_reader.whole_window = task.window == "first_30_seconds"
-        for first in range(0, count, width):
-            prepared = list(_prepared(task, source, Extent(shard, first, min(width, count - first)), notes))
-            speeches = self.speech_reader.read([waveform for _, waveform in prepared])
-            for (sample, _), speech in zip(prepared, speeches, strict=True):
-                if speech.rejected:
-                    notes["unheard"][speech.rejected] = notes["unheard"].get(speech.rejected, 0) + 1
-                metadata = dict(sample.metadata) | {
-                    "transcript": speech.transcript,
-                    "language": speech.language,
-                    "avg_logprob": round(speech.avg_logprob, 4),
-                    "no_speech_prob": round(speech.no_speech_prob, 4),
-                    "compression_ratio": round(speech.compression_ratio, 4),
-                    "temperature": speech.temperature,
-                    "rejected": speech.rejected,
-                }
-                yield Sample(sample.key, metadata, sample.image, features=array_to_npy(speech.features))
-
-
-def _prepared(
-    task: ExtractionTask, source: SplitReader, extent: Extent, notes: dict[str, Any]
-) -> Iterator[tuple[Sample, NDArray[np.float32]]]:
-    """Yield the samples of an extent with a small picture, and their waveforms."""
-    name = source.manifest.name_of(extent.shard)
-    for number, sample in source.load(extent):
-        try:
-            if isinstance(sample, BadSample):
-                raise sample
-            if sample.audio is None:
-                raise BadSample("audio", f"sample {sample.key!r} has no recording")
-            image = sample.image and shrink_image(sample.image, task.image_side_pixels)
-            yield Sample(sample.key, sample.metadata, image), decode_audio(sample.audio)
-        except (BadSample, UndecodableAudio) as error:
-            item = sample.key if isinstance(sample, Sample) else f"{name} #{number}"
-            notes["rejected"].append({"item": item, "cause": error.cause, "detail": str(error)})
-
-
-def shrink_image(data: bytes, side_pixels: int) -> bytes:
-    """Reduce a JPEG so that its short side has at most `side_pixels`; quality 95.
-
-    Args:
-        data: an encoded picture.
-        side_pixels: short side; 0 checks the picture and returns the bytes as they are.
-
-    Raises:
-        BadSample: if it cannot be decoded or is larger than 100 megapixels.
-    """
-    picture = open_picture(data)
-    scale = side_pixels / min(picture.size)
-    if not side_pixels or scale >= 1:
-        return data
-    size = (max(side_pixels, round(picture.width * scale)), max(side_pixels, round(picture.height * scale)))
-    buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
-def image_side(config: Config) -> int:
-    """Return the short side that stored pictures need, in pixels: the one set, or the one of the CLIP model."""
-    if config.extraction.image_side_pixels:
-        return config.extraction.image_side_pixels
-    from brewclip.pretrained import clip_image_size
-
-    return clip_image_size(config.model.clip)
+def _remove_stale(storage: Storage, names: set[str]) -> None:
+    """Remove shards of an earlier extraction that this one did not write again."""
+    for name in storage.list_names():
+        if name.endswith(".tar") and name not in names:
+            storage.delete(name)

@@ -3,8 +3,11 @@
     ray job submit --working-dir . -- python jobs/extract.py flickr8k --storage s3://bucket
     python jobs/extract.py scenes --extraction.splits test
 
-Shards that are already there are skipped.
+Without --extraction.splits, all splits of the corpus are read. What is already there is skipped, so an interrupted job
+goes on where it was.
 """
+
+import sys
 
 from brewclip.config import exit_on_user_error, parse_command_line
 
@@ -16,21 +19,24 @@ def main() -> None:
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
-        from brewclip.extraction import extract_splits, image_side
+        from brewclip.extraction import extract_splits, image_side, splits_to_extract
         from brewclip.provenance import recorded
         from brewclip.tracking import Tracker
 
         check_reachable(config.storage)
-        for split in config.extraction.splits:
-            open_manifest(f"{config.corpus_url}/{split}", retry_seconds=10)
+        splits_to_extract(config)  # a mistake is found before Ray starts
         side_pixels = image_side(config)
         tracking = config.tracking
         tracker = Tracker(tracking.uri, tracking.experiment, f"extract-{config.data.corpus}", config.features_url)
         connect()
-        with recorded(tracker, config, "extract"):
-            done = extract_splits(config, side_pixels)
-            manifests = {split: open_manifest(f"{config.features_url}/{split}") for split in done}
-            tracker.set_tags({f"brewclip.sha256.{split}": one.sha256 for split, one in manifests.items()})
+        try:
+            with recorded(tracker, config, "extract"):
+                done = extract_splits(config, side_pixels)
+                manifests = {split: open_manifest(f"{config.features_url}/{split}") for split in done}
+                tracker.set_tags({f"brewclip.sha256.{split}": one.sha256 for split, one in manifests.items()})
+        except KeyboardInterrupt:
+            print("interrupted: finished parts are kept, the same command continues", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
         for split, counts in done.items():
             print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()), flush=True)
 

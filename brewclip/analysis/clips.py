@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from brewclip.config import Config, UserError
 from brewclip.data.manifest import open_manifest
 from brewclip.data.reader import Rejections, SplitReader, iter_split
-from brewclip.data.schema import BadSample, Sample, npy_to_array
+from brewclip.data.schema import HEARD_FIELDS, TEXT_FIELDS, BadSample, Sample, npy_to_array
 
 _HELD_OUT_FRACTION = 0.25  # RAVDESS tests on 6 of its 24 actors
 
@@ -36,12 +36,12 @@ class ClipDecoder:
     """Turns a stored sample into a `Clip`; its picture is not looked at.
 
     Args:
-        transcript: `asr` reads what Whisper heard, `ground_truth` what the speaker read.
+        transcript: which text is read, a key of `TEXT_FIELDS`.
         max_audio_frames: longest speech kept.
     """
 
     def __init__(self, transcript: str, max_audio_frames: int) -> None:
-        self.text_field = "transcript" if transcript == "asr" else "text"
+        self.text_field = TEXT_FIELDS[transcript]
         self.max_audio_frames = max_audio_frames
 
     def __call__(self, sample: Sample) -> Clip:
@@ -58,7 +58,7 @@ class ClipDecoder:
         fields = {}
         for name in ("speaker", "emotion", self.text_field):
             value = sample.metadata.get(name)
-            if not isinstance(value, str) or (not value and name != "transcript"):
+            if not isinstance(value, str) or (not value and name not in HEARD_FIELDS):
                 raise BadSample(name, f"sample {sample.key!r} has no {name}")
             fields[name] = value
         audio = audio[: self.max_audio_frames]

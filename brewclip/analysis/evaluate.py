@@ -93,7 +93,7 @@ def record_metrics(one: SystemResult, split: str) -> None:
         return
     data = system.config.data
     prefix = split if data.corpus == system.trained_on else f"{data.corpus}_{split}"
-    prefix += "" if data.transcript == "asr" else "_ground_truth"
+    prefix += "" if data.transcript == "asr" else f"_{data.transcript}"
     tracker = Tracker(tracking.uri, tracking.experiment, system.name, _run_url(system))
     tracker.log_metrics({f"{prefix}/{name}": value for name, value in one.metrics.items()}, system.step)
     tracker.finish()

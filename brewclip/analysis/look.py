@@ -20,7 +20,7 @@ from brewclip.data.batches import collate
 from brewclip.data.pictures import open_picture
 from brewclip.data.schema import Sample
 from brewclip.data.storage import open_storage
-from brewclip.models.windows import FRAME_SAMPLES
+from brewclip.models.audio_chunks import FRAME_SAMPLES
 
 TOP = 5
 _NUM_MELS = 80

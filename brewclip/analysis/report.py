@@ -33,6 +33,11 @@ TOP = 5
 # What the page may weigh: sound as it was recorded, 15 kB a second, for as many queries as fit; small pictures, about
 # 6 kB each, smaller where there are thousands. 5,000 queries with 5,000 pictures so stay below 70 MB.
 SOUND_BYTES = 24 * 2**20
+_TEXTS = {
+    "asr": "Whisper's transcripts",
+    "asr_unfiltered": "Whisper's transcripts with what its checks reject",
+    "ground_truth": "ground-truth text",
+}
 _THUMBNAIL_PIXELS, _SMALL_THUMBNAIL_PIXELS, _MANY_PICTURES = 192, 112, 1_000
 
 
@@ -80,7 +85,7 @@ def build_report(
         split=split,
         num_recordings=len(first.keys),
         num_pictures=len(first.image_ids),
-        transcript={"asr": "Whisper's transcripts", "ground_truth": "ground-truth text"}[config.data.transcript],
+        transcript=_TEXTS[config.data.transcript],
         systems=[_facts_of_system(one) for one in results],
         best={
             f"{direction}/R{k}": max(one.metrics[f"{direction}/R{k}"] for one in results)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
-Transcript = Literal["asr", "ground_truth"]
+Transcript = Literal["asr", "asr_unfiltered", "ground_truth"]
 ImageTransform = Literal["crop", "letterbox"]
 LongText = Literal["cut", "windows"]
 AudioWindow = Literal["speech", "first_30_seconds"]
@@ -32,7 +32,8 @@ class DataConfig:
     dev_split: str = "dev"
     """Split that chooses the best checkpoint. `test` is refused."""
     transcript: Transcript = "asr"
-    """Text of the pipeline channel: Whisper's transcript or the text the speaker read."""
+    """Text of the pipeline channel: Whisper's transcript, the same with what Whisper's checks reject, or the text that
+    the speaker read."""
     long_text: LongText = "cut"
     """A text of more tokens than CLIP reads is cut there, or read in windows whose features are averaged."""
     max_audio_frames: int = 6000
@@ -113,7 +114,7 @@ class RunConfig:
     """Name, length and rhythm of a run."""
 
     name: str = ""
-    """Name of the run; the same name continues it. Empty: corpus-variant[-ground_truth]-seed."""
+    """Name of the run; the same name continues it. Empty: corpus-variant[-transcript]-seed."""
     fresh: bool = False
     """Start over under the same name: earlier checkpoints of the run are removed."""
     init_from: str = ""
@@ -158,16 +159,18 @@ class ClusterConfig:
 class ExtractionConfig:
     """How Whisper reads a corpus once."""
 
-    splits: tuple[str, ...] = ("train", "dev", "test")
-    """Splits that are extracted."""
+    splits: tuple[str, ...] = ()
+    """Splits that are extracted; none given takes all that the corpus has."""
     window: AudioWindow = "speech"
     """Frames of the whole recording, or the first 30 s with their padding (release)."""
     batch_size: int = 16
-    """Recordings decoded together."""
+    """Chunks of recordings decoded together."""
     image_side_pixels: int = 0
     """Short side that stored pictures are reduced to; 0 takes what the CLIP model needs."""
     keep_original_images: bool = False
     """Copy pictures byte for byte instead of reducing them."""
+    overwrite: bool = False
+    """Extract again what was extracted with other settings."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ class Config:
     @property
     def run_name(self) -> str:
         """The name of the run, given or made from what it is: CORPUS-VARIANT-SEED, or with the text it was told."""
-        text = "-ground_truth" if self.data.transcript == "ground_truth" and self.model.variant != "acoustic" else ""
+        reads_asr = self.data.transcript == "asr" or self.model.variant == "acoustic"
+        text = "" if reads_asr else f"-{self.data.transcript}"
         return self.run.name or f"{self.data.corpus}-{self.model.variant}{text}-{self.run.seed}"
 
     @property

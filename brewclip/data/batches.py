@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from brewclip.data.pictures import KeptPictures, decode_image
-from brewclip.data.schema import BadSample, Sample, npy_to_array
+from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, npy_to_array
 
 _KEPT_TEXTS = 2**15  # 20 MB at 77 tokens; an epoch of more makes all of them again
 
@@ -85,7 +85,7 @@ class PairDecoder:
     Args:
         tokenize: list of n texts -> (n, L) int64, zero behind the end token; with a second argument, L is that.
         image_size: side of the square picture, in pixels.
-        transcript: `asr` reads what Whisper heard, `ground_truth` what the speaker read.
+        transcript: which text is read, a key of `TEXT_FIELDS`.
         max_audio_frames: longest speech kept; 0 keeps all.
         text_room_tokens: longest text that the model reads, with start and end token; 0 if it reads none.
         long_text: a text with more tokens is cut (by the model), or comes in `windows` of that length.
@@ -158,7 +158,7 @@ class PairDecoder:
         return tokens, num_tokens, num_tokens - room
 
     def _text(self, sample: Sample) -> str:
-        field = "transcript" if self.transcript == "asr" else "text"
+        field = TEXT_FIELDS[self.transcript]
         text = sample.metadata.get(field)
         if not isinstance(text, str):
             raise BadSample("text", f"sample {sample.key!r} has no {field}")

@@ -23,6 +23,10 @@ REQUIRED_FIELDS: dict[str, type | tuple[type, ...]] = {
     "split": str,
     "duration_seconds": (int, float),
 }
+HEARD_FIELDS = ("transcript", "unfiltered_transcript")
+"""What Whisper heard, without and with what its checks reject; both may be empty."""
+TEXT_FIELDS = dict(zip(("asr", "asr_unfiltered", "ground_truth"), (*HEARD_FIELDS, "text"), strict=True))
+"""Where the metadata have the text that a setting `data.transcript` names."""
 _BLOCK_BYTES = 512
 _HEADER = struct.Struct("100s24x11s21x1s100x5s")  # name, size in octal digits, kind of member, magic
 _NPY_VERSION_1 = b"\x93NUMPY\x01\x00"

@@ -66,6 +66,9 @@ class Storage(Protocol):
     def list_names(self, prefix: str = "") -> list[str]:
         """Return the names that begin with the prefix, sorted."""
 
+    def list_folders(self) -> list[str]:
+        """Return the folders right below the URL, sorted, without what is in them."""
+
     def delete(self, name: str) -> None:
         """Remove the object; one that is missing is no error."""
 
@@ -148,6 +151,9 @@ class FolderStorage:
         files = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith(".partial-"))
         names = (path.relative_to(self.folder).as_posix() for path in files)
         return sorted(name for name in names if name.startswith(prefix))
+
+    def list_folders(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir()) if self.folder.is_dir() else []
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
@@ -232,6 +238,16 @@ class S3Storage:
 
         start = len(self.prefix) + 1 if self.prefix else 0
         return sorted(key[start:] for key in self._call(prefix, all_pages))
+
+    def list_folders(self) -> list[str]:
+        prefix = self._key("")
+
+        def all_pages() -> list[str]:
+            paginator = _client().get_paginator("list_objects_v2")
+            pages = paginator.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
+            return [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
+
+        return sorted(folder[len(prefix) :].rstrip("/") for folder in self._call("", all_pages))
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(ObjectMissing):

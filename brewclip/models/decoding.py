@@ -1,4 +1,8 @@
-"""Decoding of Whisper's features with whisper.transcribe's rules: when to retry, when to call it silence."""
+"""Decoding of Whisper's features: when to retry, as whisper.transcribe does, and what is distrusted, which is stricter.
+
+`whisper.transcribe` keeps the text of its last attempt even if that fails the checks of repetition and confidence, and
+drops only what it takes for silence. Here the transcript is empty then, and the text is kept beside it.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -31,10 +35,11 @@ _SPARE_TOKENS = 24
 
 @dataclass(frozen=True)
 class Reading:
-    """What was understood of one window.
+    """What was understood of one chunk.
 
     Attributes:
         transcript: empty if rejected.
+        unfiltered: text of the last attempt as `whisper.transcribe` keeps it, rejected or not; empty for its silence.
         avg_logprob: mean log probability of a token, of the last attempt.
         no_speech_prob: probability of silence.
         compression_ratio: of the last attempt's text; repetition has a high one.
@@ -44,12 +49,18 @@ class Reading:
     """
 
     transcript: str
+    unfiltered: str
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float
     temperature: float
     num_tokens: int
     rejected: str | None
+
+    @property
+    def needs_retry(self) -> bool:
+        """Whether the text failed the checks of repetition or confidence, and is not taken for silence."""
+        return self.rejected in ("repetitive", "low_confidence")
 
 
 class _EncodedTask(DecodingTask):
@@ -80,9 +91,9 @@ class _SeededDecoder(GreedyDecoder):
 
 
 def detect_languages(model: Whisper, features: Tensor) -> list[str]:
-    """Return the likeliest language of each window (B, T, audio_dim), as codes such as "en".
+    """Return the likeliest language of each chunk (B, T, audio_dim), as codes such as "en".
 
-    Source: `whisper.decoding.detect_language`, which takes 30 s windows only.
+    Source: `whisper.decoding.detect_language`, which takes 30 s only.
     """
     if not model.is_multilingual:
         return ["en"] * len(features)
@@ -92,35 +103,38 @@ def detect_languages(model: Whisper, features: Tensor) -> list[str]:
     return [tokenizer.all_language_codes[index] for index in logits.argmax(dim=-1).tolist()]
 
 
-def decode_windows(
+def decode_chunks(
     model: Whisper,
     features: Tensor,
     language: str,
     padded_seconds: int,
     waveforms: Sequence[NDArray[np.float32]],
+    *,
+    greedy_only: bool = False,
 ) -> list[Reading]:
-    """Decode windows of one padded length, together and greedily; then the failed ones together, with sampling.
+    """Decode chunks of one padded length, together and greedily; then the failed ones together, with sampling.
 
-    Sampling is seeded by the window's own samples, so a window reads the same in any batch.
+    Sampling is seeded by the chunk's own samples, so a chunk reads the same in any batch.
 
     Args:
         model: Whisper.
         features: (B, T, audio_dim) float32.
         language: a code such as "en".
-        padded_seconds: of the windows; bounds the number of tokens.
-        waveforms: the B windows without padding.
+        padded_seconds: of the chunks; bounds the number of tokens.
+        waveforms: the B chunks without padding.
+        greedy_only: leave the failed ones as they are.
     """
     limit = _max_tokens(model, language, padded_seconds)
-    results = _decode(model, features, language, 0.0, limit)
-    for temperature in TEMPERATURES[1:]:
-        again = [row for row, result in enumerate(results) if _needs_retry(result)]
-        if not again:
+    readings = [_judge(result) for result in _decode(model, features, language, 0.0, limit)]
+    for temperature in () if greedy_only else TEMPERATURES[1:]:
+        failed = [row for row, reading in enumerate(readings) if reading.needs_retry]
+        if not failed:
             break
-        generators = [_generator_of(waveforms[row], features.device) for row in again]
-        retried = _decode(model, features[again], language, temperature, limit, generators)
-        for row, result in zip(again, retried, strict=True):
-            results[row] = result
-    return [_judge(result) for result in results]
+        generators = [_generator_of(waveforms[row], features.device) for row in failed]
+        results = _decode(model, features[failed], language, temperature, limit, generators)
+        for row, result in zip(failed, results, strict=True):
+            readings[row] = _judge(result)
+    return readings
 
 
 def _decode(
@@ -146,25 +160,23 @@ def _max_tokens(model: Whisper, language: str, padded_seconds: int) -> int:
     return min(most, _SPARE_TOKENS + _TOKENS_PER_SECOND * padded_seconds) if language == "en" else most
 
 
-def _is_silence(result: DecodingResult) -> bool:
-    probably = result.no_speech_prob > MAX_NO_SPEECH_PROB and result.avg_logprob < MIN_AVG_LOGPROB
-    return probably or result.no_speech_prob > CERTAIN_NO_SPEECH_PROB
+def _is_silence_to_whisper(result: DecodingResult) -> bool:
+    return result.no_speech_prob > MAX_NO_SPEECH_PROB and result.avg_logprob < MIN_AVG_LOGPROB
 
 
-def _failure(result: DecodingResult) -> str | None:
+def _find_rejection(result: DecodingResult) -> str | None:
+    if _is_silence_to_whisper(result) or result.no_speech_prob > CERTAIN_NO_SPEECH_PROB:
+        return "no_speech"
     if result.compression_ratio > MAX_COMPRESSION_RATIO:
         return "repetitive"
     return "low_confidence" if result.avg_logprob < MIN_AVG_LOGPROB else None
 
 
-def _needs_retry(result: DecodingResult) -> bool:
-    return _failure(result) is not None and not _is_silence(result)
-
-
 def _judge(result: DecodingResult) -> Reading:
-    rejected = "no_speech" if _is_silence(result) else _failure(result)
+    rejected = _find_rejection(result)
     return Reading(
         transcript="" if rejected else result.text,
+        unfiltered="" if _is_silence_to_whisper(result) else result.text,
         avg_logprob=float(result.avg_logprob),
         no_speech_prob=float(result.no_speech_prob),
         compression_ratio=float(result.compression_ratio),

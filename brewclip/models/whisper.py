@@ -1,8 +1,8 @@
 """Frozen Whisper over whole recordings: what was said, how sure that is, and the encoder's frames."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from whisper.model import Whisper
 from whisper.tokenizer import LANGUAGES
 from whisper.utils import compression_ratio
 
-from brewclip.models.decoding import Reading, decode_windows, detect_languages
-from brewclip.models.windows import Window, compute_mel, cut_windows, encode_mel, first_window
+from brewclip.models.audio_chunks import MAX_SAMPLES, MAX_SECONDS, Chunk, compute_mel, encode_mel, split_into_chunks
+from brewclip.models.decoding import Reading, decode_chunks, detect_languages
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SILENT_PEAK = 1e-4  # three steps of 16-bit audio: nothing can be heard, and nothing is decoded
@@ -23,22 +23,24 @@ _SILENT_PEAK = 1e-4  # three steps of 16-bit audio: nothing can be heard, and no
 class Speech:
     """What Whisper made of one recording.
 
-    A recording that Whisper's own rules distrust has an empty transcript, so that silence and noise do not
-    become invented sentences; its frames are there all the same. Of a recording of several windows, the
-    distrusted ones add nothing to the transcript, and it is rejected only if all were.
+    A recording that the checks distrust has an empty transcript, so that silence and noise do not become invented
+    sentences; its frames are there all the same. Of a recording of several chunks, the distrusted ones add nothing to
+    the transcript, and it is rejected only if all were.
 
     Attributes:
         transcript: may be empty.
-        language: code such as "en", given or detected in the first window.
+        unfiltered_transcript: with the distrusted text, as `whisper.transcribe` keeps it.
+        language: code such as "en", given or detected in the first chunk.
         avg_logprob: mean log probability of a token.
-        no_speech_prob: probability of silence, of the least silent window.
-        compression_ratio: of the text; high for repetition. Of several windows, the highest.
-        temperature: 0 if greedy decoding was trusted; of several windows, the highest.
+        no_speech_prob: probability of silence, of the least silent chunk.
+        compression_ratio: of the text; high for repetition. Of several chunks, the highest.
+        temperature: 0 if greedy decoding was trusted; of several chunks, the highest.
         rejected: why the transcript is empty: "no_speech", "repetitive", "low_confidence"; or None.
         features: (frames, audio_dim) float16, 20 ms a frame, of the recording only, without padding.
     """
 
     transcript: str
+    unfiltered_transcript: str
     language: str
     avg_logprob: float
     no_speech_prob: float
@@ -47,29 +49,58 @@ class Speech:
     rejected: str | None
     features: NDArray[np.float16]
 
+    def metadata(self) -> dict[str, Any]:
+        """Return what is stored with a sample: all but the features."""
+        return {
+            "transcript": self.transcript,
+            "unfiltered_transcript": self.unfiltered_transcript,
+            "language": self.language,
+            "avg_logprob": round(self.avg_logprob, 4),
+            "no_speech_prob": round(self.no_speech_prob, 4),
+            "compression_ratio": round(self.compression_ratio, 4),
+            "temperature": self.temperature,
+            "rejected": self.rejected,
+        }
+
 
 class _Job(NamedTuple):
-    """One window to be read."""
+    """One chunk to be read, at the padded length of this attempt."""
 
     recording: int
     place: int
-    window: Window
+    chunk: Chunk
     samples: NDArray[np.float32]
+    attempt: int = 0
+
+    @property
+    def padded_seconds(self) -> int:
+        return self.chunk.padded_seconds[self.attempt]
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.attempt + 1 == len(self.chunk.padded_seconds)
+
+    @property
+    def group(self) -> tuple[bool, int, bool]:
+        """What chunks of a batch share; first chunks come first, as the others need their language."""
+        return self.place > 0, self.padded_seconds, self.is_last_attempt
 
 
 class SpeechReader:
     """Transcribes recordings and keeps the encoder's frames.
 
-    A recording is read in windows of at most 30 s, cut where it is quiet and decoded without timestamps, each
-    for itself; short windows are padded less than Whisper's 30 s (see `windows`). Decoding retries and
-    rejects as `whisper.transcribe` does (see `decoding`). Neither order nor batch changes what a recording
-    reads as, up to rounding.
+    A recording is read in chunks of at most 30 s, split where it is quiet and decoded without timestamps, each for
+    itself; short chunks are padded less than Whisper's 30 s, and read once more at 30 s where their text fails
+    Whisper's checks (see `audio_chunks`). Then decoding is retried with sampling, as in `whisper.transcribe`, and what
+    still fails is rejected, which is stricter (see `decoding`). Neither order nor batch changes what a recording reads
+    as, up to rounding.
 
     Args:
         model: Whisper, on the device to compute on.
         language: code such as "en"; None detects it for each recording.
-        batch_size: windows encoded and decoded together.
-        whole_window: keep what the released code used: the first 30 s only, with the frames of their padding.
+        batch_size: chunks encoded and decoded together.
+        first_30_seconds: keep the frames that the released code used: those of the first 30 s with their padding. The
+            transcript is of the whole recording, in chunks padded to 30 s.
         precision: of the encoder, "float32", "bfloat16" or "float16"; decoding is float32. Features keep a
             cosine above 0.999 in bfloat16. Measure before choosing it: a CPU without AMX took 0.26
             instead of 0.18 CPU-s for 8 s.
@@ -84,7 +115,7 @@ class SpeechReader:
         language: str | None = "en",
         batch_size: int = 16,
         *,
-        whole_window: bool = False,
+        first_30_seconds: bool = False,
         precision: str = "float32",
     ) -> None:
         if language is not None and language not in LANGUAGES:
@@ -98,15 +129,16 @@ class SpeechReader:
         self.model = model
         self.language = language
         self.batch_size = batch_size
-        self.whole_window = whole_window
+        self.first_30_seconds = first_30_seconds
         self.precision = _PRECISIONS[precision]
 
     @torch.no_grad()
-    def read(self, waveforms: Sequence[NDArray[np.float32]]) -> list[Speech]:
+    def read(self, waveforms: Sequence[NDArray[np.float32]], check: Callable[[], None] = lambda: None) -> list[Speech]:
         """Read recordings.
 
         Args:
             waveforms: float32 mono at 16 kHz in [-1, 1], each (samples,); empty ones are allowed.
+            check: called before each batch; what it raises ends the reading.
 
         Raises:
             ValueError: if a waveform has another shape or is not finite.
@@ -116,45 +148,56 @@ class SpeechReader:
                 raise ValueError(f"waveform {index} has shape {waveform.shape}; finite samples (samples,) are needed")
         languages: dict[int, str] = {}
         readings: list[dict[int, tuple[Reading, NDArray[np.float16]]]] = [{} for _ in waveforms]
-        for batch in self._iter_batches(waveforms):
-            features = self._encode(batch)
-            for job, row, reading in zip(batch, features, self._decode(batch, features, languages), strict=True):
-                num_frames = None if self.whole_window else job.window.num_frames
-                frames = row[:num_frames].half().cpu().numpy()
-                readings[job.recording][job.place] = (reading, frames)
+        jobs = self._plan(waveforms)
+        while jobs:
+            failed = []
+            for batch in self._iter_batches(jobs):
+                check()
+                features = self._encode(batch)
+                for job, row, reading in zip(batch, features, self._decode(batch, features, languages), strict=True):
+                    if reading.needs_retry and not job.is_last_attempt:
+                        failed.append(job._replace(attempt=job.attempt + 1))
+                    else:
+                        readings[job.recording][job.place] = (reading, self._frames_of(job, row))
+            jobs = failed
         return [
-            self._join([parts[place] for place in sorted(parts)], languages.get(recording))
-            for recording, parts in enumerate(readings)
+            self._join(waveform, [parts[place] for place in sorted(parts)], languages.get(recording))
+            for recording, (waveform, parts) in enumerate(zip(waveforms, readings, strict=True))
         ]
 
-    def _iter_batches(self, waveforms: Sequence[NDArray[np.float32]]) -> Iterator[list[_Job]]:
-        """Yield windows of one padded length; first windows first, as the others need their language."""
-        jobs = [
-            _Job(recording, place, window, waveform[window.start : window.stop])
+    def _plan(self, waveforms: Sequence[NDArray[np.float32]]) -> list[_Job]:
+        return [
+            _Job(recording, place, chunk, waveform[chunk.start : chunk.stop])
             for recording, waveform in enumerate(waveforms)
-            for place, window in enumerate(first_window(waveform) if self.whole_window else cut_windows(waveform))
+            for place, chunk in enumerate(split_into_chunks(waveform, always_30_seconds=self.first_30_seconds))
         ]
-        jobs.sort(key=lambda job: (job.place > 0, job.window.padded_seconds, len(job.samples)))
+
+    def _iter_batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
+        """Yield chunks of one group, of similar length."""
+        jobs = sorted(jobs, key=lambda job: (job.group, len(job.samples)))
         start = 0
         while start < len(jobs):
             stop = start + 1
-            while stop < min(len(jobs), start + self.batch_size) and _fits(jobs[start], jobs[stop]):
+            while stop < min(len(jobs), start + self.batch_size) and jobs[start].group == jobs[stop].group:
                 stop += 1
             yield jobs[start:stop]
             start = stop
 
     def _encode(self, batch: list[_Job]) -> Tensor:
-        """Return the frames (B, T, audio_dim) of the padded windows, float32."""
+        """Return the frames (B, T, audio_dim) of the padded chunks, float32."""
+        return self._encode_samples([job.samples for job in batch], batch[0].padded_seconds)
+
+    def _encode_samples(self, samples: list[NDArray[np.float32]], padded_seconds: int) -> Tensor:
         device, num_mels = self.model.device, self.model.dims.n_mels
-        mel = torch.stack([compute_mel(job.samples, job.window.padded_seconds, num_mels, device) for job in batch])
+        mel = torch.stack([compute_mel(one, padded_seconds, num_mels, device) for one in samples])
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             return encode_mel(self.model.encoder, mel).float()
 
     def _decode(self, batch: list[_Job], features: Tensor, languages: dict[int, str]) -> list[Reading]:
-        """Read the windows; adds the languages of first windows to `languages`."""
+        """Read the chunks; adds the languages of first chunks to `languages`."""
         if self.language is not None:
             languages.update({job.recording: self.language for job in batch})
-        elif batch[0].place == 0:
+        elif batch[0].place == 0 and batch[0].attempt == 0:
             detected = detect_languages(self.model, features)
             languages.update({job.recording: found for job, found in zip(batch, detected, strict=True)})
         readings: list[Reading | None] = [
@@ -165,34 +208,54 @@ class SpeechReader:
                 row for row, job in enumerate(batch) if readings[row] is None and languages[job.recording] == language
             ]
             if rows:
-                samples = [batch[row].samples for row in rows]
-                padded_seconds = batch[0].window.padded_seconds
-                decoded = decode_windows(self.model, features[rows], language, padded_seconds, samples)
+                decoded = decode_chunks(
+                    self.model,
+                    features[rows],
+                    language,
+                    batch[0].padded_seconds,
+                    [batch[row].samples for row in rows],
+                    greedy_only=not batch[0].is_last_attempt,
+                )
                 for row, reading in zip(rows, decoded, strict=True):
                     readings[row] = reading
         return [reading for reading in readings if reading is not None]
 
-    def _join(self, parts: list[tuple[Reading, NDArray[np.float16]]], language: str | None) -> Speech:
+    def _frames_of(self, job: _Job, row: Tensor) -> NDArray[np.float16]:
+        return row[: None if self.first_30_seconds else job.chunk.num_frames].half().cpu().numpy()
+
+    def _join(
+        self,
+        waveform: NDArray[np.float32],
+        parts: list[tuple[Reading, NDArray[np.float16]]],
+        language: str | None,
+    ) -> Speech:
         readings = [reading for reading, _ in parts] or [_SILENCE]
-        frames = [features for _, features in parts]
-        width = self.model.dims.n_audio_state
         weights = [reading.num_tokens + 1 for reading in readings]  # the end of the text is a token too
         logprobs = [reading.avg_logprob for reading in readings]
         is_rejected = all(reading.rejected for reading in readings)
         return Speech(
             transcript=" ".join(reading.transcript for reading in readings if reading.transcript),
+            unfiltered_transcript=" ".join(reading.unfiltered for reading in readings if reading.unfiltered),
             language=language or self.language or "en",
             avg_logprob=float(np.average(logprobs, weights=weights)),
             no_speech_prob=min(reading.no_speech_prob for reading in readings),
             compression_ratio=max(reading.compression_ratio for reading in readings),
             temperature=max(reading.temperature for reading in readings),
             rejected=readings[0].rejected if is_rejected else None,
-            features=np.concatenate(frames) if frames else np.zeros((0, width), np.float16),
+            features=self._join_frames(waveform, [frames for _, frames in parts]),
         )
+
+    def _join_frames(self, waveform: NDArray[np.float32], frames: list[NDArray[np.float16]]) -> NDArray[np.float16]:
+        if not frames:
+            return np.zeros((0, self.model.dims.n_audio_state), np.float16)
+        if self.first_30_seconds and len(frames) > 1:  # the first chunk ends before 30 s, in a pause
+            return self._encode_samples([waveform[:MAX_SAMPLES]], MAX_SECONDS)[0].half().cpu().numpy()
+        return np.concatenate(frames)
 
 
 _SILENCE = Reading(
     transcript="",
+    unfiltered="",
     avg_logprob=0.0,
     no_speech_prob=1.0,
     compression_ratio=compression_ratio(""),
@@ -200,8 +263,3 @@ _SILENCE = Reading(
     num_tokens=0,
     rejected="no_speech",
 )
-
-
-def _fits(first: _Job, other: _Job) -> bool:
-    same_length = first.window.padded_seconds == other.window.padded_seconds
-    return same_length and (first.place > 0) == (other.place > 0)

@@ -13,7 +13,7 @@ from brewclip.analysis.systems import ZERO_SHOT, open_system
 from brewclip.assembly import build_autocast, build_decoder, build_model
 from brewclip.config import Config, ModelConfig, UserError, unflatten
 from brewclip.data.batches import Pair, collate
-from brewclip.data.schema import BadSample, Sample, array_to_npy
+from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, array_to_npy
 from brewclip.models.clip import PromptedCLIP
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained import load_clip, load_whisper, weights_sha256
@@ -167,10 +167,14 @@ class Embedder:
     def _encode_speech(self, waveforms: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         config = self.config
         if self._reader is None:
-            whole_window = config.extraction.window == "first_30_seconds"
+            released = config.extraction.window == "first_30_seconds"
             whisper = load_whisper(config.model.whisper).to(self.device)
-            self._reader = SpeechReader(whisper, config.model.language or None, whole_window=whole_window)
-        pairs = [self._decode(_BLANK_PICTURE, one.transcript, one.features) for one in self._reader.read(waveforms)]
+            self._reader = SpeechReader(whisper, config.model.language or None, first_30_seconds=released)
+        field = TEXT_FIELDS["asr" if config.data.transcript == "ground_truth" else config.data.transcript]
+        pairs = [
+            self._decode(_BLANK_PICTURE, speech.metadata()[field], speech.features)
+            for speech in self._reader.read(waveforms)
+        ]
         batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
         with build_autocast(config, self.device):
             features, _, _ = self._model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)
@@ -193,7 +197,7 @@ class Embedder:
 
     def _decode(self, picture: bytes, text: str, frames: NDArray[np.float16]) -> Pair:
         """Decode as training does, whatever the settings of texts, frames and pictures are."""
-        metadata = {"image_id": "", "transcript": text, "text": text}
+        metadata = {"image_id": ""} | dict.fromkeys(TEXT_FIELDS.values(), text)
         return self._decoder(Sample("", metadata, image=picture, features=array_to_npy(frames)))
 
 

@@ -32,6 +32,7 @@ def sample(**changes) -> Sample:
             "duration_seconds": 1.0,
             "text": "said",
             "transcript": "heard",
+            "unfiltered_transcript": "guessed",
         },
         "image": jpeg(40, 30),
         "features": array_to_npy(np.ones((5, 8), np.float16)),
@@ -65,7 +66,9 @@ def test_collate_pads_and_says_what_is_real():
     assert batch.image_ids.unique().tolist() == [number_of("a")]
 
 
-@pytest.mark.parametrize(("transcript", "text"), [("asr", "heard"), ("ground_truth", "said")])
+@pytest.mark.parametrize(
+    ("transcript", "text"), [("asr", "heard"), ("asr_unfiltered", "guessed"), ("ground_truth", "said")]
+)
 def test_the_text_that_was_asked_for(transcript, text):
     assert decoder(transcript)(sample()).text == text
 

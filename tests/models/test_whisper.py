@@ -9,9 +9,8 @@ import whisper
 import whisper.normalizers
 
 from brewclip.audio import decode_audio
-from brewclip.models import whisper as reading
+from brewclip.models.audio_chunks import compute_mel, encode_mel
 from brewclip.models.whisper import SpeechReader
-from brewclip.models.windows import compute_mel, cut_windows, encode_mel
 from brewclip.pretrained import load_whisper
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
@@ -79,17 +78,46 @@ def test_a_real_sentence_is_understood(reader, jfk):
     assert speech.features.shape == (550, 512) and speech.features.dtype == np.float16
 
 
-def test_shorter_windows_understand_what_30_seconds_do(model, jfk, digits, monkeypatch):
+def test_shorter_chunks_understand_what_30_seconds_do(model, jfk, digits):
     waveforms = [jfk, *digits.values()]
     short = SpeechReader(model).read(waveforms)
-    in_full = [[window._replace(padded_seconds=30) for window in cut_windows(w)] for w in waveforms]
-    windows = {len(waveform): cuts for waveform, cuts in zip(waveforms, in_full, strict=True)}
-    monkeypatch.setattr(reading, "cut_windows", lambda waveform: windows[len(waveform)])
-    full = SpeechReader(model).read(waveforms)
+    full = SpeechReader(model, first_30_seconds=True).read(waveforms)
     assert normalise(short[0].transcript) == normalise(full[0].transcript) == JFK
     right = [is_digit(speech.transcript, digit) for digit, speech in zip(digits, short[1:], strict=True)]
     right_in_full = [is_digit(speech.transcript, digit) for digit, speech in zip(digits, full[1:], strict=True)]
     assert sum(right) >= sum(right_in_full) and sum(right) >= 3
+
+
+def test_emphatic_speech_is_understood_and_what_fails_is_read_again_at_30_seconds(reader):
+    """Clips that were invented or repeated when padded to 8 s; the first one also when padded to 12 s."""
+    names = ["01/03-01-07-01-02-01-01", "01/03-01-02-02-02-01-01", "01/03-01-05-02-02-01-01", "01/03-01-06-02-02-02-01"]
+    waveforms = [load_speech(f"ravdess/Actor_{name}.flac") for name in names]
+    speeches = reader.read(waveforms)
+    assert [normalise(speech.transcript) for speech in speeches] == ["dogs are sitting by the door"] * 4
+    assert {(speech.temperature, speech.rejected) for speech in speeches} == {(0.0, None)}
+
+
+def test_a_word_that_is_distrusted_is_kept_beside_the_empty_transcript(reader):
+    speeches = reader.read(
+        [load_speech(f"digits/{name}.wav") for name in ("2_nicolas_2", "4_nicolas_1", "0_jackson_0")]
+    )
+    rejected = [speech for speech in speeches if speech.rejected]
+    assert rejected and all(not speech.transcript for speech in rejected)
+    assert all(speech.unfiltered_transcript for speech in rejected if speech.rejected != "no_speech")
+    heard = [speech for speech in speeches if not speech.rejected]
+    assert all(speech.unfiltered_transcript == speech.transcript for speech in heard)
+    assert {"transcript", "unfiltered_transcript", "rejected"} <= set(rejected[0].metadata())
+
+
+def test_reading_ends_where_the_check_says_so(reader, jfk):
+    class EndError(Exception):
+        pass
+
+    def end():
+        raise EndError
+
+    with pytest.raises(EndError):
+        reader.read([jfk], check=end)
 
 
 def test_a_recording_reads_the_same_in_any_batch(model, jfk, digits):
@@ -144,7 +172,7 @@ def test_digits_stay_right_down_to_10_db_of_noise(reader, digits):
 
 
 def test_a_long_recording_is_read_to_its_end_in_the_language_of_its_beginning(model, jfk):
-    """Three times the sentence with pauses: 36 s in two windows, cut between words."""
+    """Three times the sentence with pauses: 36 s in two chunks, split between words."""
     pause = np.zeros(8000, np.float32)
     waveform = np.concatenate([jfk, pause, jfk, pause, jfk, pause, pause])
     (speech,) = SpeechReader(model, language=None).read([waveform])
@@ -179,15 +207,15 @@ def test_waveforms_that_are_not_finite_are_refused(reader):
         reader.read([np.zeros(10, np.float32), np.full(10, np.nan, np.float32)])
 
 
-def test_the_released_window_keeps_the_frames_of_its_padding(model, jfk):
+def test_the_released_frames_are_of_the_first_30_seconds_and_the_transcript_of_all(model, jfk):
     """The first 30 s with their padding, as the paper's authors released it: 1,500 frames whatever was said."""
-    long = np.concatenate([jfk, jfk, jfk])
-    for waveform in (jfk, long):
-        (speech,) = SpeechReader(model, whole_window=True).read([waveform])
+    pause = np.zeros(8000, np.float32)
+    long = np.concatenate([jfk, pause, jfk, pause, jfk])
+    for waveform, times in ((jfk, 1), (long, 3)):
+        (speech,) = SpeechReader(model, first_30_seconds=True).read([waveform])
         mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(torch.from_numpy(waveform)))
         with torch.no_grad():
             expected = model.encoder(mel[None])[0]
         assert speech.features.shape == (1500, model.dims.n_audio_state)
         torch.testing.assert_close(torch.from_numpy(speech.features).float(), expected, atol=2e-2, rtol=2e-2)
-        if waveform is jfk:  # three times the same is rejected as a repetition
-            assert normalise(speech.transcript) == JFK
+        assert normalise(speech.unfiltered_transcript).split().count("americans") == times
