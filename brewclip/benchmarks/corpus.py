@@ -1,4 +1,4 @@
-"""What the benchmarks of models read: spoken captions of the scenes world, and a split of features.
+"""What the benchmarks of models read: spoken captions of the scenes world or of a split, and a split of features.
 
 Features are random numbers of the size that Whisper base gives, so that a split is written in seconds.
 """
@@ -9,6 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from brewclip.audio import decode_audio
+from brewclip.config import UserError
+from brewclip.data.manifest import open_manifest
+from brewclip.data.order import Extent
+from brewclip.data.reader import SplitReader
 from brewclip.data.schema import Sample, array_to_npy
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import open_storage
@@ -45,6 +50,25 @@ def make_recordings(count: int, noise_snr_db: float = 99.0) -> list[Recording]:
         waveform = voices.speak(text, voices.sample_voice(rng), rng)
         made.append(Recording(text, voices.add_noise(waveform, noise_snr_db, rng) if noise_snr_db < 60 else waveform))
     return made
+
+
+def load_recordings(url: str, count: int) -> list[Recording]:
+    """Load recordings of a split whose text is known, taken evenly over all of it.
+
+    Raises:
+        UserError: if it has none.
+    """
+    manifest = open_manifest(url)
+    reader = SplitReader(manifest)
+    loaded = []
+    for number in range(0, len(manifest), max(1, len(manifest) // count)):
+        shard = int(manifest.first_sample.searchsorted(number, side="right")) - 1
+        ((_, sample),) = reader.load(Extent(shard, number - int(manifest.first_sample[shard]), 1))
+        if isinstance(sample, Sample) and sample.audio is not None and sample.metadata.get("text"):
+            loaded.append(Recording(str(sample.metadata["text"]), decode_audio(sample.audio)))
+    if not loaded:
+        raise UserError(f"{url} has no recording with a text: name a split of recordings as a recipe wrote it")
+    return loaded[:count]
 
 
 def write_features(url: str, split: str, num_pairs: int) -> None:

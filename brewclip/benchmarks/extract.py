@@ -2,10 +2,12 @@
 
     python jobs/benchmark.py extract
     python jobs/benchmark.py extract --noise-snr-db 0 --num-recordings 24
+    python jobs/benchmark.py extract --split s3://bucket/ravdess/train --num-recordings 60
 
-Both read the same spoken captions with the same weights, on the GPU if there is one (with the encoder in --precision)
-and else on one thread. Extraction keeps the encoder's frames besides; `transcribe` gives the transcript only. Word
-errors are counted after Whisper's normaliser. Memory is watched over --memory-rounds times the same recordings.
+Both read the same recordings with the same weights: spoken captions of the scenes world, or those of a split; on the
+GPU if there is one (with the encoder in --precision) and else on one thread. Extraction keeps the encoder's frames
+besides; `transcribe` gives the transcript only. Word errors are counted after Whisper's normaliser. Memory is watched
+over --memory-rounds times the same recordings.
 """
 
 import functools
@@ -21,7 +23,7 @@ import torch
 import whisper
 import whisper.normalizers
 
-from brewclip.benchmarks.corpus import Recording, make_recordings
+from brewclip.benchmarks.corpus import Recording, load_recordings, make_recordings
 from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
 from brewclip.config import UserError
 from brewclip.models.whisper import SpeechReader
@@ -39,11 +41,13 @@ class Options(BenchmarkOptions):
     whisper: str = "base"
     """Name of the Whisper model."""
     num_recordings: int = 24
-    """Spoken captions of about 3 s."""
+    """Spoken captions of about 3 s, or recordings taken evenly from the split."""
+    split: str = ""
+    """URL of a split of recordings whose text is known, as a recipe wrote it; empty takes synthetic captions."""
     noise_snr_db: float = 99.0
-    """Babble mixed in, in dB; 60 and more mix nothing in."""
+    """Babble mixed into synthetic captions, in dB; 60 and more mix nothing in."""
     batch_size: int = 16
-    """Windows that extraction decodes together."""
+    """Chunks that extraction decodes together."""
     precision: str = "float32"
     """Of extraction's encoder: float32, bfloat16 or float16."""
     num_pairs: int = 2
@@ -63,11 +67,14 @@ def run(options: Options) -> dict[str, Any]:
     _check(options)
     torch.set_num_threads(options.num_threads)
     model = load_whisper(options.whisper).to("cuda" if torch.cuda.is_available() else "cpu")
-    recordings = make_recordings(options.num_recordings, options.noise_snr_db)
+    if options.split:
+        recordings = load_recordings(options.split, options.num_recordings)
+    else:
+        recordings = make_recordings(options.num_recordings, options.noise_snr_db)
     reader = SpeechReader(model, "en", options.batch_size, precision=options.precision)
     transcripts: dict[str, list[str]] = {}
     comparison = compare_in_turn(
-        f"extraction of {len(recordings)} captions by Whisper {options.whisper}{_described(options)}, "
+        f"extraction of {len(recordings)} {_described(options)} by Whisper {options.whisper}, "
         "against whisper.transcribe",
         functools.partial(_rate, "reader", lambda: _read(reader, recordings), transcripts),
         functools.partial(_rate, "transcribe", lambda: transcribe_each(model, recordings), transcripts),
@@ -92,12 +99,18 @@ def _check(options: Options) -> None:
     check_pairs(options.num_pairs)
     if options.num_recordings < 1 or options.num_threads < 1:
         raise UserError("--num-recordings and --num-threads must be 1 or more")
+    if options.split and options.noise_snr_db < 60:
+        raise UserError(
+            f"--noise-snr-db {options.noise_snr_db:g} has no effect on --split {options.split}: leave it out"
+        )
     if options.memory_rounds == 1:
         raise UserError("--memory-rounds 1 compares nothing: 0, or 2 and more")
 
 
 def _described(options: Options) -> str:
-    return f" under babble of {options.noise_snr_db:g} dB" if options.noise_snr_db < 60 else ""
+    if options.split:
+        return f"recordings of {'/'.join(options.split.rstrip('/').split('/')[-2:])}"
+    return f"captions under babble of {options.noise_snr_db:g} dB" if options.noise_snr_db < 60 else "captions"
 
 
 def _read(reader: SpeechReader, recordings: list[Recording]) -> list[str]:

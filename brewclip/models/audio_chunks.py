@@ -15,6 +15,12 @@ FRAME_SAMPLES = 2 * HOP_LENGTH  # the encoder halves the mel's rate: a frame is 
 MAX_SAMPLES = N_SAMPLES  # 30 s, what the encoder was trained on
 MAX_SECONDS = MAX_SAMPLES // SAMPLE_RATE
 
+# Without enough silence behind the speech the decoder repeats itself or invents. Word errors on 240 clips of real,
+# emphatic speech of 3 to 5 s, greedy, by padded length, in % (rejected ones count), and CPU-s a clip:
+#   8 s 14.9 (0.67), 10 s 5.5 (0.70), 12 s 0.83 (0.50), 16 s 0.42 (0.64), 20 s 0.42 (0.84), 30 s 0.56 (1.40).
+# The one clip that fails at 12 s repeats itself, and is right at 30 s. 120 isolated words of 0.2 to 0.9 s are the
+# opposite: 66 are right and trusted at 8 s, 60 at 10 s, 61 at 12 s, 41 at 30 s; none that fails at 8 s passes as the
+# right word at a longer one.
 _PADDED_SECONDS = (8, 12, 16, 20, 24, MAX_SECONDS)
 _SILENCE_BEHIND_SECONDS = 4
 _LEAST_SECONDS = 12
@@ -28,7 +34,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         start, stop: in samples of the recording.
-        padded_seconds: lengths to read it at; the next one is tried where the transcript of one fails its checks.
+        padded_seconds: lengths to read it at; the next one is tried where the text of one repeats itself.
     """
 
     start: int

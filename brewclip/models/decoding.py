@@ -57,11 +57,6 @@ class Reading:
     num_tokens: int
     rejected: str | None
 
-    @property
-    def needs_retry(self) -> bool:
-        """Whether the text failed the checks of repetition or confidence, and is not taken for silence."""
-        return self.rejected in ("repetitive", "low_confidence")
-
 
 class _EncodedTask(DecodingTask):
     """Whisper's decoding of features from `encode_mel`, which may be shorter than 30 s."""
@@ -110,7 +105,7 @@ def decode_chunks(
     padded_seconds: int,
     waveforms: Sequence[NDArray[np.float32]],
     *,
-    greedy_only: bool = False,
+    leave_repetitive: bool = False,
 ) -> list[Reading]:
     """Decode chunks of one padded length, together and greedily; then the failed ones together, with sampling.
 
@@ -122,12 +117,13 @@ def decode_chunks(
         language: a code such as "en".
         padded_seconds: of the chunks; bounds the number of tokens.
         waveforms: the B chunks without padding.
-        greedy_only: leave the failed ones as they are.
+        leave_repetitive: do not sample what is repetitive, as it is read again with more padding.
     """
     limit = _max_tokens(model, language, padded_seconds)
     readings = [_judge(result) for result in _decode(model, features, language, 0.0, limit)]
-    for temperature in () if greedy_only else TEMPERATURES[1:]:
-        failed = [row for row, reading in enumerate(readings) if reading.needs_retry]
+    causes = ("low_confidence",) if leave_repetitive else ("low_confidence", "repetitive")
+    for temperature in TEMPERATURES[1:]:
+        failed = [row for row, reading in enumerate(readings) if reading.rejected in causes]
         if not failed:
             break
         generators = [_generator_of(waveforms[row], features.device) for row in failed]

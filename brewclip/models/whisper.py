@@ -90,10 +90,10 @@ class SpeechReader:
     """Transcribes recordings and keeps the encoder's frames.
 
     A recording is read in chunks of at most 30 s, split where it is quiet and decoded without timestamps, each for
-    itself; short chunks are padded less than Whisper's 30 s, and read once more at 30 s where their text fails
-    Whisper's checks (see `audio_chunks`). Then decoding is retried with sampling, as in `whisper.transcribe`, and what
-    still fails is rejected, which is stricter (see `decoding`). Neither order nor batch changes what a recording reads
-    as, up to rounding.
+    itself; short chunks are padded less than Whisper's 30 s, and read once more at 30 s where their text repeats itself
+    (see `audio_chunks`). What fails Whisper's checks is decoded again with sampling, as in `whisper.transcribe`, and
+    rejected if it still fails, which is stricter (see `decoding`). Neither order nor batch changes what a recording
+    reads as, up to rounding.
 
     Args:
         model: Whisper, on the device to compute on.
@@ -155,7 +155,7 @@ class SpeechReader:
                 check()
                 features = self._encode(batch)
                 for job, row, reading in zip(batch, features, self._decode(batch, features, languages), strict=True):
-                    if reading.needs_retry and not job.is_last_attempt:
+                    if reading.rejected == "repetitive" and not job.is_last_attempt:
                         failed.append(job._replace(attempt=job.attempt + 1))
                     else:
                         readings[job.recording][job.place] = (reading, self._frames_of(job, row))
@@ -214,7 +214,7 @@ class SpeechReader:
                     language,
                     batch[0].padded_seconds,
                     [batch[row].samples for row in rows],
-                    greedy_only=not batch[0].is_last_attempt,
+                    leave_repetitive=not batch[0].is_last_attempt,
                 )
                 for row, reading in zip(rows, decoded, strict=True):
                     readings[row] = reading
