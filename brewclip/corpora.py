@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_audio_with_damage, encode_flac
@@ -269,6 +271,12 @@ def to_flac(data: bytes) -> tuple[bytes, dict[str, float]]:
     Raises:
         BadSample: if nothing decodes, or it is not 0.1 s to 10 minutes long.
     """
+    waveform, facts = decode_recording(data)
+    return encode_flac(waveform), facts
+
+
+def decode_recording(data: bytes) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """Decode a recording as `to_flac` does; return its waveform and the same facts."""
     try:
         decoded = decode_audio_with_damage(data, max_seconds=MAX_SECONDS)
     except UndecodableAudio as error:
@@ -279,7 +287,7 @@ def to_flac(data: bytes) -> tuple[bytes, dict[str, float]]:
     facts = {"duration_seconds": round(seconds, 3)}
     if decoded.missing_seconds > 0.01:
         facts["missing_seconds"] = round(decoded.missing_seconds, 3)
-    return encode_flac(decoded.waveform), facts
+    return decoded.waveform, facts
 
 
 def to_jpeg(data: bytes, side_pixels: int) -> bytes:
