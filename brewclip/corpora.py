@@ -260,11 +260,12 @@ def check_splits(recordings: Iterable[Recording]) -> None:
         raise UserError(f"{count} in two splits, e.g. {name!r} in {one} and {other}: give every picture one split")
 
 
-def to_flac(data: bytes) -> tuple[bytes, dict[str, float]]:
+def to_flac(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """Decode a recording once and encode it as 16 kHz mono FLAC; of a damaged one, what decodes.
 
     Returns:
-        FLAC bytes, and duration_seconds with, for a damaged one, missing_seconds.
+        FLAC bytes, and duration_seconds with, for a damaged one, missing_seconds, or truncated if the length that is
+        missing is unknown; decoder_warnings, the lines that the MP3 decoder had to say.
 
     Raises:
         BadSample: if nothing decodes, or it is not 0.1 s to 10 minutes long.
@@ -276,9 +277,13 @@ def to_flac(data: bytes) -> tuple[bytes, dict[str, float]]:
     seconds = len(decoded.waveform) / SAMPLE_RATE_HZ
     if seconds < MIN_SECONDS:
         raise BadSample("too_short", f"the recording lasts {seconds:.3f} s, the least is {MIN_SECONDS} s")
-    facts = {"duration_seconds": round(seconds, 3)}
+    facts: dict[str, Any] = {"duration_seconds": round(seconds, 3)}
     if decoded.missing_seconds > 0.01:
         facts["missing_seconds"] = round(decoded.missing_seconds, 3)
+    elif decoded.truncated:
+        facts["truncated"] = True
+    if decoded.decoder_warnings:
+        facts["decoder_warnings"] = decoded.decoder_warnings
     return encode_flac(decoded.waveform), facts
 
 
