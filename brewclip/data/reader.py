@@ -202,7 +202,7 @@ def iter_split(
 
     with ThreadPoolExecutor(num_threads) as pool:
         waiting = []
-        for extent in _extents_between(manifest, first, stop):
+        for extent in extents_between(manifest, first, stop):
             waiting.append(pool.submit(load, extent))
             if len(waiting) > num_threads:
                 yield from waiting.pop(0).result()
@@ -222,7 +222,7 @@ def _decode_all(
             rejections.add(reader.manifest.name_of(extent.shard), number, error)
 
 
-def _extents_between(manifest: Manifest, first: int, stop: int) -> Iterator[Extent]:
+def extents_between(manifest: Manifest, first: int, stop: int) -> Iterator[Extent]:
     """Cut the samples first..stop of a split into extents of a few MB that stay within a shard."""
     mean_bytes = max(1, manifest.summary.size_bytes // max(1, len(manifest)))
     most = max(1, _EXTENT_BYTES // mean_bytes)

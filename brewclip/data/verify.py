@@ -16,7 +16,7 @@ from brewclip.data.reader import RawSample, check_samples
 from brewclip.data.schema import BadSample, Sample, npy_to_array, unpack_sample
 from brewclip.data.storage import ObjectMissing, StorageError
 
-_KNOWN_FILES = (MANIFEST, SHARDS, INDEX, "rejected.jsonl")
+_KNOWN_FILES = (MANIFEST, SHARDS, INDEX, "rejected.jsonl", "images.parquet", "identical_images.jsonl")
 _END_OF_TAR_BYTES = 1024
 _PART_BYTES = 64 * 2**20
 _ROUNDING_SECONDS = 0.011  # of what metadata say is missing

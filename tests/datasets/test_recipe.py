@@ -18,6 +18,7 @@ from brewclip.corpora import safe_id, to_jpeg
 from brewclip.data.manifest import open_manifest
 from brewclip.data.pictures import open_picture
 from brewclip.recipe import check_options, run_recipe, write_corpus
+from brewclip.shard_tasks import write_task
 from tests.datasets.miniatures import load_recipe, picture, sound, write_file
 
 table = load_recipe("table")
@@ -25,13 +26,13 @@ table = load_recipe("table")
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_tasks(recipe, tasks):
+    def run_tasks(recipe, tasks, advance):
         recipe = pickle.loads(pickle.dumps(recipe))  # as it arrives at a worker
         for task in reversed(tasks):  # shards finish in any order
-            yield task, *brewclip.recipe._write_task(recipe, task)
+            yield task, *write_task(recipe, task)
 
     monkeypatch.setattr(brewclip.recipe, "connect", lambda: None)
-    monkeypatch.setattr(brewclip.recipe, "_run_tasks", run_tasks)
+    monkeypatch.setattr(brewclip.recipe, "run_tasks", run_tasks)
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_a_full_disk_is_found_before_anything_is_written(source: Path, monkeypat
     ("flags", "message"),
     [
         ({"split": ("dev",)}, "--split 'dev': out has the splits train, test"),
-        ({"samples_per_shard": 0}, "--samples-per-shard 0 must be 1 or more"),
+        ({"samples_per_shard": -1}, "--samples-per-shard -1 must be 0 .* or more"),
         ({"limit": -1}, "--limit -1 must be"),
         ({"max_rejected_fraction": 1.5}, r"--max-rejected-fraction 1.5 must be in 0..1"),
         ({"dev_fraction": 0.9, "test_fraction": 0.1}, "below 1 together"),

@@ -127,6 +127,8 @@ def test_a_comma_without_quotes_spoils_its_own_row_only(tmp_path: Path) -> None:
 
 def test_without_a_split_column_pictures_are_split_by_the_seed(tmp_path: Path) -> None:
     names = [{"image": f"{n}.jpg", "audio": f"{n}-{k}.wav"} for n in range(200) for k in range(2)]
+    for name in {file for row in names for file in row.values()}:
+        (tmp_path / name).touch()
     write_file(tmp_path / "t.jsonl", "\n".join(map(json.dumps, names)))
     write_file(tmp_path / "half.jsonl", "\n".join(map(json.dumps, names[:200])))
 
@@ -174,10 +176,10 @@ def test_files_may_be_named_by_url(tmp_path: Path) -> None:
         ("t.csv", 'image,audio\n"a,b\n', "cannot be read as CSV"),
         ("t.csv", b"image,audio\n\xff\xfe,b\n", "is not UTF-8 text"),
         ("t.jsonl", '{"image": "a", "audio": "b"}\n{"image', "line 2 of .* is not JSON"),
-        ("t.jsonl", "[1, 2]\n", "has lines that are no JSON objects"),
+        ("t.jsonl", "[1, 2]\n", "line 1 is no JSON object"),
         ("t.parquet", b"PAR1 nothing", "is no Parquet file"),
         ("t.xlsx", b"", "is no table: name a file that ends in .csv, .tsv, .jsonl, .parquet"),
-        ("t.csv", "image,audio,split\na,b,../up\n", "row 1 has the split '../up'"),
+        ("t.csv", "image,audio,split\na,b,../up\n", "row 1 of t.csv has the split '../up'"),
         ("t.csv", "image,audio\n", "has no column image|lists no recording"),
     ],
 )
@@ -190,7 +192,7 @@ def test_a_wrong_table_gets_one_line(tmp_path: Path, name: str, content: bytes |
 def test_a_missing_table_gets_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"t\.csv does not exist"):
         read(tmp_path / "t.csv")
-    with pytest.raises(UserError, match="gone is not a directory"):
+    with pytest.raises(UserError, match="gone does not exist"):
         read(tmp_path / "gone/t.csv")
 
 
@@ -198,5 +200,7 @@ def test_a_field_of_any_length_is_read(tmp_path: Path) -> None:
     buffer = io.StringIO()
     csv.writer(buffer).writerows([["image", "audio", "text"], ["a.jpg", "b.wav", "long " * 40_000]])
     write_file(tmp_path / "t.csv", buffer.getvalue())
+    write_file(tmp_path / "a.jpg", picture())
+    write_file(tmp_path / "b.wav", sound())
     corpus = read(tmp_path / "t.csv", dev_fraction=0, test_fraction=0)
     assert len(items_of(corpus, "train")[0].text) == 199_999
