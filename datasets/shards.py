@@ -85,7 +85,7 @@ def look_at_first(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw
     """Read the first tar alone and say what is in it; write nothing."""
     digest = scan_first(tars[0], rules_of(options))
     size = sum(tar.size_bytes for tar in tars) / 1e6
-    print(f"{len(tars)} tars, {size:.1f} MB; the first has {len(digest.keys)} samples, {describe([digest])}")
+    print(f"{len(tars)} tars, {size:.1f} MB; the first has {digest.num_samples} samples, {describe([digest])}")
     check_rejected([digest], options)
     alone = make_plan(tars[:1], [digest], draw, by_field=bool(options.split_field), wish=wish(options))
     print(f"written anew: {alone.obstacle}" if digest.obstacle or wish(options) else "it can stay as it is", flush=True)
@@ -102,8 +102,11 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
         return
     corpus = dest.rpartition("/")[2]
     digests = scan_tars(f"index {corpus}", tasks)
-    print(f"{corpus}: {sum(len(one.keys) for one in digests)} samples in {len(tars)} tars, {describe(digests)}")
+    print(f"{corpus}: {sum(one.num_samples for one in digests)} samples in {len(tars)} tars, {describe(digests)}")
     check_rejected(digests, options)
+    for one in digests:
+        if one.damage:
+            print(f"warning: {one.url} is damaged ({one.damage}): only what stands before is taken", flush=True)
     plan = make_plan(tars, digests, draw, by_field=bool(options.split_field), wish=wish(options))
     if plan.obstacle:
         print(f"the samples are written anew: {plan.obstacle}", flush=True)
@@ -156,8 +159,8 @@ def check_rejected(digests: list[Digest], options: ShardsOptions) -> None:
         UserError: with the causes, and the first.
     """
     rejected = [row for digest in digests for row in digest.rejected]
-    num_lost = len(rejected) + sum(max(0, digest.num_lost - 1) for digest in digests)
-    total = sum(len(digest.keys) for digest in digests) + num_lost
+    num_lost = len(rejected) + sum(digest.num_lost for digest in digests)
+    total = sum(digest.num_samples for digest in digests) + num_lost
     if not total:
         raise UserError(
             f"--source has no sample: {sum(one.num_others for one in digests)} members are neither images, recordings "
@@ -176,7 +179,7 @@ def describe(digests: list[Digest]) -> str:
     words = ["rejected: " + (", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())) or "none")]
     without_text = sum(digest.sums["without_text"] for digest in digests)
     words += [f"{without_text} without a text"] if without_text else []
-    lost = sum(max(0, digest.num_lost - 1) for digest in digests)
+    lost = sum(digest.num_lost for digest in digests)
     words += [f"about {lost} lost in damaged tars"] if lost else []
     others = sum(digest.num_others for digest in digests)
     return ", ".join([*words, *([f"{others} other members passed over"] if others else [])])

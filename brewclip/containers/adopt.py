@@ -54,11 +54,11 @@ def _adopt_split(corpus: str, dest: str, split: str, tars: list[tuple[ScanTask, 
     for _, digest in tars:
         sums.update(digest.sums)
     details: dict[str, Any] = {"rejected": counts, "adopted_tars": len(tars), **sums}
-    num_samples = sum(len(digest.keys) for _, digest in tars)
+    num_samples = sum(digest.num_samples for _, digest in tars)
     facts = {"samples": num_samples, "pictures": num_samples} | details
     if is_finished(storage):
         return {"state": "already there"} | facts
-    used = [(task, digest) for task, digest in tars if len(digest.keys)]
+    used = [(task, digest) for task, digest in tars if digest.num_samples]
     if not used:
         raise UserError(f"{corpus}/{split} has no usable sample: {rejected[:1] or 'its tars are empty'}")
     progress = Progress(f"adopt {corpus}/{split}", len(used), "tars")

@@ -69,7 +69,8 @@ def _recordings(
             split = task.tar.split or row.get("split", "")
             identities = [(split, kind, row[kind]) for kind in ("id", "image_hash") if kind in row]
             known = next((image_ids[identity] for identity in identities if identity in image_ids), "")
-            image_id = known or safe_id(row.get("id") or name)
+            own_name = f"{name}.{row['image_part']}" if "image_part" in row else name
+            image_id = known or safe_id(row.get("id") or own_name)
             for identity in identities:
                 image_ids.setdefault(identity, image_id)
             image = images.setdefault(image_id, _place(digest.url, row["image"]) if "image" in row else "")

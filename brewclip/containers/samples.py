@@ -128,13 +128,13 @@ class SampleFinder:
         self._fill(self._open, member, suffix)
         self._tar.mark()
 
-    def close(self, *, damaged: bool = False) -> None:
+    def close(self, damage: str = "") -> None:
         """End the sample whose members were taken; if the tar is damaged behind them, some of its own may be lost."""
         group, self._open = self._open, None
         if group is None:
             return
-        if damaged:
-            group.problem = "damaged_tar", "the tar is damaged before the next sample"
+        if damage:
+            group.problem = "damaged_tar", damage
         rows = list(self._rows_of(group))
         if len(rows) > 1:
             self._object(f"{group.key!r} holds {len(rows)} recordings")
@@ -215,6 +215,8 @@ class SampleFinder:
         row: dict[str, Any] = {"audio": recording.span, "metadata": metadata}
         if image:
             row |= {"image": image.span} | image.facts
+        if prefix and (image is None or prefix in group.images):
+            row["image_part"] = prefix
         if self.rules.id_field:
             if not known[self.rules.id_field]:
                 raise BadSample("no_id", f"there is no field {self.rules.id_field!r}")

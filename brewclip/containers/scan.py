@@ -64,13 +64,13 @@ class Digest:
         size_bytes, sha256: of the tar there.
         obstacle: why it cannot be adopted, in words; empty if it can.
         damage: where and how it is damaged; empty if it is not.
-        num_lost: samples that the damage cost, estimated by bytes.
+        num_lost: samples that the damage cost beside the one that it hit, estimated by the bytes that follow.
         num_others: members that are none of what was looked for.
         splits: those that its json name.
         rejected: rows of rejected.jsonl.
         sums: over the samples that can be used, as recipes count them.
-        keys, ids, images: (n,) uint64 hashes of each such sample's key, name of its image (0: none) and bytes of its
-            image (0: none).
+        keys: (k,) uint64 hashes of the keys of these, each once.
+        ids, images: (n,) uint64 hashes of the name (0: none) and the bytes (0: none) of the image of each.
     """
 
     url: str
@@ -86,6 +86,11 @@ class Digest:
     keys: np.ndarray
     ids: np.ndarray
     images: np.ndarray
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that can be used."""
+        return len(self.images)
 
 
 def scan_tars(label: str, tasks: list[ScanTask]) -> list[Digest]:
@@ -266,11 +271,13 @@ def find_samples(
         if not error.position:
             raise UserError(f"{url} is no tar ({error}): copy it again, or leave it out of --source") from None
         damage = damage or error
-    finder.close(damaged=damage is not None)
+    finder.close(str(damage or ""))
     position = tar.position
     tar.drain()
     rows = list(finder.rows())
-    lost = -(-(tar.position - position) * len(rows) // max(1, position)) + 1 if damage else 0
+    if damage and not any(row.get("problem") == "damaged_tar" for row in rows):
+        rows.append({"key": "", "problem": "damaged_tar", "detail": str(damage)})
+    lost = (tar.position - position) * len(rows) // max(1, position) if damage else 0
     return {
         "url": url,
         "size_bytes": tar.position,
@@ -294,17 +301,16 @@ def _digest(tar: SourceTar, header: dict[str, Any], rows: list[dict[str, Any]]) 
     return Digest(
         **header,
         splits=tuple(sorted({row["split"] for row in good if "split" in row})),
-        rejected=[_rejection(tar, row["key"], row["problem"], row["detail"]) for row in rows if "problem" in row]
-        + ([_rejection(tar, "", "damaged_tar", header["damage"])] if header["damage"] else []),
+        rejected=[_rejection(tar, row) for row in rows if "problem" in row],
         sums=sums,
-        keys=_hashes([row["key"] for row in good]),
+        keys=_hashes(list(dict.fromkeys(row["key"] for row in good))),
         ids=_hashes([row.get("id", "") for row in good]),
         images=np.array([int(row.get("image_hash", "0"), 16) for row in good], np.uint64),
     )
 
 
-def _rejection(tar: SourceTar, key: str, cause: str, detail: str) -> dict[str, str]:
-    return {"key": key, "file": tar.url, "cause": cause, "detail": detail}
+def _rejection(tar: SourceTar, row: dict[str, Any]) -> dict[str, str]:
+    return {"key": row["key"], "file": tar.url, "cause": row["problem"], "detail": row["detail"]}
 
 
 def _hashes(texts: list[str]) -> np.ndarray:
