@@ -29,7 +29,8 @@ def as_webdataset(
     Args:
         url: folder of the split, s3://bucket/corpus/split or file:///folder.
         shuffle_shards: size of the buffer in which shards are shuffled, anew in each epoch; 0 keeps their order.
-        seed: of that shuffle; None takes another in each process.
+        seed: of that shuffle, to repeat a run (a DataLoader then needs `persistent_workers=True`, as its new workers
+            would begin with the first epoch again); None shuffles differently each time.
         handler: called with a `BadSample` for each that cannot be used, as in `webdataset`: such as
             `webdataset.warn_and_continue`; None raises it.
         cache_directory: folder where whole shards are kept after their first use; empty keeps none.
@@ -46,7 +47,10 @@ def as_webdataset(
     pipeline.append(webdataset.split_by_node)
     pipeline.append(webdataset.split_by_worker)
     if shuffle_shards:
-        pipeline.append(webdataset.shuffle(shuffle_shards, seed=seed))
+        if seed is None:
+            pipeline.append(webdataset.shuffle(shuffle_shards))
+        else:
+            pipeline.append(webdataset.detshuffle(shuffle_shards, seed=seed))
     pipeline.append(_ReadShards(url, handler or webdataset.reraise_exception, cache_directory))
     return pipeline
 
