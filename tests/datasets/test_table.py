@@ -1,6 +1,7 @@
 """The table recipe: four formats with commas, quotes, unicode and rows that cannot be used."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -19,6 +20,7 @@ import brewclip.data.parquet
 from brewclip.audio import decode_audio
 from brewclip.config import UserError
 from brewclip.data.schema import BadSample
+from brewclip.data.storage import open_storage
 from tests.datasets.miniatures import (
     field_of,
     items_of,
@@ -317,6 +319,23 @@ def test_a_dataset_repository_is_a_corpus(repository: Path, shared_directory: Pa
             assert sample.image == noise(number)
     drawn = read_repository(repository, split_from_file_name=False, dev_fraction=0.3, test_fraction=0.3)
     assert drawn.splits() == ["train", "dev", "test"]
+
+
+@pytest.mark.services
+def test_a_dataset_repository_is_read_from_object_storage(repository: Path, bucket: str) -> None:
+    storage = open_storage(f"{bucket}/raw")
+    for path in filter(Path.is_file, (repository / "data").rglob("*")):
+        storage.upload(path, path.relative_to(repository).as_posix())
+    names = {"audio_column": "speech.audio", "text_column": "speech.sentence"}
+    flags = table.TableOptions(source=f"{bucket}/raw/data/*.parquet", dest=f"{bucket}/mine", **names)
+    ours, local = table.read_corpus(flags), read_repository(repository)
+    for split in ("train", "test"):
+        samples, causes = make_all(ours, split)
+        assert causes == {}
+        assert {one.audio for one in samples.values()} == {one.audio for one in make_all(local, split)[0].values()}
+    storage.delete("data/extra/last.wav")
+    dry = table.read_corpus(dataclasses.replace(flags, dry_run=True))
+    assert [item.problem for item in items_of(dry, "test") if item.problem] == ["missing_recording"]
 
 
 def test_cells_of_a_row_group_are_read_one_after_the_other(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
