@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 SAMPLE_RATE_HZ = 16_000
 MAX_BYTES = 1 << 28  # 256 MiB: ten minutes of 96 kHz stereo in float32 are 230 MB
-_BLOCK_SECONDS = 1.0
+# A block that fails is lost whole. Blocks of 0.1 s for all files would take 13 (Ogg) to 68 % (MP3) longer.
+_BLOCK_SECONDS, _BLOCK_SECONDS_IF_DAMAGED = 1.0, 0.05
 _SAMPLE_RATES_HZ = (1_000, 768_000)  # what a header may claim; a damaged one asks for absurd resampling
 _MAX_CHANNELS = 64
 # Programs that write WAV to a pipe do not know its size: they say 0, all bits set, or (sox) almost 2 GiB.
@@ -84,8 +85,11 @@ def decode_audio_with_damage(data: bytes, *, max_seconds: float = 600.0) -> Deco
     data = _with_open_end(data)
     try:
         with _catch_decoder_lines(data) as decoder_lines, soundfile.SoundFile(io.BytesIO(data)) as file:
-            promised_seconds = _check_header(file, max_seconds)
-            blocks, rate_hz = _read_blocks(file, max_seconds), file.samplerate
+            promised_seconds, rate_hz = _check_header(file, max_seconds), file.samplerate
+            blocks, is_damaged = _read_blocks(file, max_seconds)
+            if is_damaged:
+                with soundfile.SoundFile(io.BytesIO(data)) as again:
+                    blocks, _ = _read_blocks(again, max_seconds, _BLOCK_SECONDS_IF_DAMAGED)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise UndecodableAudio("not_audio", f"the recording is not a sound file that can be read: {error}") from error
     if not blocks:
@@ -133,18 +137,20 @@ def _check_header(file: soundfile.SoundFile, max_seconds: float) -> float:
     return seconds
 
 
-def _read_blocks(file: soundfile.SoundFile, max_seconds: float) -> list[NDArray[np.float32]]:
-    """Read mono blocks up to the end, or up to the first that does not decode."""
+def _read_blocks(
+    file: soundfile.SoundFile, max_seconds: float, block_seconds: float = _BLOCK_SECONDS
+) -> tuple[list[NDArray[np.float32]], bool]:
+    """Read mono blocks up to the end, or up to the first that does not decode; return whether one did not."""
     blocks: list[NDArray[np.float32]] = []
-    block_samples = max(1, round(_BLOCK_SECONDS * file.samplerate))
+    block_samples = max(1, round(block_seconds * file.samplerate))
     num_read = 0
     while True:
         try:
             block = file.read(block_samples, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, RuntimeError):
-            return blocks
+            return blocks, True
         if not len(block):
-            return blocks
+            return blocks, False
         num_read += len(block)
         if num_read > max_seconds * file.samplerate:
             raise UndecodableAudio("too_long", f"the recording lasts longer than the limit of {max_seconds:.0f} s")

@@ -134,6 +134,8 @@ def read_rows(source: Source, tables: list[str], options: TableOptions) -> Itera
         suffix = posixpath.splitext(name)[1].lower()
         if suffix == ".parquet":
             table = ParquetTable(source.storage, name)
+            if table.warning:
+                print(f"warning: {table.warning}", flush=True)
             rows = table.rows(_choose(source, name, table.columns, options))
         else:
             loose = list(_json_rows(source, name) if suffix == ".jsonl" else _csv_rows(source, name, options))

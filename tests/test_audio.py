@@ -64,6 +64,14 @@ def test_a_cut_file_keeps_what_comes_before_the_cut(settings):
     assert 3.5 < len(decoded.waveform) / SAMPLE_RATE_HZ < 5.5
 
 
+def test_all_of_a_cut_flac_that_decodes_is_kept():
+    waveform, rate_hz = real("jfk.flac")
+    data = write(waveform, rate_hz, format="FLAC")
+    half = decode_audio_with_damage(data[: len(data) // 2])
+    assert 5.4 < len(half.waveform) / SAMPLE_RATE_HZ < 5.6
+    assert half.missing_seconds == pytest.approx(11 - len(half.waveform) / SAMPLE_RATE_HZ, abs=0.01)
+
+
 def test_a_cut_flac_tells_what_is_missing():
     data = write(np.random.default_rng(0).uniform(-0.5, 0.5, 10 * 16_000), format="FLAC")
     decoded = decode_audio_with_damage(data[: len(data) // 2])

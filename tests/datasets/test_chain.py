@@ -1,6 +1,8 @@
 """Real recordings and real pictures through the table recipe's command line, over Ray and S3, to a trained model."""
 
+import contextlib
 import csv
+import io
 import os
 import signal
 import subprocess
@@ -8,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import soundfile
 from PIL import Image
 
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import exists, open_storage
+from brewclip.embedded import RayHead
 from tests.datasets.miniatures import CHECKOUT
 
 pytestmark = pytest.mark.services
@@ -99,6 +104,58 @@ def test_120_real_recordings_are_written_interrupted_and_written_again(
     assert failed.returncode == 2
     assert "error: storage URL 'https://host' must be s3://" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def write_mp3s(folder: Path, clips: list[Path]) -> Path:
+    """Write a table of recordings alone, as MP3, every fifth one half."""
+    rows = [["audio", "split"]]
+    for number, path in enumerate(clips):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, *soundfile.read(path), format="MP3", subtype="MPEG_LAYER_III")
+        data = buffer.getvalue()
+        (folder / f"{path.stem}.mp3").write_bytes(data[: len(data) // 2] if number % 5 == 0 else data)
+        rows.append([f"{path.stem}.mp3", "train"])
+    with open(folder / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "t.csv"
+
+
+def open_tars(head: RayHead) -> set[str]:
+    """Return the temporary tars that workers of this head are writing."""
+    assert head.process is not None
+    found = set()
+    for process in psutil.Process(head.process.supervisor.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found |= {file.path for file in process.open_files() if file.path.endswith(".tar")}
+    return found
+
+
+def test_ctrl_c_and_mp3_leave_one_line_each(
+    tmp_path: Path, ray_head: RayHead, bucket: str, shared_directory: Path
+) -> None:
+    table = write_mp3s(tmp_path, sorted((shared_directory / "speech/ravdess").glob("*/*.flac"))[::2])
+    command = [*recipe(table, f"{bucket}/mp3"), "--image-column", ""]
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    tars: set[str] = set()
+    deadline = time.monotonic() + 120
+    while not tars and time.monotonic() < deadline and process.poll() is None:
+        tars = open_tars(ray_head)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (
+        130,
+        "interrupted: finished shards are kept, the same command continues\n",
+    )
+    assert tars and not any(Path(tar).exists() for tar in tars) and not open_tars(ray_head)
+
+    again = run(*command)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "mpg123" not in again.stdout
+    (line,) = [line for line in again.stdout.splitlines() if "MP3" in line]
+    assert line.startswith("mp3/train: the MP3 decoder had ") and "recordings, which are kept" in line
+    assert open_manifest(f"{bucket}/mp3/train").summary.details["damaged"] == 24
 
 
 @pytest.mark.timeout(600)
