@@ -179,6 +179,8 @@ def describe(digests: list[Digest]) -> str:
     words = ["rejected: " + (", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())) or "none")]
     without_text = sum(digest.sums["without_text"] for digest in digests)
     words += [f"{without_text} without a text"] if without_text else []
+    warned = sum(digest.sums["with_decoder_warnings"] for digest in digests)
+    words += [f"{warned} on which the MP3 decoder had remarks"] if warned else []
     lost = sum(digest.num_lost for digest in digests)
     words += [f"about {lost} lost in damaged tars"] if lost else []
     others = sum(digest.num_others for digest in digests)

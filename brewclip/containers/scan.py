@@ -291,13 +291,14 @@ def find_samples(
 
 def _digest(tar: SourceTar, header: dict[str, Any], rows: list[dict[str, Any]]) -> Digest:
     good = [row for row in rows if "problem" not in row]
-    sums = {"audio_ms": 0, "damaged": 0, "longer_than_30_seconds": 0, "without_text": 0}
+    sums = dict.fromkeys(("audio_ms", "damaged", "longer_than_30_seconds", "without_text", "with_decoder_warnings"), 0)
     for row in good:
         metadata = row["metadata"]
         sums["audio_ms"] += round(1000 * metadata["duration_seconds"])
         sums["damaged"] += "missing_seconds" in metadata or "truncated" in metadata
         sums["longer_than_30_seconds"] += metadata["duration_seconds"] > _LONG_SECONDS
         sums["without_text"] += "text" not in metadata
+        sums["with_decoder_warnings"] += "decoder_warnings" in metadata
     return Digest(
         **header,
         splits=tuple(sorted({row["split"] for row in good if "split" in row})),

@@ -1,4 +1,4 @@
-"""Real recordings and real pictures through the table recipe's command line, over Ray and S3, to a trained model."""
+"""Real recordings and real images by the command line, over Ray and S3: from a table, and from shards to a model."""
 
 import contextlib
 import csv
@@ -13,8 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 import soundfile
+import webdataset
 from PIL import Image
 
+from brewclip.data import as_webdataset
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import exists, open_storage
 from brewclip.embedded import RayHead
@@ -158,11 +160,28 @@ def test_ctrl_c_and_mp3_leave_one_line_each(
     assert open_manifest(f"{bucket}/mp3/train").summary.details["damaged"] == 24
 
 
+def write_shards(folder: Path, speech: Path) -> list[str]:
+    """Write the digits as other people's shards, a few for each speaker; return what --source says of them."""
+    from sklearn.datasets import load_digits
+
+    digits, sources = load_digits(), []
+    for split, speaker in (("train", "jackson"), ("dev", "nicolas"), ("test", "theo")):
+        sources.append(f"{split}={folder}/{speaker}-*.tar")
+        with webdataset.ShardWriter(f"{folder}/{speaker}-%02d.tar", maxcount=15, verbose=0) as writer:
+            for number, path in enumerate(sorted(speech.glob(f"?_{speaker}_?.wav"))):
+                digit = int(path.stem[0])
+                pixels = digits.images[digits.target == digit][number + 40 * len(sources)]
+                image = Image.fromarray((255 - 15 * pixels).astype("uint8")).resize((96, 96))
+                text = {"caption": digits.target_names[digit].item(), "speaker": speaker}
+                writer.write({"__key__": f"{digit}/{path.stem}", "png": image, "wav": path.read_bytes(), "json": text})
+    return sources
+
+
 @pytest.mark.timeout(600)
-def test_120_real_recordings_become_a_trained_and_evaluated_model(
+def test_120_real_recordings_in_shards_become_a_trained_and_evaluated_model(
     tmp_path: Path, ray_head, bucket: str, shared_directory: Path
 ) -> None:
-    table = write_digits(tmp_path, shared_directory / "speech/digits", "?")
+    sources = write_shards(tmp_path, shared_directory / "speech/digits")
     corpus = ["scenes", "--storage", bucket, "--data.corpus", "digits"]
     flags = {
         "--run.global-batch-size": "8",
@@ -174,7 +193,8 @@ def test_120_real_recordings_become_a_trained_and_evaluated_model(
     }
     short = [word for flag in flags.items() for word in flag]
     for words in (
-        recipe(table, f"{bucket}/digits"),
+        ["datasets/shards.py", "--source", *sources, "--dest", f"{bucket}/digits"],
+        ["jobs/verify.py", f"{bucket}/digits/test"],
         ["jobs/extract.py", *corpus],
         ["jobs/train.py", *corpus, *short],
         ["jobs/evaluate.py", *corpus, "--systems", "zero_shot", "digits-brewclip-0"],
@@ -184,3 +204,8 @@ def test_120_real_recordings_become_a_trained_and_evaluated_model(
     results = open_storage(f"{bucket}/evaluations/digits-test-asr")
     assert b"digits-brewclip-0" in results.read("results.json")
     assert open_manifest(f"{bucket}/digits/whisper-base/test").summary.num_samples == 40
+    assert not [name for name in open_storage(f"{bucket}/digits").list_names("train/") if name.endswith(".tar")]
+    for folder, extension in (("digits/test", "wav"), ("digits/whisper-base/test", "npy")):
+        samples = list(as_webdataset(f"{bucket}/{folder}").decode())
+        assert [sample["json"]["speaker"] for sample in samples] == ["theo"] * 40
+        assert all(extension in sample for sample in samples)
