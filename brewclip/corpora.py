@@ -1,33 +1,29 @@
-"""What the corpora on disk have in common: finding their files, putting recordings in rounds, making samples.
+"""What the corpora on disk have in common: putting recordings in rounds, making samples.
 
-The formats themselves are in `datasets/`; writing is in `brewclip/recipe.py`.
+The formats themselves are in `datasets/`; finding files is in `brewclip/source.py`, writing in `brewclip/recipe.py`.
 """
 
 import hashlib
 import io
-import json
-import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import unquote
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_audio_with_damage, encode_flac
+from brewclip.audio import SAMPLE_RATE_HZ, UndecodableAudio, decode_audio_with_damage, encode_flac
 from brewclip.config import UserError
 from brewclip.data.pictures import open_picture
 from brewclip.data.schema import BadSample, Sample
-from brewclip.data.storage import FolderStorage, ObjectMissing, Storage, StorageError, open_storage
+from brewclip.source import Source
 
 MIN_SECONDS, MAX_SECONDS = 0.1, 600.0
 _LONGEST_ID = 100  # characters; longer names end in a hash
-_PIECE_BYTES = 8 * 2**20  # of a text file, read at a time
 _FIRST_SPLITS = ("train", "dev", "test")
 
 
@@ -44,6 +40,7 @@ class Recording:
         caption_id: the corpus's own name of the recording; empty takes the key.
         problem: why it cannot be used, a short word to count by; empty if nothing is known against it.
         key: set when rounds are made.
+        group: what it is read together with (a row group of a Parquet file); empty for files of its own.
     """
 
     split: str
@@ -56,144 +53,36 @@ class Recording:
     caption_id: str = ""
     problem: str = ""
     key: str = ""
-
-
-class Source:
-    """The files of a corpus in a directory or below a URL; they may lie deeper than the corpus says.
-
-    Args:
-        location: path of a directory, `file:///folder` or `s3://bucket/prefix`.
-
-    Raises:
-        UserError: if there is no such directory, or the URL is of another form.
-    """
-
-    def __init__(self, location: str) -> None:
-        if "://" not in location:
-            location = str(Path(location).expanduser().absolute())  # workers have another working directory
-        self.location = location.rstrip("/") or "/"
-        self.storage: Storage = open_storage(location) if "://" in location else FolderStorage(Path(location))
-        if isinstance(self.storage, FolderStorage) and not self.storage.folder.is_dir():
-            raise UserError(f"--source {location} is not a directory: unpack the corpus and name its folder")
-
-    def __reduce__(self) -> tuple[type["Source"], tuple[str]]:
-        return Source, (self.location,)  # workers read files by name and need no listing
-
-    @cached_property
-    def names(self) -> list[str]:
-        """All file names, sorted, shallow ones first."""
-        if isinstance(self.storage, FolderStorage):
-            names = list(_walk(self.storage.folder))
-        else:
-            names = self.storage.list_names()
-        return sorted(names, key=lambda name: (name.count("/"), name))
-
-    @cached_property
-    def _by_last_part(self) -> dict[str, list[str]]:
-        index: dict[str, list[str]] = {}
-        for name in self.names:
-            index.setdefault(name.rpartition("/")[2], []).append(name)
-        return index
-
-    def find(self, tail: str) -> str:
-        """Return the file whose name ends in `tail` (whole parts of a path), or an empty string."""
-        for name in self._by_last_part.get(tail.rpartition("/")[2], ()):
-            if name == tail or name.endswith(f"/{tail}"):
-                return name
-        return ""
-
-    def require(self, *tails: str) -> str:
-        """Return the first of these files that is there.
-
-        Raises:
-            UserError: naming all of them, if none is.
-        """
-        found = next(filter(None, map(self.find, tails)), "")
-        if not found:
-            raise UserError(f"--source {self.location} has no {' or '.join(tails)}: is it the folder of this corpus?")
-        return found
-
-    def text(self, name: str) -> str:
-        """Return a text file whole, without byte order mark, its line ends made the same.
-
-        Raises:
-            UserError: if it is missing or not UTF-8.
-        """
-        data = self.storage.read(name)
-        try:
-            return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.location}/{name} is not UTF-8 text: {error}") from None
-
-    def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a text file that are not blank, holding little of it; they end at a line feed only.
-
-        Raises:
-            UserError: if it is missing or not UTF-8.
-        """
-        try:
-            for number, line in enumerate(self._byte_lines(name)):
-                text = line.decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r")
-                if text.strip():
-                    yield text
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.location}/{name} is not UTF-8 text: {error}") from None
-
-    def _byte_lines(self, name: str) -> Iterator[bytes]:
-        start, rest = 0, b""
-        while piece := self.storage.read_range(name, start, start + _PIECE_BYTES):
-            start += len(piece)
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from lines
-        yield rest
-
-    def json(self, name: str, text: str | None = None, line: int = 0) -> Any:
-        """Parse a JSON file, or one line of it.
-
-        Raises:
-            UserError: naming the file and the line.
-        """
-        try:
-            return json.loads(self.text(name) if text is None else text)
-        except ValueError as error:
-            where = f"line {line} of " if line else ""
-            raise UserError(f"{where}{self.location}/{name} is not JSON ({error}): download it again") from None
-
-    def read(self, name: str, kind: str) -> bytes:
-        """Read a recording or picture.
-
-        Raises:
-            BadSample: with the cause `missing_<kind>` or `unreadable_<kind>`.
-        """
-        storage, name = _split_url(name) if "://" in name else (self.storage, name)
-        try:
-            # One byte more than the limit is enough to see that a file is too large.
-            return storage.read_range(name, 0, MAX_BYTES + 1)
-        except ObjectMissing as error:
-            raise BadSample(f"missing_{kind}", str(error)) from error
-        except StorageError:
-            raise
-        except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
-            raise BadSample(f"unreadable_{kind}", str(error)) from error
+    group: str = field(default="", repr=False)  # where it lies does not decide what a sample holds
 
 
 class FileCorpus:
     """A corpus of files: a `Recipe` made from the list of its recordings.
 
-    Pictures come in an order that has nothing to do with their names, the same on every machine.
+    Pictures come in an order that has nothing to do with their names, the same on every machine; those of one group
+    stay together.
 
     Args:
         corpus: its name.
         source: where the files are.
         recordings: in the corpus's own order; the k-th of a picture goes to round k.
         image_side_pixels: short side that pictures are reduced to; 0 keeps their bytes.
+        remarks: what a user should know of the splits, a line each; for the end of the recipe.
 
     Raises:
         UserError: if no recording is listed, none of them can be used, or a picture lies in two splits.
     """
 
-    def __init__(self, corpus: str, source: Source, recordings: Iterable[Recording], image_side_pixels: int) -> None:
+    def __init__(
+        self,
+        corpus: str,
+        source: Source,
+        recordings: Iterable[Recording],
+        image_side_pixels: int,
+        remarks: Sequence[str] = (),
+    ) -> None:
         self.corpus, self.source, self.image_side_pixels = corpus, source, image_side_pixels
+        self.remarks = list(remarks)
         listed = list(recordings)
         self.left_out = [recording for recording in listed if not recording.split]
         used = [recording for recording in listed if recording.split]
@@ -260,15 +149,22 @@ def check_splits(recordings: Iterable[Recording]) -> None:
         raise UserError(f"{count} in two splits, e.g. {name!r} in {one} and {other}: give every picture one split")
 
 
-def to_flac(data: bytes) -> tuple[bytes, dict[str, float]]:
+def to_flac(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """Decode a recording once and encode it as 16 kHz mono FLAC; of a damaged one, what decodes.
 
     Returns:
-        FLAC bytes, and duration_seconds with, for a damaged one, missing_seconds.
+        FLAC bytes, and duration_seconds with, for a damaged one, missing_seconds, or truncated if the length that is
+        missing is unknown; decoder_warnings, the lines that the MP3 decoder had to say.
 
     Raises:
         BadSample: if nothing decodes, or it is not 0.1 s to 10 minutes long.
     """
+    waveform, facts = decode_recording(data)
+    return encode_flac(waveform), facts
+
+
+def decode_recording(data: bytes) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Decode a recording as `to_flac` does; return its waveform and the same facts."""
     try:
         decoded = decode_audio_with_damage(data, max_seconds=MAX_SECONDS)
     except UndecodableAudio as error:
@@ -276,10 +172,14 @@ def to_flac(data: bytes) -> tuple[bytes, dict[str, float]]:
     seconds = len(decoded.waveform) / SAMPLE_RATE_HZ
     if seconds < MIN_SECONDS:
         raise BadSample("too_short", f"the recording lasts {seconds:.3f} s, the least is {MIN_SECONDS} s")
-    facts = {"duration_seconds": round(seconds, 3)}
+    facts: dict[str, Any] = {"duration_seconds": round(seconds, 3)}
     if decoded.missing_seconds > 0.01:
         facts["missing_seconds"] = round(decoded.missing_seconds, 3)
-    return encode_flac(decoded.waveform), facts
+    elif decoded.truncated:
+        facts["truncated"] = True
+    if decoded.decoder_warnings:
+        facts["decoder_warnings"] = decoded.decoder_warnings
+    return decoded.waveform, facts
 
 
 def to_jpeg(data: bytes, side_pixels: int) -> bytes:
@@ -327,7 +227,12 @@ def _in_rounds(recordings: list[Recording]) -> dict[str, list[list[Recording]]]:
     for recording in recordings:
         pictures.setdefault(recording.image_id, []).append(recording)
     rounds: dict[str, list[list[Recording]]] = {}
-    for image_id in sorted(pictures, key=lambda name: (place_in_unit_interval(name, 0), name)):
+
+    def place(image_id: str) -> tuple[float, str]:  # rows of one group have one place, and stay in their order
+        together = pictures[image_id][0].group or image_id
+        return place_in_unit_interval(together, 0), together
+
+    for image_id in sorted(pictures, key=place):
         for number, recording in enumerate(pictures[image_id]):
             of_split = rounds.setdefault(recording.split, [])
             if number == len(of_split):
@@ -349,22 +254,3 @@ def _check_some_are_usable(source: Source, recordings: list[Recording]) -> None:
         f"({', '.join(f'{count} {problem}' for problem, count in problems)}; e.g. {name}): "
         "unpack pictures and recordings there"
     )
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder; links to folders are followed, each folder once."""
-    seen: set[tuple[int, int]] = set()
-    for top, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(top)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        prefix = os.path.relpath(top, folder)
-        yield from (name if prefix == "." else f"{prefix}/{name}" for name in files)
-
-
-def _split_url(url: str) -> tuple[Storage, str]:
-    """Return the storage of an object's folder and its name; a '#' or '?' in the name is part of it."""
-    base, _, name = url.rpartition("/")
-    return open_storage(base), unquote(name) if base.startswith("file:") else name

@@ -4,33 +4,33 @@ A recipe says which samples a split has and makes one of them; everything else h
 are a function of the recipe and its items alone, so that a corpus written twice can be compared by its hashes.
 """
 
-import errno
+import contextlib
 import hashlib
 import json
-import re
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from brewclip.cluster import available, connect
+from brewclip.cluster import connect
 from brewclip.config import UserError, exit_on_user_error, parse_options
 from brewclip.corpora import FileCorpus, Recording
 from brewclip.data.manifest import ShardRecord, open_manifest
 from brewclip.data.schema import BadSample, Sample, pack_sample
-from brewclip.data.shards import finish_split, finished_shard, is_finished, shard_name, write_shard
+from brewclip.data.shards import finish_split, is_finished
 from brewclip.data.storage import FolderStorage, Storage, check_reachable, open_storage
+from brewclip.identical_images import add_digests, check_files, compare_and_save
 from brewclip.progress import Progress
+from brewclip.shard_tasks import ShardTask, cut_in_shards, rejection, run_tasks
 
 REJECTED = "rejected.jsonl"
 # Flags that say where, how much and how strictly, but not what a sample holds.
-_NOT_IN_A_SAMPLE = {"dest", "source", "split", "limit", "dry_run", "max_rejected_fraction", "samples_per_shard"}
+_NOT_IN_A_SAMPLE = {
+    *("dest", "source", "split", "limit", "dry_run", "max_rejected_fraction", "samples_per_shard", "identical_images"),
+}
 _PROBES = 8  # samples made to guess the size of all
-_LONG_SECONDS = 30.0  # Whisper reads this much at a time
 
 Form = TypeVar("Form", bound="SourceOptions")
 
@@ -56,14 +56,16 @@ class WriteOptions:
 
     dest: str
     """URL of the corpus, s3://bucket/corpus or file:///folder: splits lie below it."""
-    samples_per_shard: int = 1000
-    """Samples of one shard, the last of a round excepted."""
+    samples_per_shard: int = 0
+    """Samples of one shard; 0 makes about 64 shards of a split, each of 16 to 1,000 samples."""
     limit: int = 0
     """Samples of each round at most; 0 takes all."""
     dry_run: bool = False
     """Count what would be written, and write nothing."""
     max_rejected_fraction: float = 0.05
     """Largest share of samples that may be rejected, in 0..1."""
+    identical_images: Literal["warn", "refuse"] = "warn"
+    """What to do about images that have the same bytes in two splits; published splits are what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,33 +88,34 @@ class SourceOptions(WriteOptions):
         return 0 if self.keep_original_images else self.image_side_pixels
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One shard to be written; `plan` is a hash of all that decides its bytes."""
-
-    url: str
-    name: str
-    round: int
-    items: list[Any]
-    plan: str
-
-
 def run_recipe(usage: str | None, form: type[Form], read: Callable[[Form], FileCorpus]) -> None:
     """Run a recipe from its command line: parse the flags, read the lists of the corpus, write, print a table."""
-    with exit_on_user_error():
+    with exit_on_user_error(), exit_on_interrupt():
         options = parse_options(usage, form)
         check_options(options)
         corpus = read(options)
-        try:
-            summary = write_corpus(corpus, options, options.split)
-        except KeyboardInterrupt:
-            print("interrupted: finished shards are kept, the same command continues", file=sys.stderr, flush=True)
-            raise SystemExit(130) from None
+        if options.dry_run or options.identical_images == "refuse":
+            check_files(corpus, refuse=options.identical_images == "refuse")
+        summary = write_corpus(corpus, options, options.split)
         if not options.dry_run:
             _write_left_out(corpus, options.dest)
         print_summary(summary)
         for cause, count in sorted(Counter(recording.problem for recording in corpus.left_out).items()):
             print(f"in no split: {count} {cause}", flush=True)
+        for line in corpus.remarks:
+            print(f"note: {line}", flush=True)
+        if options.dry_run:
+            _check_known(corpus, summary, options)
+
+
+@contextlib.contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Leave with exit code 130 and one line at Ctrl-C; a second one does not wait for the workers."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted: finished shards are kept, the same command continues", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
 
 
 def check_options(options: WriteOptions) -> None:
@@ -122,7 +125,10 @@ def check_options(options: WriteOptions) -> None:
         UserError: one line that names the flag.
     """
     rules = [
-        (options.samples_per_shard < 1, f"--samples-per-shard {options.samples_per_shard} must be 1 or more"),
+        (
+            options.samples_per_shard < 0,
+            f"--samples-per-shard {options.samples_per_shard} must be 0 (as many as fit the corpus) or more",
+        ),
         (options.limit < 0, f"--limit {options.limit} must be 0 (all) or more"),
         (
             not 0 <= options.max_rejected_fraction <= 1,
@@ -162,130 +168,89 @@ def write_corpus(recipe: Recipe, options: WriteOptions, splits: Sequence[str] = 
         storage = open_storage(f"{options.dest.rstrip('/')}/{split}")
         rounds = [items[: options.limit or None] for items in recipe.rounds(split)]
         plans[split] = storage, list(_cut_in_shards(storage.url, split, rounds, options))
+    counts = {split: _count(tasks) for split, (_, tasks) in plans.items()}
     if options.dry_run:
-        return {split: _count(tasks) for split, (_, tasks) in plans.items()}
+        return counts
+    _check_known(recipe, counts, options)
     _check_writable(options.dest)
     _check_space(recipe, options.dest, plans)
     connect()
     return {split: _write_split(recipe, storage, split, tasks, options) for split, (storage, tasks) in plans.items()}
 
 
+def _cut_in_shards(url: str, split: str, rounds: list[list[Any]], options: WriteOptions) -> Iterator[ShardTask]:
+    flags = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_A_SAMPLE}
+    return cut_in_shards(url, split, rounds, options.samples_per_shard, flags)
+
+
 def _write_split(
-    recipe: Recipe, storage: Storage, split: str, tasks: list[_Task], options: WriteOptions
+    recipe: Recipe, storage: Storage, split: str, tasks: list[ShardTask], options: WriteOptions
 ) -> dict[str, Any]:
     plan = hashlib.sha256("".join(task.plan for task in tasks).encode()).hexdigest()[:16]
     if is_finished(storage):
         return _already_written(storage, plan)
     total = sum(len(task.items) for task in tasks)
-    known = [_row(item, item.problem, item.audio) for task in tasks for item in task.items if _is_bad(item)]
-    _check_rejected(recipe, split, known, total, options)
-    progress = Progress(f"write {recipe.corpus}/{split}", total, "samples")
+    label = f"{recipe.corpus}/{split}"
+    progress = Progress(f"write {label}", total, "samples")
     records: list[ShardRecord] = []
     rejected: list[dict[str, str]] = []
-    images: set[str] = set()
+    images: dict[str, str] = {}
+    image_ids: set[str] = set()
     sums: Counter[str] = Counter()
-    for task, record, notes in _run_tasks(recipe, tasks):
-        progress.advance(len(task.items))
+    for _, record, notes in run_tasks(recipe, tasks, progress.advance):
         records += [record] if record else []
-        images.update(notes["image_ids"])
-        sums.update(notes["sums"])
-        rejected += notes["rejected"]
-        _check_rejected(recipe, split, rejected, total, options)
+        add_digests(images, notes.images, label)
+        image_ids.update(notes.image_ids)
+        sums.update(notes.sums)
+        rejected += notes.rejected
+        _check_rejected(recipe, split, Counter(row["cause"] for row in rejected), total, rejected[:1], options)
     if not records:
-        raise UserError(f"{recipe.corpus}/{split} has no usable sample: {rejected[:1] or 'its list is empty'}")
+        raise UserError(f"{label} has no usable sample: {rejected[:1] or 'its list is empty'}")
     rejected.sort(key=lambda row: (row["key"], row["file"]))
     _remove_stale(storage, {record.name for record in records})
-    storage.write(REJECTED, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rejected).encode())
+    storage.write(REJECTED, _json_lines(rejected))
     counts = dict(sorted(Counter(row["cause"] for row in rejected).items()))
+    others = {name: open_storage(f"{options.dest.rstrip('/')}/{name}") for name in recipe.splits() if name != split}
+    others = {name: other for name, other in others.items() if is_finished(other)}
     details = {"rejected": counts, "plan": plan, **sums}
-    facts = {"corpus": recipe.corpus, "split": split, "kind": "recordings", "num_images": len(images)}
+    details |= compare_and_save(storage, images, label, others, refuse=options.identical_images == "refuse")
+    facts = {"corpus": recipe.corpus, "split": split, "kind": "recordings", "num_images": len(image_ids)}
     written = finish_split(storage, records, **facts, details=details)
-    return {"state": "written", "samples": written.num_samples, "pictures": len(images)} | details
+    _say_what_decoders_said(label, sums)
+    return {"state": "written", "samples": written.num_samples, "pictures": len(image_ids)} | details
 
 
-def _cut_in_shards(url: str, split: str, rounds: list[list[Any]], options: WriteOptions) -> Iterator[_Task]:
-    flags = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_A_SAMPLE}
-    for number, items in enumerate(rounds):
-        for shard, start in enumerate(range(0, len(items), options.samples_per_shard)):
-            part = items[start : start + options.samples_per_shard]
-            plan = hashlib.sha256(repr((flags, part)).encode(errors="surrogatepass")).hexdigest()[:16]
-            yield _Task(url, shard_name(split, number, shard), number, part, plan)
+def _say_what_decoders_said(label: str, sums: Counter[str]) -> None:
+    if sums["decoder_warnings"]:
+        print(
+            f"{label}: the MP3 decoder had {sums['decoder_warnings']} remarks on "
+            f"{sums['with_decoder_warnings']} recordings, which are kept; see decoder_warnings in their metadata",
+            flush=True,
+        )
 
 
-def _run_tasks(recipe: Recipe, tasks: list[_Task]) -> Iterator[tuple[_Task, ShardRecord | None, dict[str, Any]]]:
-    """Yield each task with its result as it is done; a few more are submitted than there are CPUs."""
-    import ray
-
-    remote = ray.remote(_write_task).options(max_retries=3)
-    reference, pending, at_once = ray.put(recipe), iter(tasks), 2 * max(1, available("CPU"))
-    waiting: dict[Any, _Task] = {}
-    while True:
-        waiting |= {remote.remote(reference, task): task for task in islice(pending, at_once - len(waiting))}
-        if not waiting:
-            return
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        try:
-            record, notes = ray.get(done)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
-        yield waiting.pop(done), record, notes
-
-
-def _write_task(recipe: Recipe, task: _Task) -> tuple[ShardRecord | None, dict[str, Any]]:
-    """Write one shard on a worker, unless an earlier run did; return its record and notes.
-
-    The notes are the rejected rows, the pictures, and sums over the samples.
-    """
-    storage = open_storage(task.url)
-    known = finished_shard(storage, task.name)
-    if known is not None and known.notes.get("plan") == task.plan:
-        return known, known.notes
-    sums = {"audio_ms": 0, "damaged": 0, "longer_than_30_seconds": 0}
-    notes: dict[str, Any] = {"plan": task.plan, "rejected": [], "image_ids": [], "sums": sums}
-
-    def samples() -> Iterator[Sample]:
-        for item in task.items:
-            try:
-                sample = recipe.make_sample(item)
-            except BadSample as error:
-                notes["rejected"].append(_row(item, error.cause, str(error)))
-                continue
-            notes["image_ids"].append(sample.metadata["image_id"])
-            sums["audio_ms"] += round(1000 * sample.metadata["duration_seconds"])
-            sums["damaged"] += "missing_seconds" in sample.metadata
-            sums["longer_than_30_seconds"] += sample.metadata["duration_seconds"] > _LONG_SECONDS
-            yield sample
-
-    try:
-        return write_shard(storage, task.name, task.round, samples(), notes), notes
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(f"no space is left in {tempfile.gettempdir()}, where a shard is made: set TMPDIR") from None
-
-
-def _row(item: Any, cause: str, detail: str) -> dict[str, str]:
-    """Return a line of rejected.jsonl; the same in every run."""
-    detail = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", detail)  # soundfile and PIL print addresses
-    if isinstance(item, Recording):
-        return {"key": item.key or item.image_id, "file": item.audio, "cause": cause, "detail": detail}
-    return {"key": str(item), "file": "", "cause": cause, "detail": detail}
+def _json_lines(rows: list[dict[str, str]]) -> bytes:
+    """Return rows as lines of JSON in which names stay as they are read; half a surrogate pair is escaped."""
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(lines).encode(errors="backslashreplace")
 
 
 def _is_bad(item: Any) -> bool:
     return isinstance(item, Recording) and bool(item.problem)
 
 
-def _count(tasks: list[_Task]) -> dict[str, Any]:
+def _count(tasks: list[ShardTask]) -> dict[str, Any]:
     """Return what is known before a file is opened."""
     items = [item for task in tasks for item in task.items]
-    rejected = Counter(item.problem for item in items if _is_bad(item))
+    bad = [item for item in items if _is_bad(item)]
     usable = [item for item in items if not _is_bad(item)]
     images = {item.image_id for item in usable if isinstance(item, Recording)}
-    counts = {"samples": len(usable), "rejected": dict(sorted(rejected.items()))}
-    return {"state": "dry run"} | counts | ({"pictures": len(images)} if images else {})
+    return {
+        "state": "dry run",
+        "samples": len(usable),
+        "rejected": dict(sorted(Counter(item.problem for item in bad).items())),
+        "first_rejected": [rejection(item, item.problem, item.image or item.audio) for item in bad[:1]],
+    } | ({"pictures": len(images)} if images else {})
 
 
 def _already_written(storage: Storage, plan: str) -> dict[str, Any]:
@@ -297,14 +262,27 @@ def _already_written(storage: Storage, plan: str) -> dict[str, Any]:
     return {"state": "already there", "samples": summary.num_samples, "pictures": summary.num_images} | summary.details
 
 
+def _check_known(recipe: Recipe, counts: dict[str, dict[str, Any]], options: WriteOptions) -> None:
+    """Stop, before Ray starts, what could only end with too many rejections."""
+    for split, known in counts.items():
+        rejected = Counter(known["rejected"])
+        total = known["samples"] + rejected.total()
+        _check_rejected(recipe, split, rejected, total, known["first_rejected"], options)
+
+
 def _check_rejected(
-    recipe: Recipe, split: str, rejected: list[dict[str, str]], total: int, options: WriteOptions
+    recipe: Recipe,
+    split: str,
+    rejected: Counter[str],
+    total: int,
+    first: list[dict[str, str]],
+    options: WriteOptions,
 ) -> None:
-    if len(rejected) > options.max_rejected_fraction * total:
-        causes = ", ".join(f"{count} {cause}" for cause, count in Counter(r["cause"] for r in rejected).most_common())
+    if rejected.total() > options.max_rejected_fraction * total:
+        causes = ", ".join(f"{count} {cause}" for cause, count in rejected.most_common())
         raise UserError(
-            f"{len(rejected)} of {total} samples of {recipe.corpus}/{split} are rejected ({causes}), more than "
-            f"--max-rejected-fraction {options.max_rejected_fraction:g} allows; the first: {rejected[0]}"
+            f"{rejected.total()} of {total} samples of {recipe.corpus}/{split} are rejected ({causes}), more than "
+            f"--max-rejected-fraction {options.max_rejected_fraction:g} allows; the first: {first[0]}"
         )
 
 
@@ -316,7 +294,7 @@ def _check_writable(dest: str) -> None:
     storage.delete(".writable")
 
 
-def _check_space(recipe: Recipe, dest: str, plans: dict[str, tuple[Storage, list[_Task]]]) -> None:
+def _check_space(recipe: Recipe, dest: str, plans: dict[str, tuple[Storage, list[ShardTask]]]) -> None:
     """Compare the free space of a local destination with the size of a few samples times their number.
 
     Samples that are synthesised are not probed: making one takes seconds.
@@ -350,9 +328,8 @@ def _remove_stale(storage: Storage, names: set[str]) -> None:
 
 def _write_left_out(corpus: FileCorpus, dest: str) -> None:
     """List, beside the splits, what the corpus has in none of them."""
-    rows = [_row(recording, recording.problem, recording.image) for recording in corpus.left_out]
-    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    open_storage(dest).write(REJECTED, lines.encode(errors="backslashreplace"))
+    rows = [rejection(recording, recording.problem, recording.image) for recording in corpus.left_out]
+    open_storage(dest).write(REJECTED, _json_lines(rows))
 
 
 def print_summary(summary: dict[str, dict[str, Any]]) -> None:

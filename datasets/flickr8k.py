@@ -18,6 +18,8 @@ from brewclip.corpora import FileCorpus, Recording, Source, join, safe_id
 from brewclip.recipe import SourceOptions, run_recipe
 
 Caption = tuple[str, int]  # file name of the picture, number of the caption
+SPLITS = ("train", "dev", "test")
+TEXTS = ("Flickr8k.token.txt", "captions.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,12 @@ def read_corpus(options: Flickr8kOptions) -> FileCorpus:
 
 
 def recordings(source: Source) -> Iterator[Recording]:
-    """Yield a recording for each caption that has a text or a line in wav2capt.txt."""
+    """Yield a recording for each caption that has a text or a line in wav2capt.txt.
+
+    Raises:
+        UserError: naming all lists that are missing.
+    """
+    source.require_all(*((f"Flickr_8k.{split}Images.txt",) for split in SPLITS), TEXTS, ("wav2capt.txt",))
     split_of = read_splits(source)
     texts, wavs, speakers = read_texts(source), read_wavs(source), read_speakers(source)
     captions = {*texts, *wavs}
@@ -61,7 +68,7 @@ def read_splits(source: Source) -> dict[str, str]:
         UserError: if a list is missing, or a picture is in two of them.
     """
     split_of: dict[str, str] = {}
-    for split in ("train", "dev", "test"):
+    for split in SPLITS:
         for line in source.lines(source.require(f"Flickr_8k.{split}Images.txt")):
             other = split_of.setdefault(line.strip(), split)
             if other != split:
@@ -74,7 +81,7 @@ def read_splits(source: Source) -> dict[str, str]:
 
 def read_texts(source: Source) -> dict[Caption, str]:
     """Return the captions of Flickr8k.token.txt, or else of Kaggle's captions.txt (five rows for each picture)."""
-    name = source.require("Flickr8k.token.txt", "captions.txt")
+    name = source.require(*TEXTS)
     texts: dict[Caption, str] = {}
     if name.endswith("captions.txt"):
         seen: Counter[str] = Counter()

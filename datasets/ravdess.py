@@ -2,8 +2,9 @@
 
     python datasets/ravdess.py --source DIR --dest s3://bucket/ravdess
 
-DIR holds, at any depth, Actor_01/ to Actor_24/ with MM-VV-EE-II-SS-RR-AA.wav: modality, channel, emotion, intensity,
-statement, repetition, actor. Actors 1 to 18 train, 19 to 24 test. See docs/corpora/ravdess.md.
+DIR holds, at any depth, Actor_01/ to Actor_24/ with MM-VV-EE-II-SS-RR-AA.wav (or .flac): modality, channel, emotion,
+intensity, statement, repetition, actor. Actors 19 to 24 test, as published; those of --dev-actors make a split dev, all
+others train. See docs/corpora/ravdess.md.
 """
 
 import re
@@ -14,11 +15,13 @@ from brewclip.config import UserError
 from brewclip.corpora import FileCorpus, Recording, Source
 from brewclip.recipe import SourceOptions, run_recipe
 
-CLIP_NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.wav", re.IGNORECASE)
+FORMATS = (".wav", ".flac")
+CLIP_NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.(wav|flac)", re.IGNORECASE)
 SPEECH = ("03", "01")  # audio only, speech
 EMOTIONS = {"01": "neutral", "02": "calm", "03": "happy", "04": "sad", "05": "angry"}
 STATEMENTS = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
-NUM_TRAIN_ACTORS, NUM_ACTORS = 18, 24
+NUM_ACTORS = 24
+PUBLISHED_TEST_ACTORS = tuple(range(19, NUM_ACTORS + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +32,57 @@ class RavdessOptions(SourceOptions):
     """Leave calm out instead of counting it as neutral."""
     drop_duplicates: bool = False
     """Reject a repetition that has the same bytes as the first one (one pair); published counts include it."""
+    test_actors: tuple[int, ...] = PUBLISHED_TEST_ACTORS
+    """Actors of the split test, 1..24."""
+    dev_actors: tuple[int, ...] = ()
+    """Actors of a split dev, which the published experiments do not have; none given writes no dev."""
 
 
 def read_corpus(options: RavdessOptions) -> FileCorpus:
-    """List the clips; what is not of the four classes is left out and counted."""
+    """List the clips; what is not of the four classes is left out and counted.
+
+    Raises:
+        UserError: if an actor is none of 1..24, in two splits, or was asked for and is not there.
+    """
+    check_actors(options)
     source = Source(options.source)
-    return FileCorpus("ravdess", source, recordings(source, options), 0)
+    listed = list(recordings(source, options))
+    return FileCorpus("ravdess", source, listed, 0, remarks_on_splits(listed, options))
+
+
+def check_actors(options: RavdessOptions) -> None:
+    """Find actors that cannot be."""
+    for flag, actors in (("--test-actors", options.test_actors), ("--dev-actors", options.dev_actors)):
+        wrong = [actor for actor in actors if not 1 <= actor <= NUM_ACTORS]
+        if wrong:
+            raise UserError(f"{flag} {wrong[0]} must be 1..{NUM_ACTORS}")
+    both = sorted(set(options.test_actors) & set(options.dev_actors))
+    if both:
+        raise UserError(f"actor {both[0]} is in --test-actors and in --dev-actors: an actor has one split")
+
+
+def remarks_on_splits(listed: list[Recording], options: RavdessOptions) -> list[str]:
+    """Return a line about a split test that is empty because its actors are not there.
+
+    Raises:
+        UserError: if the actors of a flag are not there.
+    """
+    found = sorted({int(recording.speaker) for recording in listed if recording.split})
+    names = ", ".join(map(str, found))
+    asked = set(options.dev_actors)
+    asked |= set(options.test_actors) if options.test_actors != PUBLISHED_TEST_ACTORS else set()
+    if asked - set(found):
+        raise UserError(f"--source {options.source} has no clip of actor {min(asked - set(found))}, only of {names}")
+    if found and not set(options.test_actors) & set(found):
+        return [
+            f"there is no split test: none of its actors {', '.join(map(str, options.test_actors))} is among those "
+            f"found, {names}; --test-actors {found[-1]} takes one of them"
+        ]
+    return []
 
 
 def recordings(source: Source, options: RavdessOptions) -> Iterator[Recording]:
-    """Yield every wav file once, in the order of names; copies in a second folder are left out.
+    """Yield every wav or flac file once, in the order of names; copies in a second folder are left out.
 
     Raises:
         UserError: if no file has the name of a clip.
@@ -47,22 +91,25 @@ def recordings(source: Source, options: RavdessOptions) -> Iterator[Recording]:
     num_clips = 0
     for name in source.names:
         base = name.rpartition("/")[2]
-        if not base.lower().endswith(".wav") or base.startswith("._"):
+        stem, _, _ = base.rpartition(".")
+        if not base.lower().endswith(FORMATS) or base.startswith("._"):
             continue
         fields = CLIP_NAME.fullmatch(base)
         num_clips += fields is not None
-        if fields is None or base in found:
+        if fields is None or stem in found:
             yield Recording("", "", name, problem="copy_of_file" if fields else "not_a_clip")
             continue
-        found[base] = name
+        found[stem] = name
     if not num_clips:
-        raise UserError(f"--source {source.location} has no Actor_01/03-01-01-01-01-01-01.wav or other clip of RAVDESS")
-    for base in sorted(found):
-        yield _recording(source, base, found, options)
+        raise UserError(
+            f"--source {source.location} has no Actor_01/03-01-01-01-01-01-01.wav or .flac, nor another clip of RAVDESS"
+        )
+    for stem in sorted(found):
+        yield _recording(source, stem, found, options)
 
 
-def _recording(source: Source, base: str, found: dict[str, str], options: RavdessOptions) -> Recording:
-    modality, channel, emotion, intensity, statement, repetition, actor = base[:-4].split("-")
+def _recording(source: Source, stem: str, found: dict[str, str], options: RavdessOptions) -> Recording:
+    modality, channel, emotion, intensity, statement, repetition, actor = stem.split("-")
     problem = ""
     if (modality, channel) != SPEECH or statement not in STATEMENTS or not 1 <= int(actor) <= NUM_ACTORS:
         problem = "not_speech"
@@ -70,19 +117,20 @@ def _recording(source: Source, base: str, found: dict[str, str], options: Ravdes
         problem = "other_emotion"
     elif emotion == "02" and options.keep_calm_out:
         problem = "calm"
-    split = "" if problem else "train" if int(actor) <= NUM_TRAIN_ACTORS else "test"
-    first = f"{modality}-{channel}-{emotion}-{intensity}-{statement}-01-{actor}{base[-4:]}"
+    split = "test" if int(actor) in options.test_actors else "dev" if int(actor) in options.dev_actors else "train"
+    split = "" if problem else split
+    first = f"{modality}-{channel}-{emotion}-{intensity}-{statement}-01-{actor}"
     if split and options.drop_duplicates and repetition != "01" and first in found:
-        problem = "duplicate" if _same_bytes(source, found[first], found[base]) else ""
+        problem = "duplicate" if _same_bytes(source, found[first], found[stem]) else ""
     name = EMOTIONS.get(emotion, "")
     return Recording(
         split=split,
-        image_id=base[:-4],
-        audio=found[base],
+        image_id=stem,
+        audio=found[stem],
         text=STATEMENTS.get(statement, ""),
         speaker=actor,
         emotion="neutral" if name == "calm" else name,
-        caption_id=base[:-4],
+        caption_id=stem,
         problem=problem,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from brewclip.audio import SAMPLE_RATE_HZ, encode_flac
 from brewclip.config import exit_on_user_error, parse_options
 from brewclip.data.schema import Sample
-from brewclip.recipe import WriteOptions, print_summary, write_corpus
+from brewclip.recipe import WriteOptions, exit_on_interrupt, print_summary, write_corpus
 from brewclip.scenes import captions, voices
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import Scene, sample_scene, scene_generator, world_seed
@@ -145,7 +145,7 @@ def _jpeg(scene: Scene, side_pixels: int) -> bytes:
 
 def main() -> None:
     """Write the splits that the flags ask for."""
-    with exit_on_user_error():
+    with exit_on_user_error(), exit_on_interrupt():
         options = parse_options(__doc__, ScenesOptions)
         print_summary(write_corpus(Scenes(options), options))
 

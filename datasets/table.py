@@ -1,30 +1,38 @@
-"""A corpus of one's own: a CSV, TSV, JSONL or Parquet table with a row for each recording.
+"""A corpus of one's own: CSV, TSV, JSONL or Parquet tables with a row for each recording.
 
     python datasets/table.py --source my/table.csv --dest s3://bucket/mine
     python datasets/table.py --source s3://bucket/raw/table.parquet --dest file:///tmp/mine --test-fraction 0.2
+    python datasets/table.py --source 'repository/data/*.parquet' --dest file:///tmp/mine --text-column sentence
 
-Columns: image, audio; optionally text, image_id, speaker, split, emotion. Paths are relative to the table, or URLs.
-Rows with one image (or image_id) are its captions, in their order. Without a column `split`, pictures are split by
-a seed; a picture stays in its split when rows are added.
+Columns: image, audio; optionally text, image_id, speaker, split, emotion; flags name others. Paths are relative to the
+table, or URLs; in Parquet, images and recordings may be in the table, as Hugging Face stores them. Rows with one image
+(or image_id) are its captions, in their order. Without a column `split`, files named like train-00000-of-00002.parquet
+say it, or else pictures are split by a seed; a picture stays in its split when rows are added. See
+docs/corpora/table.md.
 """
 
 import csv
+import fnmatch
 import io
 import json
+import os
 import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from brewclip.config import UserError
 from brewclip.corpora import FileCorpus, Recording, Source, place_in_unit_interval, safe_id
+from brewclip.data.parquet import Blob, ParquetTable
 from brewclip.recipe import SourceOptions, run_recipe
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-REQUIRED = ("image", "audio")
+DELIMITERS = (",", ";", "\t", "|")
+COLUMNS = ("image", "audio", "text", "image_id", "speaker", "emotion", "split")
 # Other people's names of the split that chooses the best checkpoint.
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "development": "dev"}
+FILE_OF_SPLIT = re.compile(r"([A-Za-z]\w*?)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,96 +40,251 @@ class TableOptions(SourceOptions):
     """A table of pictures and recordings."""
 
     source: str
-    """The table: path or URL of a .csv, .tsv, .jsonl or .parquet file. On a cluster, all machines must see it."""
+    """The table: path or URL of a .csv, .tsv, .jsonl or .parquet file, or a pattern ('data/*.parquet') of several. On a
+    cluster, all machines must see it."""
+    image_column: str = "image"
+    """Column of the images: paths, URLs, or bytes in Parquet; `meta.image` is a field of a column. Empty: there are
+    recordings only."""
+    audio_column: str = "audio"
+    """Column of the recordings, likewise."""
+    text_column: str = "text"
+    """Column of what is said."""
+    image_id_column: str = "image_id"
+    """Column of the images' names: rows with the same one are captions of one image. Without it, the path is the
+    name."""
+    speaker_column: str = "speaker"
+    """Column of who speaks."""
+    emotion_column: str = "emotion"
+    """Column of the emotions."""
+    split_column: str = "split"
+    """Column of the splits; without it, names of files say them, or else a seed."""
+    split_from_file_name: bool = True
+    """Whether files named like train-00000-of-00002.parquet say the split."""
     dev_fraction: float = 0.1
-    """Share of pictures in the split dev, if the table has no column `split`."""
+    """Share of pictures in the split dev, if neither a column nor a file name says it."""
     test_fraction: float = 0.1
     """Share of pictures in the split test, likewise."""
     seed: int = 0
     """Seed of the split, likewise."""
+    identical_images: Literal["warn", "refuse"] = "refuse"
+    """What to do about images that have the same bytes in two splits."""
+
+
+class Row(NamedTuple):
+    """A row of a table: its values by the names of `COLUMNS`, and where it stands."""
+
+    table: str
+    number: int
+    values: dict[str, Any]
 
 
 def read_corpus(options: TableOptions) -> FileCorpus:
-    """Read the table; its files are opened when samples are made."""
+    """Read the tables; files and bytes are opened when samples are made."""
     fractions = options.dev_fraction, options.test_fraction
     if min(fractions) < 0 or sum(fractions) >= 1:
         raise UserError(f"--dev-fraction and --test-fraction are {fractions}: 0 or more, and below 1 together")
-    folder, slash, name = options.source.rpartition("/")
-    source = Source(folder + slash or ".")
+    if not options.audio_column:
+        raise UserError("--audio-column is empty: name the column of the recordings")
+    source, tables = find_tables(options.source)
     corpus = options.dest.rstrip("/").rpartition("/")[2]
-    return FileCorpus(corpus, source, recordings(read_rows(source, name), options), options.stored_side_pixels)
+    splits = splits_of_files(tables) if options.split_from_file_name else {}
+    listed = list(recordings(source, read_rows(source, tables, options), splits, options))
+    return FileCorpus(corpus, source, listed, options.stored_side_pixels, remarks_on_splits(listed, splits))
 
 
-def read_rows(source: Source, name: str) -> list[dict[str, Any]]:
-    """Return the rows as they are, with lower-case column names.
+def find_tables(location: str) -> tuple[Source, list[str]]:
+    """Return the folder of the tables and their names in it; `*`, `?` and `**` stand for parts of names.
 
     Raises:
-        UserError: if the table is missing, of another format, damaged, or lacks a needed column.
+        UserError: if there is no such folder, no file fits, or a file is of another format.
     """
-    suffix = posixpath.splitext(name)[1].lower()
+    folder, slash, name = location.rpartition("/")
+    if not set(location) & set("*?[") or os.path.isfile(location):
+        source, names = Source(folder + slash or "."), [name]
+    else:
+        start = re.split(r"[^/]*[*?\[]", location)[0]
+        source = Source(start or ".")
+        names = sorted(name for name in source.names if _fits(name, location[len(start) :]))
     where = f"{source.location.rstrip('/')}/{name}"
-    if suffix not in FORMATS:
-        raise UserError(f"--source {where} is no table: name a file that ends in {', '.join(FORMATS)}")
+    if not names:
+        raise UserError(f"--source {location} fits no file below {source.location}")
+    if len(names) == 1 and os.path.isdir(where):
+        raise UserError(f"--source {where} is a folder: name its table, or several as '{where}/*.parquet'")
+    for one in names:
+        if not one.lower().endswith(FORMATS):
+            what = f"{source.location.rstrip('/')}/{one}"
+            raise UserError(f"--source {what} is no table: name a file that ends in {', '.join(FORMATS)}")
+    return source, names
+
+
+def splits_of_files(tables: list[str]) -> dict[str, str]:
+    """Return table -> split where all tables say it, as Hugging Face names files; else nothing."""
+    matches = {name: FILE_OF_SPLIT.fullmatch(name.rpartition("/")[2]) for name in tables}
+    return {name: _split_name(match[1]) for name, match in matches.items() if match} if all(matches.values()) else {}
+
+
+def read_rows(source: Source, tables: list[str], options: TableOptions) -> Iterator[Row]:
+    """Yield the rows of the tables with the columns that are wanted, under the names of `COLUMNS`.
+
+    Raises:
+        UserError: if a table is missing or damaged, or lacks a column that is needed or was named.
+    """
     csv.field_size_limit(2**31 - 1)  # a text may be longer than the 128 KiB that csv allows
-    try:
+    for name in tables:
+        suffix = posixpath.splitext(name)[1].lower()
         if suffix == ".parquet":
-            rows = _parquet(source.storage.read(name))
-        elif suffix == ".jsonl":
-            rows = [source.json(name, line, number) for number, line in enumerate(source.lines(name), 1)]
+            table = ParquetTable(source.storage, name)
+            if table.warning:
+                print(f"warning: {table.warning}", flush=True)
+            rows = table.rows(_choose(source, name, table.columns, options))
         else:
-            text = io.StringIO(source.text(name), newline="")
-            rows = list(csv.DictReader(text, delimiter="," if suffix == ".csv" else "\t", strict=True))
-    except csv.Error as error:
-        raise UserError(f"--source {where} cannot be read as {suffix[1:].upper()}: {error}") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"--source {where} has lines that are no JSON objects")
-    rows = [{str(column or "").strip().lower(): value for column, value in row.items()} for row in rows]
-    columns = {column for row in rows for column in row}
-    missing = [column for column in REQUIRED if column not in columns]
+            loose = list(_json_rows(source, name) if suffix == ".jsonl" else _csv_rows(source, name, options))
+            columns = _choose(source, name, list(dict.fromkeys(_columns_of(loose))), options)
+            rows = ({wanted: _value(row, column) for wanted, column in columns.items()} | _rest(row) for row in loose)
+        for number, values in enumerate(rows, 1):
+            yield Row(name, number, values)
+
+
+def _choose(source: Source, name: str, there: list[str], options: TableOptions) -> dict[str, str]:
+    """Return name in `COLUMNS` -> the table's own name of that column; letter case does not count."""
+    by_lower = {column.strip().lower(): column for column in reversed(there)}
+    chosen, missing = {}, []
+    for wanted in COLUMNS:
+        column = getattr(options, f"{wanted}_column")
+        if column.lower() in by_lower:
+            chosen[wanted] = by_lower[column.lower()]
+        elif column and (wanted in ("image", "audio") or column != wanted):
+            missing.append((column, f"--{wanted.replace('_', '-')}-column"))
     if missing:
-        raise UserError(
-            f"--source {where} has no column {' and no column '.join(missing)}, only: {', '.join(sorted(columns))}"
-        )
-    return rows
+        where = f"{source.location.rstrip('/')}/{name}"
+        columns = " and no column ".join(column for column, _ in missing)
+        flags = " and ".join(flag for _, flag in missing)
+        hint = f"{flags} can name {'another' if len(missing) == 1 else 'others'}"
+        raise UserError(f"--source {where} has no column {columns}, only: {', '.join(sorted(there))}; {hint}")
+    return chosen
 
 
-def recordings(rows: list[dict[str, Any]], options: TableOptions) -> Iterator[Recording]:
+def recordings(
+    source: Source, rows: Iterator[Row], splits: dict[str, str], options: TableOptions
+) -> Iterator[Recording]:
     """Yield a recording for each row; one that names no files, repeats another or disagrees with it is marked."""
-    has_split = any("split" in row for row in rows)
     images: dict[str, str] = {}
     pairs: set[tuple[str, str]] = set()
-    for number, row in enumerate(rows, 1):
-        image, audio = _path(row.get("image")), _path(row.get("audio"))
-        name = _text(row.get("image_id")) or image
-        problem = "no_image" if not image else "no_audio" if not audio else ""
-        if not problem and "" in row:
+    for row in rows:
+        values = row.values
+        audio, group, path = _file(row, "audio")
+        image, _, image_path = _file(row, "image")
+        stem = f"{posixpath.splitext(row.table)[0]}-{row.number}"
+        own_name = image_path or (stem if image else "") if options.image_column else path or stem
+        name = _text(values.get("image_id")) or own_name
+        if "split" in values:
+            split = _split_name(_text(values["split"]), row)
+        else:
+            split = splits.get(row.table) or _drawn_split(name, options)
+        problem = "no_image" if options.image_column and not image else "no_audio" if not audio else ""
+        if not problem and "" in values:
             problem = "more_cells_than_columns"  # a comma that should be quoted: no cell can be trusted
-        elif not problem and images.setdefault(name, image) != image:
+        elif not problem and image == image_path and images.setdefault(name, image) != image:
             problem = "image_id_of_another_image"
         elif not problem and (name, audio) in pairs:
             problem = "duplicate"
+        elif not problem and not split:
+            problem = "no_split"
+        elif not problem and source.is_missing(audio, list_objects=options.dry_run):
+            problem = "missing_recording"
+        elif not problem and image and source.is_missing(image, list_objects=options.dry_run):
+            problem = "missing_picture"
         pairs.add((name, audio))
-        split = _split(row, number) if has_split else _drawn_split(name, options)
         yield Recording(
             split=split,
-            image_id=safe_id(name or f"row{number}"),
-            audio=audio or f"row {number}",
+            image_id=safe_id(name or f"row{row.number}"),
+            audio=audio or f"row {row.number}",
             image=image,
-            text=_text(row.get("text")),
-            speaker=_text(row.get("speaker")),
-            emotion=_text(row.get("emotion")),
-            problem=problem or ("" if split else "no_split"),
+            text=_text(values.get("text")),
+            speaker=_text(values.get("speaker")),
+            emotion=_text(values.get("emotion")),
+            problem=problem,
+            group=group,
         )
 
 
-def _parquet(data: bytes) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def remarks_on_splits(listed: list[Recording], splits: dict[str, str]) -> list[str]:
+    """Return a line where the names of files leave out what training or evaluation needs."""
+    missing = [split for split in ("train", "dev", "test") if split not in {one.split for one in listed}]
+    if not splits or not missing:
+        return []
+    return [
+        f"the names of the files say the splits {', '.join(sorted(set(splits.values())))}, there is no "
+        f"{' and no '.join(missing)}; --no-split-from-file-name draws all three by --seed"
+    ]
 
+
+def _fits(name: str, pattern: str) -> bool:
+    """Return whether a name fits a pattern; only `**` stands for slashes, too."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern.replace("**/", ""))
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _json_rows(source: Source, name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(source.lines(name), 1):
+        row = source.json(name, line, number)
+        if not isinstance(row, dict):
+            raise UserError(f"--source {source.location.rstrip('/')}/{name}: line {number} is no JSON object")
+        yield row
+
+
+def _csv_rows(source: Source, name: str, options: TableOptions) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a CSV or TSV file, whose delimiter is the one that divides its first line in our columns."""
+    usual, text = "\t" if name.lower().endswith(".tsv") else ",", source.text(name)
+    needed = {column.lower() for column in (options.image_column, options.audio_column) if column}
+    first = text.partition("\n")[0]
+    fitting = [one for one in (usual, *DELIMITERS) if needed <= {cell.strip(' "').lower() for cell in first.split(one)}]
     try:
-        return pq.read_table(io.BytesIO(data)).to_pylist()
-    except pa.ArrowException as error:
-        raise UserError(f"--source is no Parquet file: {str(error).splitlines()[0]}") from None
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=(fitting or [usual])[0], strict=True)
+        yield from reader
+    except csv.Error as error:
+        where, kind = f"{source.location.rstrip('/')}/{name}", name.rpartition(".")[2].upper()
+        raise UserError(f"--source {where} cannot be read as {kind}: {error}") from None
+
+
+def _columns_of(rows: list[dict[str, Any]], prefix: str = "") -> Iterator[str]:
+    """Yield the columns of rows; those of objects in them with a dot, too."""
+    for row in rows:
+        for column, value in row.items():
+            if column:
+                yield f"{prefix}{column}"
+                yield from _columns_of([value], f"{prefix}{column}.") if isinstance(value, dict) else ()
+
+
+def _value(row: dict[str, Any], column: str) -> Any:
+    if column in row or "." not in column:
+        return row.get(column)
+    first, _, rest = column.partition(".")
+    inner = row.get(first)
+    return _value(inner, rest) if isinstance(inner, dict) else None
+
+
+def _rest(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the cells that have no column, if there are any."""
+    return {"": row[None]} if None in row else {}
+
+
+def _file(row: Row, column: str) -> tuple[str, str, str]:
+    """Return where an image or recording lies, the row group if it is in the table, and its path as the table has it.
+
+    The path is relative to the source: a file that lies beside a table in a deeper folder has that folder before it.
+    """
+    value = row.values.get(column)
+    if isinstance(value, dict):  # of JSON
+        value = value.get("path")
+    path = _path(value.path if isinstance(value, Blob) else value)
+    if path and "://" not in path and not path.startswith("/"):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(row.table), path))
+    if isinstance(value, Blob) and value.cell:
+        return str(value.cell), f"{row.table}[{value.cell.group}]", path
+    return path, "", path
 
 
 def _text(value: Any) -> str:
@@ -139,11 +302,11 @@ def _path(value: Any) -> str:
     return path if "://" in path or not path else posixpath.normpath(path.replace("\\", "/"))
 
 
-def _split(row: dict[str, Any], number: int) -> str:
-    name = _text(row.get("split")).lower()
-    name = SPLIT_NAMES.get(name, name)
+def _split_name(name: str, row: Row | None = None) -> str:
+    name = SPLIT_NAMES.get(name.lower(), name.lower())
     if name and not re.fullmatch(r"[a-z0-9_]+", name):
-        raise UserError(f"row {number} has the split {name!r}: letters, digits and underscores only")
+        where = f"row {row.number} of {row.table}" if row else "a table"
+        raise UserError(f"{where} has the split {name!r}: letters, digits and underscores only")
     return name
 
 

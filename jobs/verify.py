@@ -18,7 +18,7 @@ class VerifyOptions:
     url: str = "file:///tmp/brewclip/scenes/train"
     """Folder of the split, s3://bucket/corpus/split or file:///folder."""
     num_threads: int = 4
-    """Shards checked at once; each is held in memory whole."""
+    """Shards checked at once; of each, 64 MiB are held in memory."""
 
 
 def main() -> None:

@@ -32,7 +32,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "version",
     ),
     ("ctranslate2", "data", "losses", "models", "pretrained", "scenes_clip"),
-    ("assembly", "corpora", "evaluation", "extraction", "recipe"),
+    (
+        "assembly",
+        "containers",
+        "corpora",
+        "evaluation",
+        "extraction",
+        "identical_images",
+        "recipe",
+        "shard_tasks",
+        "source",
+    ),
     ("analysis", "benchmarks", "training"),
     ("experiments", "serving"),
     ("__main__", "brewclip", "tune"),  # "brewclip" alone is brewclip/__init__.py
@@ -89,7 +99,9 @@ RULES: dict[str, Rule] = {
     "brewclip.training": without("mlflow"),
     # A recipe knows its corpus's format; config is for its users' mistakes, recipe for what all of them share.
     "datasets": Rule(
-        ours=frozenset(f"brewclip.{room}" for room in ("audio", "config", "corpora", "data", "recipe", "scenes"))
+        ours=frozenset(
+            f"brewclip.{room}" for room in ("audio", "config", "containers", "corpora", "data", "recipe", "scenes")
+        )
     ),
 }
 # What must import in a moment: the command line's mistakes are told before torch is loaded.

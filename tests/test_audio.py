@@ -1,12 +1,14 @@
 """Decoding of good, odd and damaged files, and the flac encoder."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+import brewclip.audio
 from brewclip.audio import (
     SAMPLE_RATE_HZ,
     UndecodableAudio,
@@ -60,6 +62,14 @@ def test_a_cut_file_keeps_what_comes_before_the_cut(settings):
     data = write(noise, **settings)
     decoded = decode_audio_with_damage(data[: len(data) // 2])
     assert 3.5 < len(decoded.waveform) / SAMPLE_RATE_HZ < 5.5
+
+
+def test_all_of_a_cut_flac_that_decodes_is_kept():
+    waveform, rate_hz = real("jfk.flac")
+    data = write(waveform, rate_hz, format="FLAC")
+    half = decode_audio_with_damage(data[: len(data) // 2])
+    assert 5.4 < len(half.waveform) / SAMPLE_RATE_HZ < 5.6
+    assert half.missing_seconds == pytest.approx(11 - len(half.waveform) / SAMPLE_RATE_HZ, abs=0.01)
 
 
 def test_a_cut_flac_tells_what_is_missing():
@@ -138,3 +148,76 @@ def test_real_recordings_decode():
         if not path.is_file():
             pytest.skip(f"{path} is missing")
         assert len(decode_audio(path.read_bytes())) / SAMPLE_RATE_HZ == pytest.approx(seconds, abs=0.1)
+
+
+def real(name):
+    path = SPEECH / name
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    return soundfile.read(path)
+
+
+@pytest.mark.parametrize("form", ["WAV", "RF64", "AIFF"])
+def test_half_a_file_tells_what_is_missing(form):
+    waveform, rate_hz = real("jfk.flac")
+    data = write(waveform, rate_hz, format=form)
+    half = decode_audio_with_damage(data[: len(data) // 2])
+    assert len(half.waveform) / SAMPLE_RATE_HZ == pytest.approx(5.5, abs=0.01)
+    assert half.missing_seconds == pytest.approx(5.5, abs=0.01)
+    assert decode_audio_with_damage(data).missing_seconds == 0
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_wav_from_a_pipe_is_whole_though_its_header_does_not_know_the_length(size):
+    waveform, rate_hz = real("jfk.flac")
+    data = bytearray(write(waveform, rate_hz))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = size.to_bytes(4, "little")
+    decoded = decode_audio_with_damage(bytes(data))
+    assert len(decoded.waveform) == 11 * SAMPLE_RATE_HZ and decoded.missing_seconds == 0
+
+
+@pytest.mark.parametrize("size", [0, 2**64 - 1])
+def test_a_long_wav_from_a_pipe_is_whole(size):
+    waveform, rate_hz = real("jfk.flac")
+    data = bytearray(write(waveform, rate_hz, format="RF64"))
+    place = data.index(b"ds64") + 16
+    data[place : place + 8] = size.to_bytes(8, "little")
+    assert len(decode_audio(bytes(data))) == 11 * SAMPLE_RATE_HZ
+
+
+def test_a_wav_of_no_sound_and_a_comment_has_no_samples():
+    with pytest.raises(UndecodableAudio) as caught:
+        decode_audio(write(np.zeros(0)) + b"LIST\4\0\0\0abcd")
+    assert caught.value.cause == "no_samples"
+
+
+def test_an_ogg_without_its_end_is_said_to_be_truncated():
+    waveform, rate_hz = real("jfk.flac")
+    data = write(waveform, rate_hz, format="OGG", subtype="VORBIS")
+    half = decode_audio_with_damage(data[: len(data) // 2])
+    assert half.truncated and 4 < len(half.waveform) / SAMPLE_RATE_HZ < 5.5
+    for whole in (data, data + bytes(100)):
+        assert not decode_audio_with_damage(whole).truncated
+
+
+def test_the_mp3_decoder_prints_nothing_and_is_counted(capfd):
+    waveform, rate_hz = real("jfk.flac")
+    data = write(waveform, rate_hz, format="MP3", subtype="MPEG_LAYER_III")
+    assert decode_audio_with_damage(data).decoder_warnings == 0
+    half = decode_audio_with_damage(data[: len(data) // 2])
+    assert half.missing_seconds == pytest.approx(11 - len(half.waveform) / SAMPLE_RATE_HZ, abs=0.01)
+    with pytest.raises(UndecodableAudio):
+        decode_audio(data, max_seconds=1)
+    assert half.decoder_warnings == 1 and capfd.readouterr().err == ""
+    os.write(2, b"as before")
+    assert capfd.readouterr().err == "as before"
+
+
+def test_what_others_print_while_an_mp3_is_decoded_is_kept(capfd, monkeypatch):
+    waveform, rate_hz = real("jfk.flac")
+    data = write(waveform, rate_hz, format="MP3", subtype="MPEG_LAYER_III")
+    whole = brewclip.audio._read_blocks
+    monkeypatch.setattr(brewclip.audio, "_read_blocks", lambda *args: os.write(2, b"disk on fire\n") and whole(*args))
+    assert decode_audio_with_damage(data[:-3000]).decoder_warnings >= 1
+    assert capfd.readouterr().err == "disk on fire\n"

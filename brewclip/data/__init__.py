@@ -1,1 +1,5 @@
 """Pictures and recordings as WebDataset shards: written once with a manifest, read by position."""
+
+from brewclip.data.pipeline import as_webdataset
+
+__all__ = ["as_webdataset"]

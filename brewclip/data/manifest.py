@@ -7,28 +7,35 @@ Three objects beside the shards, so that a split of a million shards opens in se
 - `shards.parquet`: a row for each shard: name, round, samples, size in bytes, sha256, crc32 of its index;
 - `index.bin`: for each sample in the order of the shards, where its bytes end in the shard (u64) and their
   crc32 (u32), little-endian. The part of one shard is found by counting and read when it is needed.
+
+Shards of somebody else that were adopted stay where they are: the table has their URLs, and `members/` beside it what
+their samples hold (see `adopted`).
 """
 
 import functools
 import hashlib
 import io
 import json
+import posixpath
 import threading
 import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from brewclip.config import UserError
+from brewclip.data.adopted import AdoptedSample, members_name, parse_members
 from brewclip.data.schema import SCHEMA_VERSION
-from brewclip.data.storage import ObjectMissing, Storage, open_storage
+from brewclip.data.storage import FolderStorage, ObjectMissing, Storage, open_storage
 
 MANIFEST = "manifest.json"
 SHARDS = "shards.parquet"
 INDEX = "index.bin"
 INDEX_ENTRY = np.dtype([("end", "<u8"), ("crc32", "<u4")])
 _WHOLE_INDEX_BYTES = 2**22  # of 350,000 samples
+_KEPT_MEMBERS = 16  # shards whose list of members is held: 400 bytes a sample
 
 
 class ManifestError(UserError):
@@ -47,6 +54,8 @@ class ShardRecord:
         sha256: of the tar, hexadecimal.
         index: entries of `INDEX_ENTRY`, one for each sample.
         notes: what the writer wants to find again when it continues or finishes the split; not in the manifest.
+        url: where an adopted tar is, relative to the folder of the split or absolute; empty for one that lies in it.
+        members_crc32: of the list of an adopted tar's members.
     """
 
     name: str
@@ -56,6 +65,8 @@ class ShardRecord:
     sha256: str
     index: np.ndarray = field(repr=False, compare=False)
     notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    url: str = ""
+    members_crc32: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,12 @@ class Manifest:
         self.size_bytes: np.ndarray = np.asarray(table["size_bytes"], dtype=np.int64)
         self._sha256 = table["sha256"]
         self._index_crc32 = table["index_crc32"]
+        self._urls: Any = table.get("url")
+        self._members_crc32: Any = table.get("members_crc32")
         self.first_sample: np.ndarray = np.concatenate([[0], np.cumsum(self.num_samples)])
         self._read_index = functools.lru_cache(maxsize=4096)(self._read_index_uncached)
+        self._read_members = functools.lru_cache(_KEPT_MEMBERS)(self._read_members_uncached)
+        self._open_folder = functools.lru_cache(maxsize=64)(open_storage)
         self._whole_index: bytes | None = None
         self._lock = threading.Lock()
 
@@ -132,6 +147,42 @@ class Manifest:
     def sha256_of(self, shard: int) -> str:
         """Return the sha256 of a shard, hexadecimal."""
         return str(self._sha256[shard])
+
+    def is_adopted(self, shard: int) -> bool:
+        """Return whether a shard is a tar of somebody else, which has other members than ours."""
+        return self._urls is not None and bool(self._urls[shard].as_py())
+
+    def url_of(self, shard: int) -> str:
+        """Return the absolute URL of a shard, wherever it is stored."""
+        if not self.is_adopted(shard):
+            return f"{self.url}/{self.name_of(shard)}"
+        return resolve_url(self.url, str(self._urls[shard]))
+
+    def place_of(self, shard: int) -> tuple[Storage, str]:
+        """Return the storage that holds a shard, and its name there."""
+        if not self.is_adopted(shard):
+            return self.storage, self.name_of(shard)
+        folder, _, name = self.url_of(shard).rpartition("/")
+        storage = self._open_folder(folder)
+        return storage, unquote(name) if isinstance(storage, FolderStorage) else name
+
+    def members_of(self, shard: int) -> list[AdoptedSample]:
+        """Return what the samples of an adopted shard hold, in their order.
+
+        Raises:
+            ManifestError: if the stored list is not the one that was written.
+        """
+        return self._read_members(int(shard))
+
+    def _read_members_uncached(self, shard: int) -> list[AdoptedSample]:
+        name = members_name(self.name_of(shard))
+        try:
+            data = self.storage.read(name)
+        except ObjectMissing as error:
+            raise ManifestError(f"{error}, the members of {self.url_of(shard)}: adopt it again") from error
+        if zlib.crc32(data) != int(self._members_crc32[shard]):
+            raise ManifestError(f"{self.url}/{name} does not hold the members of {self.url_of(shard)}: adopt it again")
+        return parse_members(data)
 
     def index_of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Return where each sample of a shard begins and ends, and its crc32.
@@ -199,6 +250,14 @@ def open_manifest(url: str, *, retry_seconds: float = 180.0) -> Manifest:
     return manifest
 
 
+def resolve_url(folder_url: str, url: str) -> str:
+    """Return the absolute URL of what lies at a URL relative to a folder, such as `../../raw/000.tar`."""
+    if "://" in url:
+        return url
+    parts = urlsplit(folder_url)
+    return f"{parts.scheme}://{parts.netloc}{posixpath.normpath(posixpath.join(parts.path or '/', url))}"
+
+
 def write_manifest(storage: Storage, records: list[ShardRecord], **facts: Any) -> Summary:
     """Write index, table and, last, manifest.json over finished shards.
 
@@ -230,18 +289,19 @@ def shards_to_parquet(records: list[ShardRecord], index_crc32: list[int]) -> byt
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "name": pa.array([record.name for record in records], pa.string()),
-            "round": pa.array([record.round for record in records], pa.int32()),
-            "num_samples": pa.array([record.num_samples for record in records], pa.int64()),
-            "size_bytes": pa.array([record.size_bytes for record in records], pa.int64()),
-            "sha256": pa.array([record.sha256 for record in records], pa.string()),
-            "index_crc32": pa.array(index_crc32, pa.uint32()),
-        }
-    )
+    columns = {
+        "name": pa.array([record.name for record in records], pa.string()),
+        "round": pa.array([record.round for record in records], pa.int32()),
+        "num_samples": pa.array([record.num_samples for record in records], pa.int64()),
+        "size_bytes": pa.array([record.size_bytes for record in records], pa.int64()),
+        "sha256": pa.array([record.sha256 for record in records], pa.string()),
+        "index_crc32": pa.array(index_crc32, pa.uint32()),
+    }
+    if any(record.url for record in records):
+        columns["url"] = pa.array([record.url for record in records], pa.string())
+        columns["members_crc32"] = pa.array([record.members_crc32 for record in records], pa.uint32())
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -251,7 +311,7 @@ def _columns(parquet: bytes) -> dict[str, Any]:
 
     # Without threads: a program that ended right after they were started was aborted now and then.
     table = pq.ParquetFile(io.BytesIO(parquet)).read(use_threads=False)
-    text = ("name", "sha256")
+    text = ("name", "sha256", "url")
     return {
         name: table.column(name).combine_chunks() if name in text else table.column(name).to_numpy()
         for name in table.column_names

@@ -17,12 +17,15 @@ from typing import TypeVar
 import numpy as np
 
 from brewclip.config import UserError
+from brewclip.data.adopted import cut_samples
 from brewclip.data.manifest import Manifest, ManifestError
 from brewclip.data.order import Extent
 from brewclip.data.schema import BadSample, Sample, unpack_sample
 from brewclip.data.storage import FolderStorage, ObjectMissing
 
 Decoded = TypeVar("Decoded")
+RawSample = memoryview | Sample | BadSample
+"""Tar bytes of a sample of ours, or a sample of an adopted shard as views of what was read, or why there is none."""
 _EXTENT_BYTES = 4 * 2**20
 _SMALLEST_COUNT_FOR_A_SHARE = 1000
 _LISTED_REJECTIONS = 1000
@@ -101,18 +104,18 @@ class SplitReader:
         self._locks: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def read(self, extent: Extent) -> list[memoryview | BadSample]:
-        """Return the tar bytes of each sample of an extent; a `BadSample` where the checksum differs.
+    def read(self, extent: Extent) -> list[RawSample]:
+        """Return the bytes of each sample of an extent; a `BadSample` where the checksum differs.
 
         Raises:
             ManifestError: if the shard is missing or is not as large as its manifest says.
         """
         manifest = self.manifest
-        storage = manifest.storage if self._cache is None else self._cached(extent.shard)
+        storage, name = self._cached(extent.shard) if self._cache else manifest.place_of(extent.shard)
         offsets, checksums = manifest.index_of(extent.shard)
         start, stop = int(offsets[extent.first]), int(offsets[extent.first + extent.count])
         try:
-            data, size = storage.read_part(manifest.name_of(extent.shard), start, stop)
+            data, size = storage.read_part(name, start, stop)
         except ObjectMissing:
             raise ManifestError(self.disagreement(extent.shard, "is missing")) from None
         self._compare_size(extent.shard, size)
@@ -120,7 +123,10 @@ class SplitReader:
             raise ManifestError(self.disagreement(extent.shard, f"ends before byte {stop}"))
         rows = slice(extent.first, extent.first + extent.count)
         ends = offsets[rows.start : rows.stop + 1]
-        return list(check_samples(memoryview(data), ends, checksums[rows], extent.first))
+        parts = check_samples(memoryview(data), ends, checksums[rows], extent.first)
+        if manifest.is_adopted(extent.shard):
+            return list(cut_samples(parts, manifest.members_of(extent.shard)[rows], ends.tolist()))
+        return list(parts)
 
     def load(self, extent: Extent) -> Iterator[tuple[int, Sample | BadSample]]:
         """Yield number and parsed sample for each sample of an extent."""
@@ -129,7 +135,7 @@ class SplitReader:
                 yield number, data
                 continue
             try:
-                yield number, unpack_sample(data)
+                yield number, data.copied() if isinstance(data, Sample) else unpack_sample(data)
             except BadSample as error:
                 yield number, error
 
@@ -138,29 +144,30 @@ class SplitReader:
         if size != expected:
             raise ManifestError(self.disagreement(shard, f"has {size} bytes instead of {expected}"))
 
-    def _cached(self, shard: int) -> FolderStorage:
+    def _cached(self, shard: int) -> tuple[FolderStorage, str]:
         assert self._cache is not None
         sha256 = self.manifest.sha256_of(shard)
         folder = FolderStorage(self._cache / sha256[:2] / sha256)
         with self._lock:
             lock = self._locks.setdefault(shard, threading.Lock())
+        name = self.manifest.name_of(shard)
         with lock:
-            target = folder.folder / self.manifest.name_of(shard)
+            target = folder.folder / name
             if not target.exists():
                 self._fill_cache(shard, target)
-        return folder
+        return folder, name
 
     def _fill_cache(self, shard: int, target: Path) -> None:
-        name = self.manifest.name_of(shard)
+        storage, name = self.manifest.place_of(shard)
         try:
-            self._compare_size(shard, self.manifest.storage.size(name))
+            self._compare_size(shard, storage.size(name))
         except ObjectMissing:
             raise ManifestError(self.disagreement(shard, "is missing")) from None
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, partial = tempfile.mkstemp(dir=target.parent)
         os.close(descriptor)
         try:
-            self.manifest.storage.download(name, Path(partial))
+            storage.download(name, Path(partial))
             with open(partial, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.sha256_of(shard):
                     raise ManifestError(self.disagreement(shard, "has another sha256"))
@@ -170,8 +177,7 @@ class SplitReader:
 
     def disagreement(self, shard: int, what: str) -> str:
         """Return the message about a shard that does not fit the manifest: which, what is wrong, and by what."""
-        url = self.manifest.url
-        return f"shard {url}/{self.manifest.name_of(shard)} {what}: it is not the one of {url}/manifest.json"
+        return f"shard {self.manifest.url_of(shard)} {what}: it is not the one of {self.manifest.url}/manifest.json"
 
 
 def iter_split(
@@ -196,7 +202,7 @@ def iter_split(
 
     with ThreadPoolExecutor(num_threads) as pool:
         waiting = []
-        for extent in _extents_between(manifest, first, stop):
+        for extent in extents_between(manifest, first, stop):
             waiting.append(pool.submit(load, extent))
             if len(waiting) > num_threads:
                 yield from waiting.pop(0).result()
@@ -216,7 +222,7 @@ def _decode_all(
             rejections.add(reader.manifest.name_of(extent.shard), number, error)
 
 
-def _extents_between(manifest: Manifest, first: int, stop: int) -> Iterator[Extent]:
+def extents_between(manifest: Manifest, first: int, stop: int) -> Iterator[Extent]:
     """Cut the samples first..stop of a split into extents of a few MB that stay within a shard."""
     mean_bytes = max(1, manifest.summary.size_bytes // max(1, len(manifest)))
     most = max(1, _EXTENT_BYTES // mean_bytes)

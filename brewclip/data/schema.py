@@ -50,7 +50,7 @@ class Sample(NamedTuple):  # made five times faster than a frozen dataclass, and
         key: `<image_id>-<k>` for caption k of a picture; no dot, no slash.
         metadata: the json: image_id, caption_id, split, duration_seconds; text, speaker, emotion if known.
         image: JPEG bytes, or None for a recording without a picture.
-        audio: FLAC bytes (16 kHz mono), or None after extraction.
+        audio: FLAC bytes (16 kHz mono), or None after extraction. Those of an adopted shard are of any format.
         features: npy bytes of Whisper features, float16 of shape (frames, dim), or None before extraction.
     """
 
@@ -59,6 +59,11 @@ class Sample(NamedTuple):  # made five times faster than a frozen dataclass, and
     image: bytes | None = None
     audio: bytes | None = None
     features: bytes | None = None
+
+    def copied(self) -> "Sample":
+        """Return the sample with bytes of its own, to keep or send, in place of views of what was read."""
+        parts = (part if part is None else bytes(part) for part in (self.image, self.audio, self.features))
+        return Sample(self.key, self.metadata, *parts)
 
     def members(self) -> dict[str, bytes]:
         """Return file extension -> bytes, in the order in which they are stored."""

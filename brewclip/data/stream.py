@@ -14,7 +14,7 @@ import numpy as np
 
 from brewclip.data.manifest import ManifestError
 from brewclip.data.order import Extent, Place, SampleOrder
-from brewclip.data.reader import Rejections, SplitReader
+from brewclip.data.reader import RawSample, Rejections, SplitReader
 from brewclip.data.schema import BadSample, Sample, unpack_sample
 from brewclip.data.windows import RawSamples, RawSource, open_source
 
@@ -135,7 +135,7 @@ class Stream(Generic[Decoded]):
             decoded.append(self._decode_one(arrived[content][shard, index], shard, index))
         return decoded
 
-    def _decode_one(self, data: memoryview | BadSample, shard: int, index: int) -> Decoded:
+    def _decode_one(self, data: RawSample, shard: int, index: int) -> Decoded:
         """Decode a sample, or, if it cannot be used, the next one of its shard that can.
 
         Raises:
@@ -155,7 +155,7 @@ class Stream(Generic[Decoded]):
                 continue
         raise ManifestError(self.reader.disagreement(shard, f"has no sample that can be used ({cause})"))
 
-    def _decode_bytes(self, data: memoryview | BadSample) -> Decoded:
+    def _decode_bytes(self, data: RawSample) -> Decoded:
         if isinstance(data, BadSample):
             raise data
-        return self.decode(unpack_sample(data, copy=False))
+        return self.decode(data if isinstance(data, Sample) else unpack_sample(data, copy=False))

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from brewclip.audio import UndecodableAudio, decode_audio_with_damage
+from brewclip.data.adopted import cut_samples
 from brewclip.data.manifest import INDEX, MANIFEST, SHARDS, Manifest, ManifestError, open_manifest
 from brewclip.data.pictures import open_picture
-from brewclip.data.reader import check_samples
+from brewclip.data.reader import RawSample, check_samples
 from brewclip.data.schema import BadSample, Sample, npy_to_array, unpack_sample
 from brewclip.data.storage import ObjectMissing, StorageError
 
-_KNOWN_FILES = (MANIFEST, SHARDS, INDEX, "rejected.jsonl")
+_KNOWN_FILES = (MANIFEST, SHARDS, INDEX, "rejected.jsonl", "images.parquet", "identical_images.jsonl")
 _END_OF_TAR_BYTES = 1024
 _PART_BYTES = 64 * 2**20
+_ROUNDING_SECONDS = 0.011  # of what metadata say is missing
 
 
 def verify_split(url: str, *, num_threads: int = 4, progress: Callable[[int], None] = lambda count: None) -> list[str]:
@@ -25,7 +27,7 @@ def verify_split(url: str, *, num_threads: int = 4, progress: Callable[[int], No
 
     Args:
         url: folder of the split.
-        num_threads: shards checked at once; each is held in memory whole.
+        num_threads: shards checked at once; of each, 64 MiB are held in memory.
         progress: told how many samples were checked.
 
     Returns:
@@ -81,14 +83,14 @@ def _find_twins(manifest: Manifest, hashes: list[np.ndarray]) -> Iterator[str]:
 def _describe_place(manifest: Manifest, place: int) -> str:
     """Return shard and number of the sample that stands at a place of the split."""
     shard = int(manifest.first_sample.searchsorted(place, side="right")) - 1
-    return f"{manifest.url}/{manifest.name_of(shard)}: sample {place - int(manifest.first_sample[shard])}"
+    return f"{manifest.url_of(shard)}: sample {place - int(manifest.first_sample[shard])}"
 
 
 def _check_files(manifest: Manifest) -> Iterator[str]:
     """Compare the files of the folder, and what the manifest says about them, with the table of shards."""
     names = {manifest.name_of(shard) for shard in range(len(manifest.num_samples))}
     for name in manifest.storage.list_names():
-        if name not in names and name not in _KNOWN_FILES and not name.startswith(("parts/", "whisper-")):
+        if name not in names and name not in _KNOWN_FILES and not name.startswith(("parts/", "members/", "whisper-")):
             yield f"{manifest.url}/{name} does not belong to the split"
     try:
         if _hash_of_index(manifest) != manifest.summary.index_sha256:
@@ -107,39 +109,60 @@ def _hash_of_index(manifest: Manifest) -> str:
 
 def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
     """Read a shard once and compare it with its row of the table, its index, and what samples must be."""
-    name, count = f"{manifest.url}/{manifest.name_of(shard)}", int(manifest.num_samples[shard])
+    name, count = manifest.url_of(shard), int(manifest.num_samples[shard])
     hashes = np.zeros(count, np.uint64)
+    problems: list[str] = []
     try:
-        data = manifest.storage.read(manifest.name_of(shard))
+        offsets = manifest.index_of(shard)[0]
+        if not manifest.is_adopted(shard) and offsets[-1] + _END_OF_TAR_BYTES != manifest.size_bytes[shard]:
+            problems.append(f"shard {name} has {manifest.size_bytes[shard]} bytes, its samples end at {offsets[-1]}")
+        without_picture = []
+        for number, raw in enumerate(_iter_samples(manifest, shard, problems)):
+            try:
+                sample = _check_sample(raw, manifest.summary.kind)
+            except BadSample as error:
+                problems.append(f"shard {name}: sample {number}: {error}")
+                continue
+            hashes[number] = int.from_bytes(hashlib.blake2b(sample.key.encode(), digest_size=8).digest(), "little")
+            if sample.image is None:
+                without_picture.append(f"shard {name}: sample {number}: picture: {sample.key!r}: there is none")
     except ObjectMissing:
         return _ShardReport([f"shard {name} is missing"], hashes, count)
-    problems = []
-    if len(data) != manifest.size_bytes[shard]:
-        problems.append(f"shard {name} has {len(data)} bytes, its manifest says {manifest.size_bytes[shard]}")
-    elif hashlib.sha256(data).hexdigest() != manifest.sha256_of(shard):
-        problems.append(f"shard {name} has another sha256 than its manifest says")
-    try:
-        offsets, checksums = manifest.index_of(shard)
     except (ManifestError, StorageError) as error:
         return _ShardReport([*problems, str(error)], hashes, count)
-    if offsets[-1] + _END_OF_TAR_BYTES != manifest.size_bytes[shard]:
-        problems.append(f"shard {name} has {manifest.size_bytes[shard]} bytes, its samples end at {offsets[-1]}")
-    without_picture = []
-    for number, raw in enumerate(check_samples(memoryview(data), offsets, checksums, 0)):
-        try:
-            sample = _check_sample(raw, manifest.summary.kind)
-        except BadSample as error:
-            problems.append(f"shard {name}: sample {number}: {error}")
-            continue
-        hashes[number] = int.from_bytes(hashlib.blake2b(sample.key.encode(), digest_size=8).digest(), "little")
-        if sample.image is None:
-            without_picture.append(f"shard {name}: sample {number}: picture: {sample.key!r}: there is none")
     if len(without_picture) < count:  # else a corpus of recordings alone
         problems += without_picture
     return _ShardReport(problems, hashes, count)
 
 
-def _check_sample(raw: memoryview | BadSample, kind: str) -> Sample:
+def _iter_samples(manifest: Manifest, shard: int, problems: list[str]) -> Iterator[RawSample]:
+    """Yield the samples of a shard, read in parts; at the end, add what is wrong with the whole to the problems."""
+    storage, name = manifest.place_of(shard)
+    size, sha256 = storage.size(name), hashlib.sha256()
+    offsets, checksums = manifest.index_of(shard)
+    first = 0
+    while first < len(checksums):
+        stop = max(first + 1, int(offsets.searchsorted(offsets[first] + _PART_BYTES, side="right")) - 1)
+        data = storage.read_range(name, int(offsets[first]), int(offsets[stop]))
+        sha256.update(data)
+        ends = offsets[first : stop + 1]
+        parts = check_samples(memoryview(data), ends, checksums[first:stop], first)
+        if manifest.is_adopted(shard):
+            yield from cut_samples(parts, manifest.members_of(shard)[first:stop], ends.tolist())
+        else:
+            yield from parts
+        first = stop
+    for start in range(int(offsets[-1]), size, _PART_BYTES):
+        sha256.update(storage.read_range(name, start, min(start + _PART_BYTES, size)))
+    if size != manifest.size_bytes[shard]:
+        problems.append(
+            f"shard {manifest.url_of(shard)} has {size} bytes, its manifest says {manifest.size_bytes[shard]}"
+        )
+    elif sha256.hexdigest() != manifest.sha256_of(shard):
+        problems.append(f"shard {manifest.url_of(shard)} has another sha256 than its manifest says")
+
+
+def _check_sample(raw: RawSample, kind: str) -> Sample:
     """Parse and decode a sample.
 
     Raises:
@@ -147,7 +170,7 @@ def _check_sample(raw: memoryview | BadSample, kind: str) -> Sample:
     """
     if isinstance(raw, BadSample):
         raise raw
-    sample = unpack_sample(raw)
+    sample = raw.copied() if isinstance(raw, Sample) else unpack_sample(raw)
     try:
         _decode(sample, kind)
     except BadSample as error:
@@ -169,7 +192,8 @@ def _decode(sample: Sample, kind: str) -> None:
         if sample.audio is None:
             raise BadSample("audio", "there is no recording")
         missing_seconds = decode_audio_with_damage(sample.audio).missing_seconds
-        if missing_seconds > 0:
+        known_seconds = float(sample.metadata.get("missing_seconds", 0.0))  # an adopted recording is left as it is
+        if missing_seconds > known_seconds + (_ROUNDING_SECONDS if known_seconds else 0.0):
             raise BadSample("audio", f"the recording breaks off {missing_seconds:.2f} s before its end")
     elif sample.features is None:
         raise BadSample("features", "there are none")

@@ -11,11 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from brewclip.data.order import Extent, Place, SampleOrder
-from brewclip.data.reader import SplitReader
-from brewclip.data.schema import BadSample
+from brewclip.data.reader import RawSample, SplitReader
 
-RawSamples = dict[tuple[int, int], memoryview | BadSample]
-"""(shard, index) -> tar bytes of a sample."""
+RawSamples = dict[tuple[int, int], RawSample]
+"""(shard, index) -> bytes of a sample."""
 _MIN_WINDOWS_AHEAD = 64
 _PIECE_BYTES = 2**21
 

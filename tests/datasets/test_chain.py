@@ -1,6 +1,8 @@
-"""Real recordings and real pictures through the table recipe's command line, over Ray and S3, to a trained model."""
+"""Real recordings and real images by the command line, over Ray and S3: from a table, and from shards to a model."""
 
+import contextlib
 import csv
+import io
 import os
 import signal
 import subprocess
@@ -8,11 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import soundfile
+import webdataset
 from PIL import Image
 
+from brewclip.data import as_webdataset
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import exists, open_storage
+from brewclip.embedded import RayHead
 from tests.datasets.miniatures import CHECKOUT
 
 pytestmark = pytest.mark.services
@@ -101,11 +108,80 @@ def test_120_real_recordings_are_written_interrupted_and_written_again(
     assert "Traceback" not in failed.stderr
 
 
+def write_mp3s(folder: Path, clips: list[Path]) -> Path:
+    """Write a table of recordings alone, as MP3, every fifth one half."""
+    rows = [["audio", "split"]]
+    for number, path in enumerate(clips):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, *soundfile.read(path), format="MP3", subtype="MPEG_LAYER_III")
+        data = buffer.getvalue()
+        (folder / f"{path.stem}.mp3").write_bytes(data[: len(data) // 2] if number % 5 == 0 else data)
+        rows.append([f"{path.stem}.mp3", "train"])
+    with open(folder / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "t.csv"
+
+
+def open_tars(head: RayHead) -> set[str]:
+    """Return the temporary tars that workers of this head are writing."""
+    assert head.process is not None
+    found = set()
+    for process in psutil.Process(head.process.supervisor.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found |= {file.path for file in process.open_files() if file.path.endswith(".tar")}
+    return found
+
+
+def test_ctrl_c_and_mp3_leave_one_line_each(
+    tmp_path: Path, ray_head: RayHead, bucket: str, shared_directory: Path
+) -> None:
+    table = write_mp3s(tmp_path, sorted((shared_directory / "speech/ravdess").glob("*/*.flac"))[::2])
+    command = [*recipe(table, f"{bucket}/mp3"), "--image-column", ""]
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    tars: set[str] = set()
+    deadline = time.monotonic() + 120
+    while not tars and time.monotonic() < deadline and process.poll() is None:
+        tars = open_tars(ray_head)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (
+        130,
+        "interrupted: finished shards are kept, the same command continues\n",
+    )
+    assert tars and not any(Path(tar).exists() for tar in tars) and not open_tars(ray_head)
+
+    again = run(*command)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "mpg123" not in again.stdout
+    (line,) = [line for line in again.stdout.splitlines() if "MP3" in line]
+    assert line.startswith("mp3/train: the MP3 decoder had ") and "recordings, which are kept" in line
+    assert open_manifest(f"{bucket}/mp3/train").summary.details["damaged"] == 24
+
+
+def write_shards(folder: Path, speech: Path) -> list[str]:
+    """Write the digits as other people's shards, a few for each speaker; return what --source says of them."""
+    from sklearn.datasets import load_digits
+
+    digits, sources = load_digits(), []
+    for split, speaker in (("train", "jackson"), ("dev", "nicolas"), ("test", "theo")):
+        sources.append(f"{split}={folder}/{speaker}-*.tar")
+        with webdataset.ShardWriter(f"{folder}/{speaker}-%02d.tar", maxcount=15, verbose=0) as writer:
+            for number, path in enumerate(sorted(speech.glob(f"?_{speaker}_?.wav"))):
+                digit = int(path.stem[0])
+                pixels = digits.images[digits.target == digit][number + 40 * len(sources)]
+                image = Image.fromarray((255 - 15 * pixels).astype("uint8")).resize((96, 96))
+                text = {"caption": digits.target_names[digit].item(), "speaker": speaker}
+                writer.write({"__key__": f"{digit}/{path.stem}", "png": image, "wav": path.read_bytes(), "json": text})
+    return sources
+
+
 @pytest.mark.timeout(600)
-def test_120_real_recordings_become_a_trained_and_evaluated_model(
+def test_120_real_recordings_in_shards_become_a_trained_and_evaluated_model(
     tmp_path: Path, ray_head, bucket: str, shared_directory: Path
 ) -> None:
-    table = write_digits(tmp_path, shared_directory / "speech/digits", "?")
+    sources = write_shards(tmp_path, shared_directory / "speech/digits")
     corpus = ["scenes", "--storage", bucket, "--data.corpus", "digits"]
     flags = {
         "--run.global-batch-size": "8",
@@ -117,7 +193,8 @@ def test_120_real_recordings_become_a_trained_and_evaluated_model(
     }
     short = [word for flag in flags.items() for word in flag]
     for words in (
-        recipe(table, f"{bucket}/digits"),
+        ["datasets/shards.py", "--source", *sources, "--dest", f"{bucket}/digits"],
+        ["jobs/verify.py", f"{bucket}/digits/test"],
         ["jobs/extract.py", *corpus],
         ["jobs/train.py", *corpus, *short],
         ["jobs/evaluate.py", *corpus, "--systems", "zero_shot", "digits-brewclip-0"],
@@ -127,3 +204,8 @@ def test_120_real_recordings_become_a_trained_and_evaluated_model(
     results = open_storage(f"{bucket}/evaluations/digits-test-asr")
     assert b"digits-brewclip-0" in results.read("results.json")
     assert open_manifest(f"{bucket}/digits/whisper-base/test").summary.num_samples == 40
+    assert not [name for name in open_storage(f"{bucket}/digits").list_names("train/") if name.endswith(".tar")]
+    for folder, extension in (("digits/test", "wav"), ("digits/whisper-base/test", "npy")):
+        samples = list(as_webdataset(f"{bucket}/{folder}").decode())
+        assert [sample["json"]["speaker"] for sample in samples] == ["theo"] * 40
+        assert all(extension in sample for sample in samples)

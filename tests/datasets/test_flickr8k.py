@@ -153,3 +153,13 @@ def test_a_copy_on_object_storage_gives_the_same_samples(source: Path, bucket: s
         if path.is_file():
             storage.upload(path, path.relative_to(source).as_posix())
     assert read_everywhere(f"{bucket}/raw/") == read_everywhere(str(source))
+
+
+def test_all_missing_lists_are_named_at_once(source: Path) -> None:
+    for name in ("Flickr8k.token.txt", "Flickr_8k.devImages.txt", "flickr_audio/wav2capt.txt"):
+        (source / name).unlink()
+    with pytest.raises(
+        UserError,
+        match=r"has no Flickr_8k\.devImages\.txt, no Flickr8k\.token\.txt or captions\.txt, no wav2capt\.txt: is it",
+    ):
+        read(source)

@@ -93,3 +93,31 @@ def test_a_folder_without_clips_is_told_what_was_looked_for(tmp_path: Path) -> N
     write_file(tmp_path / "Actor_01/a.wav", sound())
     with pytest.raises(UserError, match=r"has no Actor_01/03-01-01-01-01-01-01\.wav"):
         read(tmp_path)
+
+
+def test_real_clips_as_flac_of_four_actors(shared_directory: Path) -> None:
+    corpus = read(shared_directory / "speech/ravdess")
+    assert corpus.splits() == ["train"]
+    assert corpus.remarks == [
+        "there is no split test: none of its actors 19, 20, 21, 22, 23, 24 is among those found, 1, 2, 3, 4; "
+        "--test-actors 4 takes one of them"
+    ]
+    corpus = read(shared_directory / "speech/ravdess", test_actors=(4,), dev_actors=(3,))
+    actors = {split: {item.speaker for item in items_of(corpus, split)} for split in corpus.splits()}
+    assert actors == {"train": {"01", "02"}, "dev": {"03"}, "test": {"04"}}
+    assert corpus.remarks == []
+    sample = corpus.make_sample(items_of(corpus, "test")[0])
+    assert 2.9 < sample.metadata["duration_seconds"] < 5.3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"test_actors": (25,)}, r"--test-actors 25 must be 1\.\.24"),
+        ({"dev_actors": (19,)}, "actor 19 is in --test-actors and in --dev-actors"),
+        ({"dev_actors": (5,)}, r"ravdess has no clip of actor 5, only of 1, 2, 3, 4"),
+    ],
+)
+def test_actors_that_cannot_be_get_one_line(shared_directory: Path, flags: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(shared_directory / "speech/ravdess", **flags)

@@ -17,7 +17,9 @@ from brewclip.config import UserError
 from brewclip.corpora import safe_id, to_jpeg
 from brewclip.data.manifest import open_manifest
 from brewclip.data.pictures import open_picture
+from brewclip.data.verify import verify_split
 from brewclip.recipe import check_options, run_recipe, write_corpus
+from brewclip.shard_tasks import automatic_samples_per_shard, cut_in_shards, write_task
 from tests.datasets.miniatures import load_recipe, picture, sound, write_file
 
 table = load_recipe("table")
@@ -25,13 +27,13 @@ table = load_recipe("table")
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_tasks(recipe, tasks):
+    def run_tasks(recipe, tasks, advance):
         recipe = pickle.loads(pickle.dumps(recipe))  # as it arrives at a worker
         for task in reversed(tasks):  # shards finish in any order
-            yield task, *brewclip.recipe._write_task(recipe, task)
+            yield task, *write_task(recipe, task)
 
     monkeypatch.setattr(brewclip.recipe, "connect", lambda: None)
-    monkeypatch.setattr(brewclip.recipe, "_run_tasks", run_tasks)
+    monkeypatch.setattr(brewclip.recipe, "run_tasks", run_tasks)
 
 
 @pytest.fixture
@@ -149,7 +151,7 @@ def test_a_full_disk_is_found_before_anything_is_written(source: Path, monkeypat
     ("flags", "message"),
     [
         ({"split": ("dev",)}, "--split 'dev': out has the splits train, test"),
-        ({"samples_per_shard": 0}, "--samples-per-shard 0 must be 1 or more"),
+        ({"samples_per_shard": -1}, "--samples-per-shard -1 must be 0 .* or more"),
         ({"limit": -1}, "--limit -1 must be"),
         ({"max_rejected_fraction": 1.5}, r"--max-rejected-fraction 1.5 must be in 0..1"),
         ({"dev_fraction": 0.9, "test_fraction": 0.1}, "below 1 together"),
@@ -211,3 +213,104 @@ def test_ids_are_safe_keys_that_stay_different() -> None:
 def test_options_that_reduce_nothing_are_refused(source: Path) -> None:
     with pytest.raises(UserError, match="--image-side-pixels must be 1 or more"):
         check_options(options(source, image_side_pixels=0))
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "per_shard"),
+    [(1, 16), (240, 16), (1024, 16), (3000, 47), (30_000, 469), (64_000, 1000), (617_222, 1000)],
+)
+def test_shards_follow_the_corpus(num_samples: int, per_shard: int) -> None:
+    assert automatic_samples_per_shard(num_samples) == per_shard
+
+
+def test_automatic_shards_of_a_round_are_of_one_size_and_given_ones_as_given() -> None:
+    def sizes(rounds: list[int], per_shard: int) -> list[tuple[int, int]]:
+        tasks = cut_in_shards("file:///x", "train", [list(range(count)) for count in rounds], per_shard, {})
+        return [(task.round, len(task.items)) for task in tasks]
+
+    assert sizes([40, 17, 3], 0) == [(0, 14), (0, 14), (0, 12), (1, 9), (1, 8), (2, 3)]
+    assert sizes([40, 3], 30) == [(0, 30), (0, 10), (1, 3)]
+    assert len(sizes([12_000] * 5, 0)) == 65  # 938 samples each
+
+
+def same_image(source: Path, one: int, other: int) -> None:
+    (source / f"{one}.jpg").write_bytes((source / f"{other}.jpg").read_bytes())
+
+
+def different_images(source: Path) -> None:
+    for number in range(10):
+        write_file(source / f"{number}.jpg", picture(400, 400, shade=25 * number))
+
+
+def test_an_image_of_two_names_is_listed(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    different_images(source)
+    same_image(source, 1, 0)
+    summary = write(options(source))
+    assert (summary["train"]["images_of_several_names"], summary["test"]["images_of_several_names"]) == (1, 0)
+    assert "out/train: 1 images are there under several names, e.g. 0-" in capsys.readouterr().out
+    (row,) = map(json.loads, (source / "out/train/identical_images.jsonl").read_text().splitlines())
+    assert row == {"image_ids": sorted([safe_id("0.jpg"), safe_id("1.jpg")])}
+    assert verify_split((source / "out/train").as_uri()) == []
+
+
+def test_an_image_of_two_splits_under_two_names_is_refused(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    different_images(source)
+    same_image(source, 8, 0)
+    message = r"one image has the same bytes in two splits, e.g. '0-\w+' in train and '8-\w+' in test: give both"
+    with pytest.raises(UserError, match=message):
+        write(options(source))
+    assert not (source / "out/test/manifest.json").exists()
+    with pytest.raises(UserError, match=message):
+        write(options(source, split=("test",)))  # train was written by another command
+    summary = write(options(source, "warned", identical_images="warn"))
+    assert summary["test"]["images_of_other_splits"] == 1
+    assert "warning: one image has the same bytes in two splits, e.g. '0-" in capsys.readouterr().out
+    words = ["table.py", "--source", f"{source}/t.csv", "--dest", (source / "cli").as_uri(), "--dry-run"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(table.__doc__, table.TableOptions, table.read_corpus)
+    assert "in two splits, e.g. '0.jpg' in train and '8.jpg' in test: give both" in capsys.readouterr().err
+
+
+def test_two_images_of_one_name_are_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = table.FileCorpus.make_sample
+
+    def another_image_in_round_1(corpus, item):
+        sample = real(corpus, item)
+        return sample._replace(image=picture(shade=7)) if item.key.endswith("-1") else sample
+
+    monkeypatch.setattr(table.FileCorpus, "make_sample", another_image_in_round_1)
+    with pytest.raises(UserError, match="out/train has two different images of the name '"):
+        write(options(source))
+
+
+def test_a_dry_run_ends_as_the_real_run_would(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    different_images(source)
+    (source / "3.jpg").unlink()
+    words = ["table.py", "--source", f"{source}/t.csv", "--dest", (source / "cli").as_uri()]
+    line = (
+        "error: 2 of 16 samples of cli/train are rejected (2 missing_picture), more than --max-rejected-fraction 0.05"
+    )
+    for flags in (["--dry-run"], []):
+        monkeypatch.setattr("sys.argv", words + flags)
+        with pytest.raises(SystemExit, match="2"):
+            run_recipe(table.__doc__, table.TableOptions, table.read_corpus)
+        out, err = capsys.readouterr()
+        assert err.startswith(line)
+        assert ("dry run, rejected: 2 missing_picture" in out) == bool(flags)
+    assert not (source / "cli").exists()
+    monkeypatch.setattr("sys.argv", [*words, "--dry-run", "--max-rejected-fraction", "0.2"])
+    run_recipe(table.__doc__, table.TableOptions, table.read_corpus)
+
+
+def test_rejections_keep_names_as_they_are_read(tmp_path: Path) -> None:
+    write_file(tmp_path / "M\u00e4dchen.jpg", picture())
+    write_file(tmp_path / "a.wav", sound())
+    listed = ["M\u00e4dchen.jpg,a.wav,train", "M\u00e4dchen.jpg,gr\u00fc\u00dfe.wav,train"]
+    write_file(tmp_path / "t.csv", "\n".join(["image,audio,split", *listed]))
+    write(options(tmp_path))
+    assert '"file": "gr\u00fc\u00dfe.wav"' in (tmp_path / "out/train/rejected.jsonl").read_text(encoding="utf-8")

@@ -1,16 +1,26 @@
 """The table recipe: four formats with commas, quotes, unicode and rows that cannot be used."""
 
 import csv
+import dataclasses
 import io
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 from PIL import Image
 
+import brewclip.data.parquet
+from brewclip.audio import decode_audio
 from brewclip.config import UserError
+from brewclip.data.schema import BadSample
+from brewclip.data.storage import open_storage
 from tests.datasets.miniatures import (
     field_of,
     items_of,
@@ -23,6 +33,7 @@ from tests.datasets.miniatures import (
 )
 
 table = load_recipe("table")
+table_open = brewclip.data.parquet._open
 
 TEXTS = {
     "one": 'He said, "a dog", twice',
@@ -127,6 +138,8 @@ def test_a_comma_without_quotes_spoils_its_own_row_only(tmp_path: Path) -> None:
 
 def test_without_a_split_column_pictures_are_split_by_the_seed(tmp_path: Path) -> None:
     names = [{"image": f"{n}.jpg", "audio": f"{n}-{k}.wav"} for n in range(200) for k in range(2)]
+    for name in {file for row in names for file in row.values()}:
+        (tmp_path / name).touch()
     write_file(tmp_path / "t.jsonl", "\n".join(map(json.dumps, names)))
     write_file(tmp_path / "half.jsonl", "\n".join(map(json.dumps, names[:200])))
 
@@ -174,10 +187,10 @@ def test_files_may_be_named_by_url(tmp_path: Path) -> None:
         ("t.csv", 'image,audio\n"a,b\n', "cannot be read as CSV"),
         ("t.csv", b"image,audio\n\xff\xfe,b\n", "is not UTF-8 text"),
         ("t.jsonl", '{"image": "a", "audio": "b"}\n{"image', "line 2 of .* is not JSON"),
-        ("t.jsonl", "[1, 2]\n", "has lines that are no JSON objects"),
+        ("t.jsonl", "[1, 2]\n", "line 1 is no JSON object"),
         ("t.parquet", b"PAR1 nothing", "is no Parquet file"),
         ("t.xlsx", b"", "is no table: name a file that ends in .csv, .tsv, .jsonl, .parquet"),
-        ("t.csv", "image,audio,split\na,b,../up\n", "row 1 has the split '../up'"),
+        ("t.csv", "image,audio,split\na,b,../up\n", "row 1 of t.csv has the split '../up'"),
         ("t.csv", "image,audio\n", "has no column image|lists no recording"),
     ],
 )
@@ -190,7 +203,7 @@ def test_a_wrong_table_gets_one_line(tmp_path: Path, name: str, content: bytes |
 def test_a_missing_table_gets_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"t\.csv does not exist"):
         read(tmp_path / "t.csv")
-    with pytest.raises(UserError, match="gone is not a directory"):
+    with pytest.raises(UserError, match="gone does not exist"):
         read(tmp_path / "gone/t.csv")
 
 
@@ -198,5 +211,177 @@ def test_a_field_of_any_length_is_read(tmp_path: Path) -> None:
     buffer = io.StringIO()
     csv.writer(buffer).writerows([["image", "audio", "text"], ["a.jpg", "b.wav", "long " * 40_000]])
     write_file(tmp_path / "t.csv", buffer.getvalue())
+    write_file(tmp_path / "a.jpg", picture())
+    write_file(tmp_path / "b.wav", sound())
     corpus = read(tmp_path / "t.csv", dev_fraction=0, test_fraction=0)
     assert len(items_of(corpus, "train")[0].text) == 199_999
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_a_csv_with_another_delimiter_is_read(tmp_path: Path, delimiter: str) -> None:
+    path = write_table(tmp_path, "t.csv", rows())
+    pd.DataFrame(rows()).to_csv(path, index=False, sep=delimiter)
+    assert set(read(path).splits()) == {"train", "dev", "test"}
+
+
+def test_columns_of_other_names_are_named_by_flags(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.jpg", picture())
+    write_file(tmp_path / "a.wav", sound())
+    row = {"picture": {"file": "a.jpg"}, "Clip": {"path": "a.wav"}, "who": 7, "said": "hello", "part": "test"}
+    write_file(tmp_path / "t.jsonl", json.dumps(row))
+    names = {"image_column": "picture.file", "audio_column": "clip", "text_column": "said", "speaker_column": "who"}
+    samples, causes = make_all(read(tmp_path / "t.jsonl", split_column="part", **names), "test")
+    assert (causes, list(field_of(samples, "speaker").values())) == ({}, ["7"])
+    with pytest.raises(UserError, match=r"has no column saying, only: Clip.* --text-column can name another"):
+        read(tmp_path / "t.jsonl", **names | {"text_column": "saying"})
+
+
+def test_recordings_without_images(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.wav", sound())
+    write_file(tmp_path / "t.csv", "audio,emotion,speaker,split\na.wav,sad,eva,train")
+    samples, causes = make_all(read(tmp_path / "t.csv", image_column=""), "train")
+    (sample,) = samples.values()
+    assert (causes, sample.image, sample.metadata["emotion"]) == ({}, None, "sad")
+    with pytest.raises(UserError, match=r"has no column image, only: audio, .* --image-column can name another"):
+        read(tmp_path / "t.csv")
+
+
+# ------------------------------------------------------------------ as Hugging Face writes it
+
+BLOB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FEATURES = {"info": {"features": {"feeling": {"names": ["calm", "sad", "happy"], "_type": "ClassLabel"}}}}
+
+
+def noise(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def hugging_face_rows(clips: list[Path]) -> list[dict]:
+    """Rows with an image and a recording in them; of the last, only the path of the recording."""
+    rows = [
+        {
+            "image": {"bytes": noise(number), "path": f"{path.stem}.jpg"},
+            "speech": {"audio": {"bytes": path.read_bytes(), "path": path.name}, "sentence": f"take {number}"},
+            "feeling": number % 3,
+        }
+        for number, path in enumerate(clips)
+    ]
+    rows[-1]["speech"]["audio"] = {"bytes": None, "path": "extra/last.wav"}
+    return rows
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, shared_directory: Path) -> Path:
+    """The folder of a downloaded dataset repository: 24 real recordings in two files of train and one of test."""
+    folder = tmp_path_factory.mktemp("repository")
+    clips = sorted((shared_directory / "speech/digits").glob("*_jackson_*.wav"))[:24]
+    (folder / "data/extra").mkdir(parents=True)
+    (folder / "README.md").write_text("a dataset")
+    write_file(folder / "data/extra/last.wav", clips[-1].read_bytes())
+    speech = pa.struct([("audio", BLOB), ("sentence", pa.string())])
+    schema = pa.schema([("image", BLOB), ("speech", speech), ("feeling", pa.int64())])
+    schema = schema.with_metadata({"huggingface": json.dumps(FEATURES)})
+    listed = hugging_face_rows(clips)
+    for name, part in (
+        ("train-00000-of-00002", listed[:10]),
+        ("train-00001-of-00002", listed[10:20]),
+        ("test-00000-of-00001", listed[20:]),
+    ):
+        pq.write_table(pa.Table.from_pylist(part, schema), folder / f"data/{name}.parquet", row_group_size=4)
+    return folder
+
+
+def read_repository(folder: Path, pattern: str = "data/*.parquet", **flags):
+    names = {"audio_column": "speech.audio", "text_column": "speech.sentence", "emotion_column": "feeling"}
+    return read(folder / pattern, **names | flags)
+
+
+def test_a_dataset_repository_is_a_corpus(repository: Path, shared_directory: Path) -> None:
+    corpus = read_repository(repository)
+    assert corpus.splits() == ["train", "test"]
+    assert [len(items_of(corpus, split)) for split in corpus.splits()] == [20, 4]
+    assert corpus.remarks == [
+        "the names of the files say the splits test, train, there is no dev; "
+        "--no-split-from-file-name draws all three by --seed"
+    ]
+    for split in corpus.splits():
+        samples, causes = make_all(corpus, split)
+        assert causes == {}
+        for sample in samples.values():
+            number = int(sample.metadata["text"].split()[1])
+            path = sorted((shared_directory / "speech/digits").glob("*_jackson_*.wav"))[number]
+            np.testing.assert_allclose(
+                soundfile.read(io.BytesIO(sample.audio or b""))[0], decode_audio(path.read_bytes()), atol=1 / 32768
+            )
+            assert sample.metadata["emotion"] == ["calm", "sad", "happy"][number % 3]
+            assert sample.image == noise(number)
+    drawn = read_repository(repository, split_from_file_name=False, dev_fraction=0.3, test_fraction=0.3)
+    assert drawn.splits() == ["train", "dev", "test"]
+
+
+@pytest.mark.services
+def test_a_dataset_repository_is_read_from_object_storage(repository: Path, bucket: str) -> None:
+    storage = open_storage(f"{bucket}/raw")
+    for path in filter(Path.is_file, (repository / "data").rglob("*")):
+        storage.upload(path, path.relative_to(repository).as_posix())
+    names = {"audio_column": "speech.audio", "text_column": "speech.sentence"}
+    flags = table.TableOptions(source=f"{bucket}/raw/data/*.parquet", dest=f"{bucket}/mine", **names)
+    ours, local = table.read_corpus(flags), read_repository(repository)
+    for split in ("train", "test"):
+        samples, causes = make_all(ours, split)
+        assert causes == {}
+        assert {one.audio for one in samples.values()} == {one.audio for one in make_all(local, split)[0].values()}
+    storage.delete("data/extra/last.wav")
+    dry = table.read_corpus(dataclasses.replace(flags, dry_run=True))
+    assert [item.problem for item in items_of(dry, "test") if item.problem] == ["missing_recording"]
+
+
+def test_cells_of_a_row_group_are_read_one_after_the_other(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = read_repository(repository)
+    order = [item.image.partition("#")[0::2] for item in items_of(corpus, "train")]
+    groups = [(name, cell.split("[")[1].split(":")[0]) for name, cell in order]
+    assert sum(one != other for one, other in itertools.pairwise(groups)) == len(set(groups)) - 1 == 5
+    opened = []
+    monkeypatch.setattr(
+        "brewclip.data.parquet._open", lambda *args, real=table_open: opened.append(args) or real(*args)
+    )
+    make_all(corpus, "train")
+    assert len(opened) == 2 * 6  # recordings and images of each row group
+
+
+def test_parts_of_names_are_patterns(repository: Path) -> None:
+    assert len(items_of(read_repository(repository, "data/train-*.parquet"), "train")) == 20
+    assert read_repository(repository, "**/*.parquet").splits() == ["train", "test"]
+    assert read_repository(repository, "d*/test-?????-of-00001.parquet").splits() == ["test"]
+    with pytest.raises(UserError, match=r"fits no file below .*repository\d*$"):
+        read_repository(repository, "*.parquet")
+    with pytest.raises(UserError, match=r"data is a folder: name its table, or several as '.*data/\*\.parquet'"):
+        read_repository(repository, "data")
+    with pytest.raises(UserError, match=r"README.md is no table"):
+        read_repository(repository, "*")
+
+
+def test_what_a_row_lacks_is_rejected(tmp_path: Path) -> None:
+    rows = [
+        {"image": {"bytes": noise(1), "path": None}, "audio": {"bytes": sound(), "path": None}},
+        {"image": None, "audio": {"bytes": sound(), "path": None}},
+        {"image": {"bytes": noise(2), "path": None}, "audio": {"bytes": None, "path": "gone.wav"}},
+        {"image": {"bytes": b"no image", "path": None}, "audio": {"bytes": sound(), "path": None}},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema([("image", BLOB), ("audio", BLOB)])), tmp_path / "t.parquet")
+    samples, causes = make_all(read(tmp_path / "t.parquet", dev_fraction=0, test_fraction=0), "train")
+    assert sorted(causes.values()) == ["missing_recording", "no_image", "picture"]
+    assert len(samples) == 1
+
+
+def test_the_bytes_of_a_file_that_went_away_are_a_rejection(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "test-00000-of-00001.parquet").write_bytes(
+        (repository / "data/test-00000-of-00001.parquet").read_bytes()
+    )
+    write_file(tmp_path / "extra/last.wav", sound())
+    corpus = read_repository(tmp_path, "*.parquet")
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(BadSample, match=r"missing_picture: .*00001\.parquet does not exist"):
+        corpus.make_sample(items_of(corpus, "test")[0])

@@ -1,0 +1,103 @@
+"""Tars that stay where they are become splits: an index, a list of members for each, and the manifest."""
+
+import json
+import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from brewclip.config import UserError
+from brewclip.containers.plan import Plan
+from brewclip.containers.scan import Digest, ScanTask, read_scan
+from brewclip.corpora import safe_id
+from brewclip.data.adopted import AdoptedSample, members_name, pack_members
+from brewclip.data.manifest import INDEX_ENTRY, ShardRecord
+from brewclip.data.shards import finish_split, is_finished, shard_name
+from brewclip.data.storage import Storage, open_storage
+from brewclip.progress import Progress
+from brewclip.recipe import REJECTED
+
+_THREADS = 16
+
+
+def name_of(row: dict[str, Any], label: str, keys_repeat: bool) -> str:
+    """Return the name of a sample that no other has: its key, with its tar before it where keys repeat."""
+    return f"{label}/{row['key']}" if keys_repeat else row["key"]
+
+
+def adopt(
+    corpus: str, dest: str, tasks: list[ScanTask], digests: list[Digest], plan: Plan
+) -> dict[str, dict[str, Any]]:
+    """Write index, members and manifest of every split over tars that stay where they are.
+
+    Returns:
+        split -> {"samples": n, "rejected": {cause: n}, ...} for `print_summary`.
+
+    Raises:
+        UserError: if a split has no sample.
+    """
+    summary = {}
+    first = [split for split in ("train", "dev", "test") if split in plan.splits]
+    for split in first + sorted(set(plan.splits) - {"", *first}):
+        mine = [row for row, of in enumerate(plan.splits) if of == split]
+        summary[split] = _adopt_split(corpus, dest, split, [(tasks[row], digests[row]) for row in mine], plan)
+    return summary
+
+
+def _adopt_split(corpus: str, dest: str, split: str, tars: list[tuple[ScanTask, Digest]], plan: Plan) -> dict[str, Any]:
+    storage = open_storage(f"{dest}/{split}")
+    rejected = sorted((row for _, digest in tars for row in digest.rejected), key=lambda row: (row["file"], row["key"]))
+    counts = dict(sorted(Counter(row["cause"] for row in rejected).items()))
+    sums: Counter[str] = Counter()
+    for _, digest in tars:
+        sums.update(digest.sums)
+    details: dict[str, Any] = {"rejected": counts, "adopted_tars": len(tars), **sums}
+    num_samples = sum(digest.num_samples for _, digest in tars)
+    facts = {"samples": num_samples, "pictures": num_samples} | details
+    if is_finished(storage):
+        return {"state": "already there"} | facts
+    used = [(task, digest) for task, digest in tars if digest.num_samples]
+    if not used:
+        raise UserError(f"{corpus}/{split} has no usable sample: {rejected[:1] or 'its tars are empty'}")
+    progress = Progress(f"adopt {corpus}/{split}", len(used), "tars")
+    records = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        pending = [
+            pool.submit(_adopt_tar, dest, storage, split, number, task, digest, plan)
+            for number, (task, digest) in enumerate(used)
+        ]
+        for one in pending:
+            records.append(one.result())
+            progress.advance()
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rejected)
+    storage.write(REJECTED, "".join(lines).encode(errors="backslashreplace"))
+    told = {"corpus": corpus, "split": split, "kind": "recordings", "num_images": num_samples}
+    finish_split(storage, records, **told, details=details)
+    return {"state": "adopted"} | facts
+
+
+def _adopt_tar(
+    dest: str, storage: Storage, split: str, number: int, task: ScanTask, digest: Digest, plan: Plan
+) -> ShardRecord:
+    """Write the list of members of one tar; return its row of the manifest."""
+    _, rows = read_scan(open_storage(dest), task)
+    rows = sorted((row for row in rows if "range" in row), key=lambda row: row["range"][0])
+    members = pack_members(_adopted_sample(row, split, task.tar.label, plan.keys_repeat) for row in rows)
+    name = shard_name(split, 0, number)
+    storage.write(members_name(name), members)
+    index = np.zeros(len(rows), INDEX_ENTRY)
+    index["end"], index["crc32"] = [row["range"][0] for row in rows], [row["range"][1] for row in rows]
+    below = digest.url.removeprefix(f"{dest}/")
+    url = digest.url if below == digest.url else f"../{below}"
+    return ShardRecord(
+        name, 0, len(rows), digest.size_bytes, digest.sha256, index, url=url, members_crc32=zlib.crc32(members)
+    )
+
+
+def _adopted_sample(row: dict[str, Any], split: str, label: str, keys_repeat: bool) -> AdoptedSample:
+    name = name_of(row, label, keys_repeat)
+    image_id = safe_id(row.get("id") or name)
+    metadata = {"image_id": image_id, "caption_id": name, "split": split} | row["metadata"]
+    return AdoptedSample(f"{image_id}-0", metadata, row.get("image"), row["audio"])

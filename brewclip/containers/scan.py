@@ -1,0 +1,330 @@
+"""One read over each tar, over Ray: what its samples are, where they lie, and whether the tar can stay as it is.
+
+What was found in a tar is kept below `parts/` of the destination until the corpus is whole, so that an interrupted run
+goes on with the tars that are left. A compressed tar is stored again without compression, below `tars/`.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from brewclip.cluster import available, connect
+from brewclip.config import UserError
+from brewclip.containers.samples import Rules, SampleFinder
+from brewclip.containers.sources import SourceTar, open_object
+from brewclip.data.storage import ObjectMissing, Storage, open_storage
+from brewclip.data.stream import one_ahead
+from brewclip.data.tars import DamagedTar, TarBytes, is_compressed, iter_decompressed, iter_tar
+from brewclip.progress import Progress
+
+_PIECE_BYTES = 8 * 2**20
+_LONG_SECONDS = 30.0  # Whisper reads this much at a time
+_STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """A tar to be read.
+
+    Attributes:
+        tar: where it is.
+        dest: URL of the corpus.
+        rules: what its members are called.
+    """
+
+    tar: SourceTar
+    dest: str
+    rules: Rules
+
+    @property
+    def plan(self) -> str:
+        """A hash of all that decides what is found, but for the bytes of the tar."""
+        return hashlib.sha256(repr((self.tar.url, self.tar.size_bytes, self.rules)).encode()).hexdigest()[:16]
+
+    @property
+    def part_name(self) -> str:
+        """Name of the object that keeps what was found."""
+        return f"parts/{self.plan}.jsonl"
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What the plan of a corpus needs to know of one tar.
+
+    Attributes:
+        url: where the tar is, without compression.
+        size_bytes, sha256: of the tar there.
+        obstacle: why it cannot be adopted, in words; empty if it can.
+        damage: where and how it is damaged; empty if it is not.
+        num_lost: samples that the damage cost beside the one that it hit, estimated by the bytes that follow.
+        num_others: members that are none of what was looked for.
+        splits: those that its json name.
+        rejected: rows of rejected.jsonl.
+        sums: over the samples that can be used, as recipes count them.
+        keys: (k,) uint64 hashes of the keys of these, each once.
+        ids, images: (n,) uint64 hashes of the name (0: none) and the bytes (0: none) of the image of each.
+    """
+
+    url: str
+    size_bytes: int
+    sha256: str
+    obstacle: str
+    damage: str
+    num_lost: int
+    num_others: int
+    splits: tuple[str, ...]
+    rejected: list[dict[str, str]]
+    sums: dict[str, int]
+    keys: np.ndarray
+    ids: np.ndarray
+    images: np.ndarray
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that can be used."""
+        return len(self.images)
+
+
+def scan_tars(label: str, tasks: list[ScanTask]) -> list[Digest]:
+    """Read all tars over the CPUs of the cluster; those that an earlier run read are not read again.
+
+    Returns:
+        What was found, in the order of the tasks.
+
+    Raises:
+        UserError: if something is no tar at all.
+    """
+    connect()
+    import ray
+
+    meter: Any = ray.remote(_Meter).options(num_cpus=0).remote()
+    remote = ray.remote(_scan_on_worker).options(max_retries=3)
+    progress = Progress(label, max(1, sum(_megabytes(task) for task in tasks)), "MB")
+    found: dict[int, Digest] = {}
+    pending = iter(enumerate(tasks))
+    waiting: dict[Any, int] = {}
+    try:
+        while len(found) < len(tasks):
+            while len(waiting) < 2 * max(1, available("CPU")) and (following := next(pending, None)):
+                waiting[remote.remote(following[1], meter)] = following[0]
+            done, _ = ray.wait(list(waiting), timeout=1.0)
+            for one in done:
+                try:
+                    found[waiting.pop(one)] = ray.get(one)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, UserError):
+                        raise error.cause from None
+                    raise
+            read_megabytes = min(ray.get(meter.read_bytes.remote()) // 10**6, progress.total - 1)
+            whole = progress.total if len(found) == len(tasks) else read_megabytes
+            if whole > progress.done:
+                progress.advance(whole - progress.done, f"{len(found)} of {len(tasks)} tars")
+    finally:
+        meter.stop.remote()  # the workers end by themselves and remove their temporary files
+        if waiting:
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=_STOP_SECONDS)
+    return [found[number] for number in range(len(tasks))]
+
+
+def _megabytes(task: ScanTask) -> int:
+    return task.tar.size_bytes // 10**6
+
+
+class _Stopped(Exception):
+    """The driver wants no more of a tar."""
+
+
+class _Meter:
+    """Bytes that the workers have read, and whether they are to go on; a Ray actor."""
+
+    def __init__(self) -> None:
+        self._count, self._stopped = 0, False
+
+    def add(self, count: int) -> bool:
+        """Count bytes; return whether to stop."""
+        self._count += count
+        return self._stopped
+
+    def read_bytes(self) -> int:
+        return self._count
+
+    def stop(self) -> None:
+        self._stopped = True
+
+
+def _scan_on_worker(task: ScanTask, meter: Any) -> Digest:
+    import ray
+
+    def advance(count: int) -> None:
+        if ray.get(meter.add.remote(count)):
+            raise _Stopped
+
+    return scan_tar(task, advance)
+
+
+def scan_tar(task: ScanTask, advance: Callable[[int], None]) -> Digest:
+    """Read a tar, unless an earlier run did, and keep what was found.
+
+    Args:
+        task: which.
+        advance: told how many more bytes are read.
+
+    Raises:
+        UserError: if it is no tar, or changes while it is read.
+    """
+    storage = open_storage(task.dest)
+    try:
+        header, rows = read_scan(storage, task)
+        advance(task.tar.size_bytes)
+    except ObjectMissing:
+        header, rows = _scan(task, storage, advance)
+        lines = [orjson.dumps(line, option=orjson.OPT_SORT_KEYS) for line in chain([header], rows)]
+        storage.write(task.part_name, b"\n".join(lines))
+    return _digest(task.tar, header, rows)
+
+
+def read_scan(storage: Storage, task: ScanTask) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what is known of a tar, and its rows; raises `ObjectMissing` if it was not read."""
+    header, *rows = [orjson.loads(line) for line in storage.read(task.part_name).split(b"\n")]
+    return header, rows
+
+
+def scan_first(tar: SourceTar, rules: Rules) -> Digest:
+    """Read one tar in this process and write nothing."""
+    pieces, beginning = _open(tar, lambda count: None)
+    if is_compressed(beginning):
+        pieces = iter_decompressed(pieces, beginning)
+    header, rows = find_samples(tar.url, pieces, rules)
+    return _digest(tar, header, rows)
+
+
+def _scan(
+    task: ScanTask, storage: Storage, advance: Callable[[int], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    pieces, beginning = _open(task.tar, advance)
+    if not is_compressed(beginning):
+        return find_samples(task.tar.url, pieces, task.rules)
+    name = f"tars/{task.plan}.tar"
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        damage: DamagedTar | None = None
+        try:
+            for piece in iter_decompressed(pieces, beginning):
+                file.write(piece)
+        except DamagedTar as error:
+            damage = error
+        file.flush()
+        file.seek(0)
+        header, rows = find_samples(task.tar.url, iter(lambda: file.read(_PIECE_BYTES), b""), task.rules, damage)
+        storage.upload(Path(file.name), name)
+    return header | {"url": f"{storage.url}/{name}"}, rows
+
+
+def _open(tar: SourceTar, advance: Callable[[int], None]) -> tuple[Iterator[bytes], bytes]:
+    """Return the bytes of a tar in pieces, read one ahead, and the first of them."""
+
+    def read() -> Iterator[bytes]:
+        storage, name = open_object(tar.url)
+        for start in range(0, tar.size_bytes, _PIECE_BYTES):
+            stop = min(start + _PIECE_BYTES, tar.size_bytes)
+            piece, size = storage.read_part(name, start, stop)
+            if size != tar.size_bytes or len(piece) != stop - start:
+                raise UserError(f"{tar.url} had {tar.size_bytes} bytes and has {size} now: is it being written?")
+            yield piece
+            advance(len(piece))
+
+    pieces = one_ahead(read())
+    first = next(pieces, b"")
+    return chain([first], pieces), first[:8]
+
+
+def find_samples(
+    url: str, pieces: Iterator[bytes], rules: Rules, damage: DamagedTar | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Find the samples in the bytes of a tar.
+
+    Args:
+        url: of the tar.
+        pieces: its bytes.
+        rules: what its members are called.
+        damage: what is known of it already.
+
+    Returns:
+        What is to be known of the tar, and a row for each recording.
+
+    Raises:
+        UserError: if it is no tar.
+    """
+    tar = TarBytes(pieces)
+    finder = SampleFinder(rules, tar)
+    try:
+        for member in iter_tar(tar, finder.wanted):
+            finder.add(member)
+    except DamagedTar as error:
+        if not error.position:
+            raise UserError(f"{url} is no tar ({error}): copy it again, or leave it out of --source") from None
+        damage = damage or error
+    finder.close(str(damage or ""))
+    position = tar.position
+    tar.drain()
+    rows = list(finder.rows())
+    if damage and not any(row.get("problem") == "damaged_tar" for row in rows):
+        rows.append({"key": "", "problem": "damaged_tar", "detail": str(damage)})
+    lost = (tar.position - position) * len(rows) // max(1, position) if damage else 0
+    return {
+        "url": url,
+        "size_bytes": tar.position,
+        "sha256": tar.sha256.hexdigest(),
+        "obstacle": finder.obstacle,
+        "damage": str(damage or ""),
+        "num_lost": lost,
+        "num_others": finder.num_others,
+    }, rows
+
+
+def _digest(tar: SourceTar, header: dict[str, Any], rows: list[dict[str, Any]]) -> Digest:
+    good = [row for row in rows if "problem" not in row]
+    sums = dict.fromkeys(("audio_ms", "damaged", "longer_than_30_seconds", "without_text", "with_decoder_warnings"), 0)
+    for row in good:
+        metadata = row["metadata"]
+        sums["audio_ms"] += round(1000 * metadata["duration_seconds"])
+        sums["damaged"] += "missing_seconds" in metadata or "truncated" in metadata
+        sums["longer_than_30_seconds"] += metadata["duration_seconds"] > _LONG_SECONDS
+        sums["without_text"] += "text" not in metadata
+        sums["with_decoder_warnings"] += "decoder_warnings" in metadata
+    return Digest(
+        **header,
+        splits=tuple(sorted({row["split"] for row in good if "split" in row})),
+        rejected=[_rejection(tar, row) for row in rows if "problem" in row],
+        sums=sums,
+        keys=_hashes(list(dict.fromkeys(row["key"] for row in good))),
+        ids=_hashes([row.get("id", "") for row in good]),
+        images=np.array([int(row.get("image_hash", "0"), 16) for row in good], np.uint64),
+    )
+
+
+def _rejection(tar: SourceTar, row: dict[str, Any]) -> dict[str, str]:
+    return {"key": row["key"], "file": tar.url, "cause": row["problem"], "detail": row["detail"]}
+
+
+def _hashes(texts: list[str]) -> np.ndarray:
+    """Return 64 bits of the hash of each text; 0 for an empty one."""
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() if text else bytes(8) for text in texts)
+    return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+
+
+def plan_of(tasks: list[ScanTask], flags: dict[str, Any]) -> str:
+    """Return a hash of all that decides a corpus: its tars, the rules, and some flags."""
+    return hashlib.sha256(json.dumps([[task.plan for task in tasks], flags], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def rules_of(options: Any) -> Rules:
+    """Return the rules that are among the flags of a recipe."""
+    return Rules(**{name: getattr(options, name) for name in asdict(Rules())})
