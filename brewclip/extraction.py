@@ -111,9 +111,9 @@ def _extract_shards(
 
 def _num_places(config: Config) -> int:
     """Return how many workers the cluster has room for."""
-    from brewclip.cluster import available
+    from brewclip.cluster import available, uses_gpu
 
-    if config.cluster.use_gpu:
+    if uses_gpu(config.cluster):
         return max(1, available("GPU"))
     return max(1, int(available("CPU") / config.cluster.cpus_per_worker))
 
@@ -121,8 +121,10 @@ def _num_places(config: Config) -> int:
 def _start_actor(config: Config) -> Any:
     import ray
 
+    from brewclip.cluster import uses_gpu
+
     options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3, "num_cpus": config.cluster.cpus_per_worker}
-    if config.cluster.use_gpu:
+    if uses_gpu(config.cluster):
         options["num_gpus"] = 1
     threads = max(1, int(config.cluster.cpus_per_worker))
     return ray.remote(Extractor).options(**options).remote(config.model.whisper, config.model.language, threads)
