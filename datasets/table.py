@@ -1,6 +1,6 @@
 """A corpus of one's own: a CSV, TSV, JSONL or Parquet table with a row for each recording.
 
-    python datasets/table.py --source my/table.csv --dest s3://bucket/mine
+    python datasets/table.py --source /data/mine/table.csv --dest s3://bucket/mine
     python datasets/table.py --source s3://bucket/raw/table.parquet --dest file:///tmp/mine --test-fraction 0.2
 
 Columns: image, audio; optionally text, image_id, speaker, split, emotion. Paths are relative to the table, or URLs.
