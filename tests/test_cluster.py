@@ -60,6 +60,34 @@ def test_what_no_machine_has_is_refused_in_seconds(ray_head):
 
 
 @pytest.mark.services
+@pytest.mark.parametrize(
+    ("ending", "kept"), [("raise UserError('as asked')", False), ("raise ValueError('a bug')", True)]
+)
+def test_the_logs_of_an_own_head_stay_only_where_a_job_failed_with_a_traceback(tmp_path, ending, kept):
+    code = (
+        "from brewclip.cluster import *; from brewclip.config import exit_on_user_error\n"
+        f"with exit_on_user_error():\n connect()\n {ending}"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONPATH": str(CHECKOUT), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == (1 if kept else 2), done.stderr
+    folders = list(tmp_path.glob("brewclip-*"))
+    if kept:
+        (folder,) = folders
+        assert done.stderr.endswith(f"Ray's logs are kept in {folder}\n")
+        assert (folder / "ray" / "gcs_server.out").exists()
+    else:
+        assert (folders, done.stderr) == ([], "error: as asked\n")
+
+
+@pytest.mark.services
 def test_gpus_as_found(ray_head):
     connect()
     assert not uses_gpu(ClusterConfig(use_gpu="auto"))

@@ -32,7 +32,7 @@ SUBMITTED = [command for command in COMMANDS if "ray job submit" in command]
 OF_README = [command for command in SUBMITTED if command in readme_commands() and "--runtime-env" not in command]
 OF_DOCSTRINGS = [command for command in SUBMITTED if command in docstring_commands() and ". .state" not in command]
 # Jobs that README does not submit; the others' docstrings show README's commands with `--storage s3://bucket`.
-ELSEWHERE = [one for one in OF_DOCSTRINGS if not any(shlex.split(one)[6] in shown for shown in OF_README)]
+ELSEWHERE = [one for one in OF_DOCSTRINGS if not any(shlex.split(one)[7] in shown for shown in OF_README)]
 (PASSING,) = [command for command in SUBMITTED if "--runtime-env-json" in command]
 (TRAINING,) = [command for command in SUBMITTED if ". .state" in command]
 NO_GPU = (
