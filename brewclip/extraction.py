@@ -228,9 +228,9 @@ def _interrupt(actors: list[Any]) -> None:
 
 def _num_places(config: Config) -> int:
     """Return how many workers the cluster has room for."""
-    from brewclip.cluster import available
+    from brewclip.cluster import available, uses_gpu
 
-    if config.cluster.use_gpu:
+    if uses_gpu(config.cluster):
         return max(1, available("GPU"))
     return max(1, int(available("CPU") / config.cluster.cpus_per_worker))
 
@@ -238,13 +238,15 @@ def _num_places(config: Config) -> int:
 def _start_actor(config: Config) -> Any:
     import ray
 
+    from brewclip.cluster import uses_gpu
+
     options: dict[str, Any] = {
         "max_restarts": -1,
         "max_task_retries": 3,
         "num_cpus": config.cluster.cpus_per_worker,
         "concurrency_groups": {_CONTROL: 1},
     }
-    if config.cluster.use_gpu:
+    if uses_gpu(config.cluster):
         options["num_gpus"] = 1
     return ray.remote(**options)(Extractor).remote(max(1, int(config.cluster.cpus_per_worker)))
 

@@ -4,6 +4,7 @@ A worker computes its own rows of the logits. Those of a large batch are compute
 as a whole: their gradients are found beside the loss, while the logits are there.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -102,6 +103,17 @@ def brewclip_loss(
         "inner": inner.detach(),
         "effective_negatives": (num_kept - len(targets)).float() / num_rows,
     }
+
+
+def loss_of_chance(num_rows: int) -> float:
+    """Return what `brewclip_loss` is where every key is as likely as the match, and no two rows share an image.
+
+    Inner and outer loss are two cross-entropies over all rows each, and their weights add up to one.
+
+    Args:
+        num_rows: pairs of all workers.
+    """
+    return 2 * math.log(num_rows)
 
 
 def _kept(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A corpus of one's own: CSV, TSV, JSONL or Parquet tables with a row for each recording.
 
-    python datasets/table.py --source my/table.csv --dest s3://bucket/mine
+    python datasets/table.py --source /data/mine/table.csv --dest s3://bucket/mine
     python datasets/table.py --source s3://bucket/raw/table.parquet --dest file:///tmp/mine --test-fraction 0.2
     python datasets/table.py --source 'repository/data/*.parquet' --dest file:///tmp/mine --text-column sentence
 

@@ -65,7 +65,7 @@ class Stages:
         print(f"\n== {name}\n$ ray job submit --working-dir . -- {command}", flush=True)
         start = time.monotonic()
         # Ray does not upload .git, so the job cannot find out by itself.
-        variables = {"BREWCLIP_STORAGE": self.storage, "BREWCLIP_GIT_COMMIT": git_commit()}
+        variables = {"BREWCLIP_GIT_COMMIT": git_commit()}
         code = submit_job(self.head, command, CHECKOUT, environment=variables, say=hear)
         self.seconds[name] = time.monotonic() - start
         return code

@@ -16,7 +16,7 @@ def main() -> None:
     """Parse the configuration, join Ray, extract split after split."""
     with exit_on_user_error():
         config = parse_command_line(__doc__)
-        from brewclip.cluster import connect
+        from brewclip.cluster import check_resources, connect, demand_of
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
         from brewclip.extraction import extract_splits, image_side, splits_to_extract
@@ -29,6 +29,7 @@ def main() -> None:
         tracking = config.tracking
         tracker = Tracker(tracking.uri, tracking.experiment, f"extract-{config.data.corpus}", config.features_url)
         connect()
+        check_resources(demand_of("extraction", config.cluster, 1))
         try:
             with recorded(tracker, config, "extract"):
                 done = extract_splits(config, side_pixels)

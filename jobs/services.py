@@ -31,10 +31,9 @@ def main() -> None:
     from brewclip.embedded import EmbeddedServices
 
     with EmbeddedServices(options.state) as services:
-        variables = services.environment() | {"BREWCLIP_STORAGE": services.bucket_url}
         environment_file = write_private(
             options.state / "environment.sh",
-            "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()),
+            "".join(f"export {name}={shlex.quote(value)}\n" for name, value in services.environment().items()),
         )
         token_file = write_private(options.state / "ray-token", services.ray.token + "\n")
         print(f"MLflow:        {services.mlflow.tracking_uri}")

@@ -66,7 +66,7 @@ def size_mistakes(config: Config, group: Document) -> Iterator[str]:
     """Yield where a job asks for more than its cluster may become."""
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     cluster, places = config.cluster, math.inf
-    if cluster.use_gpu:
+    if cluster.use_gpu is True:
         places = quantity(limits.get(GPU, 0))
         if not places:
             yield f"preset of corpus {config.data.corpus} trains on GPUs, the workers have none"

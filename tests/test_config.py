@@ -59,6 +59,56 @@ def test_a_job_may_add_flags():
 
 
 @pytest.mark.parametrize(
+    ("words", "use_gpu"),
+    [
+        ([], "auto"),
+        (["--cluster.use-gpu", "False"], False),
+        (["--cluster.use-gpu", "True"], True),
+        (["--cluster.use-gpu", "--run.seed", "1"], True),  # as commands were recorded before `auto`
+        (["--cluster.no-use-gpu"], False),
+    ],
+)
+def test_a_gpu_is_asked_for_in_three_ways(words, use_gpu):
+    config = parse_command_line(None, Config, ["own", *words])
+    assert config.cluster.use_gpu == use_gpu
+    assert unflatten(flatten(config)) == config
+
+
+SUBMITTED = {"RAY_JOB_CONFIG_JSON_ENV_VAR": '{"metadata": {"job_submission_id": "raysubmit_1"}}'}
+
+
+def submit(monkeypatch, *words, **variables):
+    """Parse a command line as the command of a submitted job, with these variables at the node."""
+    for name in ("BREWCLIP_STORAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (SUBMITTED | variables).items():
+        monkeypatch.setenv(name, value)
+    return parse_command_line(None, Config, ["scenes", *words])
+
+
+def test_a_submitted_job_without_a_storage_is_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"this submitted job has no storage.*set BREWCLIP_STORAGE.*--storage s3://"):
+        submit(monkeypatch)
+    assert submit(monkeypatch, BREWCLIP_STORAGE="s3://bucket").storage == "s3://bucket"
+    assert submit(monkeypatch, "--storage", "file:///data").storage == "file:///data"
+
+
+def test_a_submitted_job_that_records_nothing_says_so(monkeypatch, capsys):
+    submit(monkeypatch, "--storage", "s3://bucket")
+    assert "warning: nothing is recorded in MLflow" in capsys.readouterr().err
+    submit(monkeypatch, "--storage", "s3://bucket", MLFLOW_TRACKING_URI="http://mlflow:5000")
+    submit(monkeypatch, "--storage", "s3://bucket", "--tracking.uri", "http://mlflow:5000")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_that_was_not_submitted_stores_in_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("BREWCLIP_STORAGE", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.chdir(tmp_path)
+    assert parse_command_line(None, Config, ["scenes"]).storage == (tmp_path / "storage").as_uri()
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["scene"], "unknown preset 'scene': did you mean 'scenes'"),

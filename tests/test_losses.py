@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from brewclip import losses as losses_module
-from brewclip.losses import brewclip_loss, info_nce
+from brewclip.losses import brewclip_loss, info_nce, loss_of_chance
 from brewclip.models.brewclip import Features
 
 
@@ -27,6 +27,14 @@ def test_info_nce_by_hand():
     loss = info_nce(queries, keys, torch.tensor([0, 1]), torch.ones(2, 2, dtype=torch.bool), torch.tensor(math.log(2)))
     expected = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(1.2 - 1.6))]
     assert loss.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("channels", [True, False])
+def test_the_loss_of_chance_is_that_of_features_that_are_all_alike(channels):
+    features = make_features(8, channels)
+    alike = Features(*(None if part is None else torch.ones_like(part) for part in features))
+    found = brewclip_loss(alike, torch.arange(8), torch.tensor(2.0), 0.1, identity)["loss"]
+    assert found.item() == pytest.approx(loss_of_chance(8))
 
 
 def test_a_dropped_key_leaves_the_denominator():

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from brewclip.cluster import check_resources, demand_of, uses_gpu
 from brewclip.config import UserError, flatten
 from brewclip.data.storage import Storage, open_storage
 from brewclip.tracking import describe_environment, supersede, without_secrets
@@ -65,6 +66,8 @@ def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]
     Returns:
         The trials, in the order they were made. All of them may have failed.
     """
+    cluster = config.cluster
+    check_resources(demand_of("a trial", cluster, cluster.min_workers or cluster.num_workers))
     record = SweepRecord(config, space, command)
     storage = open_storage(sweep_url(config))
     with tempfile.TemporaryDirectory(prefix="brewclip-sweep-") as folder:
@@ -152,7 +155,7 @@ def count_places(config: SweepConfig) -> int:
 
     cluster, free = config.cluster, ray.available_resources()
     places = int(free.get("CPU", 0) // (cluster.num_workers * cluster.cpus_per_worker))
-    if cluster.use_gpu:
+    if uses_gpu(cluster):
         places = min(places, int(free.get("GPU", 0) // cluster.num_workers))
     if places < 1:
         print(f"sweep {config.run_name}: no trial has room now, they wait until the cluster has", flush=True)

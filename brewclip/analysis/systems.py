@@ -204,12 +204,13 @@ def evaluate_system(system: System, split: str) -> SystemResult:
     """
     import ray
 
-    from brewclip.cluster import available
+    from brewclip.cluster import Demand, available, check_resources, uses_gpu
 
     manifest = open_manifest(f"{system.config.features_url}/{split}")
     if not len(manifest):
         raise UserError(f"{manifest.url} holds no recordings: write and extract the split again")
-    gpus = available("GPU") if system.config.cluster.use_gpu else 0
+    gpus = available("GPU") if uses_gpu(system.config.cluster) else 0
+    check_resources(Demand("evaluation", 1, 1, 1 if gpus else 0))
     world_size = max(1, min(gpus or available("CPU"), -(-len(manifest) // _RECORDINGS_PER_TASK)))
     task = ray.remote(embed_share).options(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=3)
     shares = ray.get([task.remote(system, split, rank, world_size) for rank in range(world_size)])

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from brewclip.config.presets import PRESETS, preset
 from brewclip.config.settings import Config, check, flatten, ignored_settings
+from brewclip.config.submitted import check_submitted
 
 Form = TypeVar("Form")
 ConfigForm = TypeVar("ConfigForm", bound=Config)
@@ -23,12 +24,18 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Print a `UserError` as one line and leave with exit code 2; other errors keep their traceback."""
+    """Print a `UserError` as one line and leave with exit code 2; other errors keep their traceback.
+
+    Ctrl-C is one line, too, and exit code 130.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
 
 
 def parse_command_line(
@@ -60,11 +67,12 @@ def parse_command_line(
     try:
         start = preset(name)
         start_form = form(**{item.name: getattr(start, item.name) for item in dataclasses.fields(start)})
-        config = _run_tyro(form, words, usage, default=start_form)
+        config = _run_tyro(form, _with_gpu_value(words), usage, default=start_form)
         check(config)
+        missing = check_submitted(config.storage, config.tracking.uri)
     except ValueError as error:
         raise UserError(str(error)) from None
-    for line in ignored_settings(config):
+    for line in ignored_settings(config) + missing:
         print(f"warning: {line}", file=sys.stderr)
     return config
 
@@ -95,6 +103,19 @@ def _run_tyro(target: type[Form], words: list[str], usage: str | None, **default
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise UserError(f"unknown argument {unknown[0]!r}: {hint}")
     return value
+
+
+def _with_gpu_value(words: list[str]) -> list[str]:
+    """Return the words with the value that --cluster.use-gpu had before it took one: recorded commands have none."""
+    spelled: list[str] = []
+    for place, word in enumerate(words):
+        if word == "--cluster.no-use-gpu":
+            spelled += ["--cluster.use-gpu", "False"]
+        elif word == "--cluster.use-gpu" and (words[place + 1 :] or ["--"])[0].startswith("-"):
+            spelled += [word, "True"]
+        else:
+            spelled.append(word)
+    return spelled
 
 
 def _end_help() -> NoReturn:

@@ -6,8 +6,9 @@ Units stand in the names. No torch here: `--help` must be instant.
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_type_hints
+
+from brewclip.config.submitted import default_storage
 
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
 Transcript = Literal["asr", "asr_unfiltered", "ground_truth"]
@@ -15,10 +16,7 @@ ImageTransform = Literal["crop", "letterbox"]
 LongText = Literal["cut", "windows"]
 AudioWindow = Literal["speech", "first_30_seconds"]
 Precision = Literal["auto", "bfloat16", "float32"]
-
-
-def _default_storage() -> str:
-    return os.environ.get("BREWCLIP_STORAGE") or (Path.cwd() / "storage").as_uri()
+UseGpu = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,8 @@ class ClusterConfig:
     """Smallest number of workers of an elastic run; 0 keeps the number fixed."""
     resize_every_seconds: float = 60.0
     """How often an elastic run looks for room for more workers; each change restarts it from its last checkpoint."""
-    use_gpu: bool = False
-    """One GPU for each worker."""
+    use_gpu: UseGpu = False
+    """One GPU for each worker; `auto` takes one where the cluster has any when the job starts."""
     cpus_per_worker: float = 1.0
     """CPUs of one worker."""
     max_failures: int = 20
@@ -189,7 +187,7 @@ class TrackingConfig:
 class Config:
     """Everything that a job needs to know."""
 
-    storage: str = field(default_factory=_default_storage)
+    storage: str = field(default_factory=default_storage)
     """Base URL, s3://bucket[/prefix] or file:///folder: corpora and runs lie below it."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -198,7 +196,7 @@ class Config:
     run: RunConfig = RunConfig()
     cluster: ClusterConfig = ClusterConfig()
     extraction: ExtractionConfig = ExtractionConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def corpus_url(self) -> str:

@@ -50,8 +50,7 @@ class EmbeddedServices:
         self.s3 = S3Server(self.state_directory / "s3", logs, key)
         artifacts = f"{self.bucket_url}/mlflow"
         self.mlflow = MlflowServer(self.state_directory / "mlflow", logs, artifacts, self.s3.environment())
-        given_to_workers = self.s3.environment() | self.mlflow.environment() | dict(environment or {})
-        self.ray = RayHead(logs, num_cpus=num_cpus, environment=given_to_workers)
+        self.ray = RayHead(logs, num_cpus=num_cpus, environment=self._storage_and_tracking() | dict(environment or {}))
         self._servers: tuple[Server, ...] = (self.s3, self.ray, self.mlflow)  # the fastest comes first
 
     @property
@@ -60,8 +59,11 @@ class EmbeddedServices:
         return f"s3://{BUCKET}"
 
     def environment(self) -> dict[str, str]:
-        """Returns the variables by which a program on this machine finds all three."""
-        return self.s3.environment() | self.mlflow.environment() | self.ray.environment()
+        """Returns the variables by which a program on this machine finds all three, and the bucket."""
+        return self._storage_and_tracking() | self.ray.environment()
+
+    def _storage_and_tracking(self) -> dict[str, str]:
+        return self.s3.environment() | self.mlflow.environment() | {"BREWCLIP_STORAGE": self.bucket_url}
 
     def start(self) -> None:
         """Starts the three side by side and returns when all answer; if one fails, the others are ended."""

@@ -3,12 +3,15 @@
 import contextlib
 import json
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
+from urllib.parse import urlsplit
 
+from brewclip.cluster import check_resources, demand_of
 from brewclip.config import Config, UserError, flatten
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
@@ -59,21 +62,23 @@ def run_training(
     cluster = config.cluster
     elastic = 0 < cluster.min_workers < cluster.num_workers
     num_workers: Any = (cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
+    demand = demand_of("training", cluster, cluster.min_workers if elastic else cluster.num_workers)
     assignment = Assignment(
         # Starting over is done once; a restarted worker goes on.
         config=flatten(replace(config, run=replace(config.run, fresh=False))),
         environment=environment or describe_environment(),
         report=bool(callbacks),
     )
+    check_resources(demand)
+    _warn_of_unreachable(config)
     with tempfile.TemporaryDirectory(prefix="brewclip-train-") as folder:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=asdict(assignment),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=num_workers,
-                use_gpu=cluster.use_gpu,
-                resources_per_worker=resources,
+                use_gpu=demand.gpus > 0,
+                resources_per_worker=demand.bundle(),
                 elastic_resize_monitor_interval_s=cluster.resize_every_seconds,  # type: ignore[call-arg]
             ),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # seen by mypy as the old one of ray.air
@@ -133,6 +138,21 @@ def _with_checkpoint_url(config: Config) -> Config:
     """Replace a registered name to start from by what it stands for now: the name may mean another one tomorrow."""
     url = resolve_model(config.run.init_from, config.tracking.uri)
     return replace(config, run=replace(config.run, init_from=url))
+
+
+def _warn_of_unreachable(config: Config) -> None:
+    """Say when the worker that records the run may be on another machine than the record."""
+    import ray
+
+    uri = config.tracking.uri
+    is_local = uri.startswith(("sqlite:", "file:")) or urlsplit(uri).hostname in ("localhost", "127.0.0.1", "::1")
+    machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if is_local and len(machines) > 1:
+        print(
+            f"warning: --tracking.uri {uri} is reached from one machine only, and the worker that records the run may "
+            f"be on any of {len(machines)}: give an address that all of them reach",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from brewclip.data.storage import Storage, StorageError, exists, open_storage
 from brewclip.data.stream import Stream, one_ahead
 from brewclip.distributed import agree_on_problem, gather_to_first, sum_over_workers
 from brewclip.evaluation import embed_split, gather_embeddings
+from brewclip.losses import loss_of_chance
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import load_clip, weights_sha256
 from brewclip.provenance import SystemMetrics, record_origin, repeat_command
@@ -163,6 +164,10 @@ class Worker:
                 f"workers on {self.device.type}, {len(self.manifest)} pairs, "
                 f"{sum(p.numel() for p in self.model.trained_parameters().values()):,} trained parameters",
                 flush=True,
+            )
+            num_rows = config.run.global_batch_size
+            print(
+                f"train {config.run_name}: loss of chance 2 ln {num_rows} = {loss_of_chance(num_rows):.3f}", flush=True
             )
         return train(
             config,
