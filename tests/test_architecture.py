@@ -32,7 +32,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "version",
     ),
     ("ctranslate2", "data", "losses", "models", "pretrained", "scenes_clip"),
-    ("assembly", "corpora", "evaluation", "extraction", "identical_images", "recipe", "shard_tasks", "source"),
+    (
+        "assembly",
+        "corpora",
+        "evaluation",
+        "extraction",
+        "identical_images",
+        "recipe",
+        "recipe_options",
+        "shard_tasks",
+        "source",
+    ),
     ("analysis", "benchmarks", "training"),
     ("experiments", "serving"),
     ("__main__", "brewclip", "tune"),  # "brewclip" alone is brewclip/__init__.py
