@@ -14,8 +14,8 @@ from typing import Any
 from brewclip.config import Config, UserError
 from brewclip.data.manifest import MANIFEST, Manifest, ManifestError, ShardRecord, open_manifest
 from brewclip.data.order import Extent
-from brewclip.data.shards import finish_split, is_finished, shard_name
-from brewclip.data.storage import Storage, open_storage
+from brewclip.data.shards import finish_split, is_finished, remove_stale_shards, shard_name
+from brewclip.data.storage import open_storage
 from brewclip.extractor import ExtractionTask, Extractor, Part
 from brewclip.progress import Progress
 
@@ -268,7 +268,7 @@ def _finish(
     storage.write("rejected.jsonl", "".join(f"{row}\n" for row in rows).encode(errors="replace"))
     if not records:
         raise UserError(f"no recording of {task.source_url} can be used ({counts['rejected']}): see rejected.jsonl")
-    _remove_stale(storage, {record.name for record in records})
+    remove_stale_shards(storage, {record.name for record in records})
     summary = finish_split(
         storage,
         records,
@@ -279,10 +279,3 @@ def _finish(
         details=counts | _settings(task),
     )
     return {"samples": summary.num_samples} | counts
-
-
-def _remove_stale(storage: Storage, names: set[str]) -> None:
-    """Remove shards of an earlier extraction that this one did not write again."""
-    for name in storage.list_names():
-        if name.endswith(".tar") and name not in names:
-            storage.delete(name)

@@ -19,7 +19,7 @@ from brewclip.config import UserError, exit_on_user_error, parse_options
 from brewclip.corpora import FileCorpus, Recording
 from brewclip.data.manifest import ShardRecord, open_manifest
 from brewclip.data.schema import BadSample, Sample, pack_sample
-from brewclip.data.shards import finish_split, is_finished
+from brewclip.data.shards import finish_split, is_finished, remove_stale_shards
 from brewclip.data.storage import FolderStorage, Storage, check_reachable, open_storage
 from brewclip.identical_images import add_digests, check_files, compare_and_save
 from brewclip.progress import Progress
@@ -140,7 +140,7 @@ def _write_split(
     if not records:
         raise UserError(f"{label} has no usable sample: {rejected[:1] or 'its list is empty'}")
     rejected.sort(key=lambda row: (row["key"], row["file"]))
-    _remove_stale(storage, {record.name for record in records})
+    remove_stale_shards(storage, {record.name for record in records})
     storage.write(REJECTED, _json_lines(rejected))
     counts = dict(sorted(Counter(row["cause"] for row in rejected).items()))
     others = {name: open_storage(f"{options.dest.rstrip('/')}/{name}") for name in recipe.splits() if name != split}
@@ -250,13 +250,6 @@ def _check_space(recipe: Recipe, dest: str, plans: dict[str, tuple[Storage, list
             f"--dest {dest} needs about {needed / 1e9:.3g} GB more, {free / 1e9:.3g} GB are free there: "
             "make room, choose another --dest, or take less with --limit"
         )
-
-
-def _remove_stale(storage: Storage, names: set[str]) -> None:
-    """Remove shards that an interrupted run with other flags left."""
-    for name in storage.list_names():
-        if name.endswith(".tar") and "/" not in name and name not in names:
-            storage.delete(name)
 
 
 def _write_left_out(corpus: FileCorpus, dest: str) -> None:

@@ -106,6 +106,13 @@ def finish_split(storage: Storage, records: list[ShardRecord], **facts: Any) -> 
     return summary
 
 
+def remove_stale_shards(storage: Storage, names: set[str]) -> None:
+    """Remove the tars of a split that are not among the names: those of an earlier run with other settings."""
+    for name in storage.list_names():
+        if name.endswith(".tar") and "/" not in name and name not in names:
+            storage.delete(name)
+
+
 def is_finished(storage: Storage) -> bool:
     """Return whether the split has a manifest."""
     return exists(storage, MANIFEST)
