@@ -160,7 +160,6 @@ def test_ctrl_c_and_mp3_leave_one_line_each(
     assert open_manifest(f"{bucket}/mp3/train").summary.details["damaged"] == 24
 
 
-<<<<<<< HEAD
 def write_shards(folder: Path, speech: Path) -> list[str]:
     """Write the digits as other people's shards, a few for each speaker; return what --source says of them."""
     from sklearn.datasets import load_digits
@@ -176,7 +175,8 @@ def write_shards(folder: Path, speech: Path) -> list[str]:
                 text = {"caption": digits.target_names[digit].item(), "speaker": speaker}
                 writer.write({"__key__": f"{digit}/{path.stem}", "png": image, "wav": path.read_bytes(), "json": text})
     return sources
-=======
+
+
 SLOW_SHARD = """
 import sys, time
 from brewclip.cluster import connect
@@ -199,7 +199,6 @@ for _, record, notes in run_tasks(Slow(), tasks, counts.append):
 def test_progress_advances_within_a_shard(tmp_path: Path, ray_head: RayHead) -> None:
     done = run("-c", SLOW_SHARD, tmp_path.as_uri())
     assert (done.stdout, done.returncode) == ("8 8 True\n", 0), done.stderr
->>>>>>> recipes
 
 
 @pytest.mark.timeout(600)
