@@ -265,7 +265,7 @@ def _finish(
     rows = [
         json.dumps(row, sort_keys=True, ensure_ascii=False) for row in sorted(rejected, key=lambda row: row["item"])
     ]
-    storage.write("rejected.jsonl", "".join(f"{row}\n" for row in rows).encode(errors="replace"))
+    storage.write("rejected.jsonl", "".join(f"{row}\n" for row in rows).encode(errors="backslashreplace"))
     if not records:
         raise UserError(f"no recording of {task.source_url} can be used ({counts['rejected']}): see rejected.jsonl")
     remove_stale_shards(storage, {record.name for record in records})

@@ -5,8 +5,9 @@
 
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. The corpus has emotions and speakers, as
 datasets/ravdess.py or datasets/scenes.py --style emotion write it. Prints accuracy with its interval beside the
-majority baseline, and confusion matrices; writes emotion.json and emotion.md below STORAGE/evaluations/CORPUS-emotion,
-and the metrics to MLflow. A few hundred clips need no cluster: this runs in one process, on a GPU if there is one.
+majority baseline, and confusion matrices; writes emotion.json and emotion.md into a folder of its own below
+STORAGE/evaluations/CORPUS-emotion, and the metrics to MLflow. A few hundred clips need no cluster: this runs in one
+process, on a GPU if there is one.
 """
 
 import sys
@@ -41,12 +42,15 @@ def main() -> None:
         from brewclip.analysis.clips import load_clip_split
         from brewclip.analysis.emotion import can_finetune, channels_to_probe, probe_system, probe_whisper
         from brewclip.analysis.emotion_tables import emotion_text, record_emotion
+        from brewclip.analysis.folders import study_url
         from brewclip.analysis.systems import describe_systems
         from brewclip.data.storage import check_reachable
 
         check_reachable(config.storage)
         systems = describe_systems(config, config.systems)
         clips = load_clip_split(config, config.probe.test_split, config.probe.transcript)
+        splits = sorted({config.data.train_split, config.probe.test_split})
+        url = study_url(config, "emotion", f"{config.data.corpus}-emotion", splits, systems)
         results = [probe_whisper(clips, config.probe)]
         for system in systems:
             for method in config.methods:
@@ -58,7 +62,7 @@ def main() -> None:
                         probe_system(config, system, channel=channel, method=method, probe=config.probe, clips=clips)
                     )
                     print(f"emotion {system.name}: {method} on {channel} done", flush=True)
-        url = record_emotion(config, systems, results)
+        record_emotion(config, systems, results, url)
         print(f"\n{emotion_text(results)}\nwritten: {url}", flush=True)
 
 

@@ -6,7 +6,8 @@
 
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint; `@asr` or `@ground_truth` behind it says
 what the pipeline reads where that is not --data.transcript. Writes results.json, table.md, report.html and the rank of
-every query below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, and the metrics to the systems' MLflow runs.
+every query into a folder of this evaluation below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, whose file
+`latest-evaluate` names the newest, and the metrics to the systems' MLflow runs.
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ def main() -> None:
     with exit_on_user_error():
         config = parse_command_line(__doc__, EvaluateConfig)
         from brewclip.analysis.evaluate import choose_baseline, evaluate_and_record
+        from brewclip.analysis.folders import evaluation_group, study_url
         from brewclip.analysis.systems import describe_systems
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
@@ -42,8 +44,9 @@ def main() -> None:
         open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
         systems = describe_systems(config, config.systems)
         baseline = choose_baseline(systems, config.baseline)
+        url = study_url(config, "evaluate", evaluation_group(config, config.split), [config.split], systems)
         connect()
-        evaluate_and_record(config, systems, config.split, config.num_report_queries, baseline)
+        evaluate_and_record(config, systems, config.split, config.num_report_queries, url, baseline)
 
 
 if __name__ == "__main__":

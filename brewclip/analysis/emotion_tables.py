@@ -4,7 +4,7 @@ import json
 
 from brewclip.analysis.columns import align
 from brewclip.analysis.emotion import EmotionResult
-from brewclip.analysis.evaluate import file_name
+from brewclip.analysis.folders import file_name, name_latest
 from brewclip.analysis.systems import System
 from brewclip.analysis.tables import markdown_table
 from brewclip.config import Config
@@ -51,23 +51,16 @@ def emotion_text(results: list[EmotionResult], *, markdown: bool = False) -> str
     return "\n\n".join(parts) + "\n"
 
 
-def emotion_url(config: Config) -> str:
-    """Return where the emotion results of a corpus are kept."""
-    return f"{config.storage.rstrip('/')}/evaluations/{config.data.corpus}-emotion"
-
-
-def record_emotion(config: Config, systems: list[System], results: list[EmotionResult]) -> str:
+def record_emotion(config: Config, systems: list[System], results: list[EmotionResult], url: str) -> None:
     """Write emotion.json and emotion.md, and the accuracies to MLflow.
 
     Args:
         config: settings of the evaluation.
         systems: those with an MLflow run of their training get the metrics there, too.
         results: of the systems and of the baseline.
-
-    Returns:
-        The URL of the folder.
+        url: of the folder; see `study_url`.
     """
-    storage = open_storage(emotion_url(config))
+    storage = open_storage(url)
     files = {
         "emotion.json": json.dumps([one.record() for one in results], indent=1),
         "emotion.md": emotion_text(results, markdown=True),
@@ -81,8 +74,8 @@ def record_emotion(config: Config, systems: list[System], results: list[EmotionR
             tracker = Tracker(tracking.uri, tracking.experiment, system.name, system.url.partition("/checkpoints/")[0])
             tracker.log_metrics({f"emotion/{name}": value for name, value in own.items()}, system.step)
             tracker.finish()
-    url = emotion_url(config)
-    tracker = Tracker(tracking.uri, tracking.experiment, url.rpartition("/")[2], url)
+    name_latest(url, "emotion")
+    tracker = Tracker(tracking.uri, tracking.experiment, f"{config.data.corpus}-emotion", url)
     record_origin(tracker, config, "emotion")
     tracker.log_params({"systems": ", ".join(system.name for system in systems), "speakers": results[0].split})
     steps = {system.name: system.step for system in systems}
@@ -92,7 +85,6 @@ def record_emotion(config: Config, systems: list[System], results: list[EmotionR
     for name, text in files.items():
         tracker.log_text(text, name)
     tracker.finish()
-    return storage.url
 
 
 def _metrics(one: EmotionResult) -> dict[str, float]:

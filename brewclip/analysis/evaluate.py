@@ -1,11 +1,11 @@
 """An evaluation from systems to what is kept of it: metrics in MLflow, JSON, tables, ranks, the report."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from brewclip.analysis.folders import evaluation_group, file_name, name_latest
 from brewclip.analysis.outcomes import Difference, compare_all
 from brewclip.analysis.report import build_report
 from brewclip.analysis.systems import ZERO_SHOT, System, SystemResult, evaluate_system
@@ -33,8 +33,8 @@ def choose_baseline(systems: list[System], name: str) -> str:
 
 
 def evaluate_and_record(
-    config: Config, systems: list[System], split: str, num_report_queries: int, baseline: str = ""
-) -> str:
+    config: Config, systems: list[System], split: str, num_report_queries: int, url: str, baseline: str = ""
+) -> None:
     """Evaluate systems on a split, print the tables, and keep results, ranks, tables and report.
 
     Args:
@@ -42,10 +42,8 @@ def evaluate_and_record(
         systems: of different names.
         split: that is evaluated.
         num_report_queries: shown in the report.
+        url: of the folder that gets results.json, table.md, report.html and ranks/SYSTEM.npz; see `study_url`.
         baseline: system that the others are compared with; see `choose_baseline`.
-
-    Returns:
-        The URL of the folder that holds results.json, table.md, report.html and ranks/SYSTEM.npz.
     """
     baseline = choose_baseline(systems, baseline)
     results = []
@@ -57,7 +55,7 @@ def evaluate_and_record(
         results.append(result)
     outcomes = {one.system.name: one.outcome for one in results}
     differences = compare_all(outcomes, baseline, DIRECTIONS, RECALL_AT)
-    storage = open_storage(evaluation_url(config, split))
+    storage = open_storage(url)
     records = [_record(one, split, baseline, differences) for one in results]
     files = {
         "results.json": json.dumps(records, indent=1),
@@ -70,20 +68,10 @@ def evaluate_and_record(
         storage.write(f"ranks/{file_name(name)}.npz", outcome.to_bytes())
     for one in results:
         record_metrics(one, split)
-    _record_evaluation(config, split, results, differences, baseline, files)
+    name_latest(url, "evaluate")
+    _record_evaluation(config, url, split, results, differences, baseline, files)
     print(f"\n{text_table({one.system.name: one.metrics for one in results})}", flush=True)
     print(f"{difference_lines(differences, baseline)}\n\nreport: {storage.url}/report.html", flush=True)
-    return storage.url
-
-
-def evaluation_url(config: Config, split: str) -> str:
-    """Return where the evaluation of a split is kept."""
-    return f"{config.storage.rstrip('/')}/evaluations/{config.data.corpus}-{split}-{config.data.transcript}"
-
-
-def file_name(name: str) -> str:
-    """Return a name as one that files and MLflow's metrics may have."""
-    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def record_metrics(one: SystemResult, split: str) -> None:
@@ -124,6 +112,7 @@ def _record(one: SystemResult, split: str, baseline: str, differences: Differenc
 
 def _record_evaluation(
     config: Config,
+    url: str,
     split: str,
     results: list[SystemResult],
     differences: Differences,
@@ -131,8 +120,8 @@ def _record_evaluation(
     files: dict[str, str],
 ) -> None:
     """Give the evaluation a run of its own in MLflow, with table and report."""
-    tracking, url = config.tracking, evaluation_url(config, split)
-    tracker = Tracker(tracking.uri, tracking.experiment, url.rpartition("/")[2], url)
+    tracking = config.tracking
+    tracker = Tracker(tracking.uri, tracking.experiment, evaluation_group(config, split), url)
     manifest = open_manifest(f"{config.features_url}/{split}")
     record_origin(tracker, config, "evaluation", sha256={"manifest": manifest.sha256})
     names = ", ".join(one.system.name for one in results)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brewclip.analysis.attention import frame_relevance, patch_relevance
-from brewclip.analysis.evaluate import evaluation_url, file_name
+from brewclip.analysis.folders import file_name, name_latest
 from brewclip.analysis.gallery import GalleryRow, Look, draw_gallery, draw_looks
 from brewclip.analysis.queries import QuerySamples, evenly_spaced, nearest_pictures, picture_places
 from brewclip.analysis.systems import System, SystemResult, evaluate_system, load_system
@@ -27,7 +27,7 @@ _NUM_MELS = 80
 
 
 def look_and_record(
-    config: Config, systems: list[System], split: str, num_queries: int, keys: Sequence[str]
+    config: Config, systems: list[System], split: str, num_queries: int, keys: Sequence[str], url: str
 ) -> list[str]:
     """Draw the galleries of every system and the maps of some queries.
 
@@ -37,9 +37,10 @@ def look_and_record(
         split: that is evaluated.
         num_queries: in each gallery; and for maps where no keys are given, evenly spaced over the split.
         keys: of the queries whose maps are drawn.
+        url: of the folder; see `study_url`.
 
     Returns:
-        The URLs of the PNG files, below STORAGE/evaluations/.../look.
+        The URLs of the PNG files.
 
     Raises:
         UserError: if a key is not one of the split.
@@ -60,9 +61,10 @@ def look_and_record(
             )
     for key, png in zip(keys, draw_attention(config, results, samples, keys), strict=True):
         files[f"attention-{file_name(key)}.png"] = png
-    storage = open_storage(f"{evaluation_url(config, split)}/look")
+    storage = open_storage(url)
     for name, png in files.items():
         storage.write(name, png)
+    name_latest(url, "look")
     return [f"{storage.url}/{name}" for name in files]
 
 

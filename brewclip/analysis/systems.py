@@ -127,7 +127,7 @@ def describe_system(config: Config, name: str) -> System:
         config, model=trained.model, loss=trained.loss, run=replace(config.run, precision=trained.run.precision)
     )
     return System(
-        name=(trained.run.name or trained.model.variant) + suffix,
+        name=trained.run_name + suffix,
         url=url,
         config=own,
         step=checkpoint.facts.step,

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from brewclip.analysis.columns import align
-from brewclip.analysis.evaluate import evaluation_url, file_name
+from brewclip.analysis.folders import evaluation_group, file_name, name_latest
 from brewclip.analysis.outcomes import Outcome
 from brewclip.analysis.tables import markdown_table
 from brewclip.analysis.word_error_tables import band_rows, count_rows, draw_effects, record_of, slope_rows
@@ -17,8 +17,8 @@ from brewclip.tracking import Tracker
 
 
 def study_word_errors(
-    config: Config, split: str, utterances: list[Utterance], num_samples: int, outcomes: list[Outcome]
-) -> str:
+    config: Config, split: str, utterances: list[Utterance], num_samples: int, outcomes: list[Outcome], url: str
+) -> None:
     """Relate systems' ranks to word errors, print the tables, and keep tables, picture and every utterance.
 
     Args:
@@ -27,9 +27,7 @@ def study_word_errors(
         utterances: from `load_utterances`.
         num_samples: of the split.
         outcomes: one for each system.
-
-    Returns:
-        The URL of the folder that holds word_errors.json, word_errors.md and word_errors.png.
+        url: of the folder that gets word_errors.json, word_errors.md and word_errors.png; see `study_url`.
     """
     summary = summarise(utterances, num_samples)
     effects = [measure_effect(outcome, utterances) for outcome in outcomes]
@@ -46,18 +44,19 @@ def study_word_errors(
     }
     title = f"{config.data.corpus}, {split}: hits against word errors"
     picture = draw_effects(effects, title)
-    storage = open_storage(evaluation_url(config, split))
+    storage = open_storage(url)
     for name, text in texts.items():
         storage.write(name, text.encode())
     storage.write("word_errors.png", picture)
-    _record_in_mlflow(config, storage.url, summary, effects, texts, picture)
+    name_latest(url, "word_errors")
+    _record_in_mlflow(config, split, url, summary, effects, texts, picture)
     print("\n" + "\n\n".join(align(rows) for rows in tables))
     print(f"\nwritten: {storage.url}/word_errors.{{md,json,png}}", flush=True)
-    return storage.url
 
 
 def _record_in_mlflow(
     config: Config,
+    split: str,
     url: str,
     summary: dict[str, Any],
     effects: list[WordErrorEffect],
@@ -65,8 +64,8 @@ def _record_in_mlflow(
     picture: bytes,
 ) -> None:
     """Give the study a run of its own."""
-    tracking, name = config.tracking, f"{url.rpartition('/')[2]}-word-errors"
-    tracker = Tracker(tracking.uri, tracking.experiment, name, f"{url}/word_errors")
+    tracking, name = config.tracking, f"{evaluation_group(config, split)}-word-errors"
+    tracker = Tracker(tracking.uri, tracking.experiment, name, url)
     record_origin(tracker, config, "word_errors")
     tracker.log_params({"systems": ", ".join(one.system for one in effects)})
     tracker.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)}, 0)

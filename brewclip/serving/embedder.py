@@ -38,11 +38,20 @@ def load_embedder(name: str, *, clip: str = "", whisper: str = "", device: str =
 
 
 def checkpoint_url(name: str) -> str:
-    """Return the URL that a name stands for: a URL itself, a folder here, or a run below BREWCLIP_STORAGE."""
+    """Return the URL that a name stands for: a URL itself, a folder here, or a run below BREWCLIP_STORAGE.
+
+    Raises:
+        UserError: if it is a path, and no folder is there.
+    """
     if ":/" in name:
         return name
     if Path(name).is_dir():
         return Path(name).resolve().as_uri()
+    if "/" in name or name.startswith((".", "~")):
+        raise UserError(
+            f"there is no folder {name!r}: give the folder of a run or of a checkpoint, its URL (s3://, file://), the "
+            f"name of a run below BREWCLIP_STORAGE, models:/NAME@ALIAS, or {ZERO_SHOT}"
+        )
     return f"{Config().storage.rstrip('/')}/runs/{name}"
 
 

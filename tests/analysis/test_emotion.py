@@ -140,7 +140,7 @@ def test_too_little_to_learn_from():
 
 
 def test_a_corpus_without_emotions(config):
-    with pytest.raises(UserError, match=r"none of the 32 samples .* lack \{'emotion': 32\}: emotions need a corpus"):
+    with pytest.raises(UserError, match=r"none of the 32 samples .* lack \{'emotion': 32\}: an emotion probe needs"):
         load_clip_split(config, "unlabelled", "ground_truth")
 
 

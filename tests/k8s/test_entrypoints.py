@@ -127,7 +127,9 @@ def test_every_command_of_the_jobs(documents, cluster, tmp_path, monkeypatch):
     assert exists(storage, "runs/scenes-brewclip-0/checkpoints/latest")
 
     Submitted(cluster, "evaluate", jobs["evaluate"], tmp_path).finish()
-    results = json.loads(storage.read("evaluations/scenes-test-asr/results.json"))
+    group = "evaluations/scenes-test-asr"
+    latest = storage.read(f"{group}/latest-evaluate").decode()
+    results = json.loads(storage.read(f"{group}/{latest}/results.json"))
     assert [one["system"] for one in results] == ["scenes-brewclip-0", "zero_shot"]
 
     sweep = Submitted(cluster, "sweep", jobs["sweep"], tmp_path)
