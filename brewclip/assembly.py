@@ -30,6 +30,7 @@ def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
             num_heads=model.num_heads,
             ff_dim=model.ff_dim,
             dropout=model.dropout,
+            cls_std=model.cls_std,
             init_logit_scale=math.log(1 / loss.temperature),
             learn_logit_scale=loss.learn_temperature,
         )
