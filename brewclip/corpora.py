@@ -4,7 +4,6 @@ The formats themselves are in `datasets/`; writing is in `brewclip/recipe.py`.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,11 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from PIL import Image
-
 from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_audio_with_damage, encode_flac
 from brewclip.config import UserError
-from brewclip.data.pictures import open_picture
+from brewclip.data.pictures import reduce_image
 from brewclip.data.schema import BadSample, Sample
 from brewclip.data.storage import FolderStorage, ObjectMissing, Storage, StorageError, open_storage
 
@@ -224,7 +221,8 @@ class FileCorpus:
         # JSON can hold half of a surrogate pair, UTF-8 cannot.
         metadata = {name: value.encode(errors="replace").decode() for name, value in metadata.items()}
         audio, facts = to_flac(self.source.read(item.audio, "recording"))
-        image = to_jpeg(self.source.read(item.image, "picture"), self.image_side_pixels) if item.image else None
+        image = self.source.read(item.image, "picture") if item.image else None
+        image = image and reduce_image(image, self.image_side_pixels, exact=False)
         return Sample(item.key, metadata | facts, image, audio)
 
 
@@ -280,26 +278,6 @@ def to_flac(data: bytes) -> tuple[bytes, dict[str, float]]:
     if decoded.missing_seconds > 0.01:
         facts["missing_seconds"] = round(decoded.missing_seconds, 3)
     return encode_flac(decoded.waveform), facts
-
-
-def to_jpeg(data: bytes, side_pixels: int) -> bytes:
-    """Decode a picture once; reduce its short side to `side_pixels` (0: leave it) as JPEG of quality 95.
-
-    A JPEG that is small enough keeps its bytes; a picture of another format becomes JPEG.
-
-    Raises:
-        BadSample: if it cannot be decoded or is larger than 100 megapixels.
-    """
-    picture = open_picture(data)
-    scale = min(1.0, side_pixels / min(picture.size)) if side_pixels else 1.0
-    if scale == 1.0 and data[:3] == b"\xff\xd8\xff":
-        return data
-    if scale < 1.0:
-        width, height = (max(side_pixels, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 def safe_id(name: str) -> str:

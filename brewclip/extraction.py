@@ -3,7 +3,6 @@
 An output shard is written whole or not at all, and skipped when it is already there. The keys stay the same.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -13,13 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from brewclip.audio import UndecodableAudio, decode_audio
 from brewclip.config import Config
 from brewclip.data.manifest import Manifest, ShardRecord, open_manifest
 from brewclip.data.order import Extent
-from brewclip.data.pictures import open_picture
+from brewclip.data.pictures import CLIP_SIDES, open_picture, reduce_image
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample, Sample, array_to_npy
 from brewclip.data.shards import finish_split, finished_shard, is_finished, write_shard
@@ -39,7 +37,8 @@ class ExtractionTask:
         whisper: name of the model, for the record.
         window: `speech` keeps the frames of the whole recording, `first_30_seconds` what the released code used.
         batch_size: recordings decoded together.
-        image_side_pixels: short side that pictures are reduced to; 0 keeps the original bytes.
+        image_side_pixels: short side that images are reduced to; 0 keeps the original bytes.
+        exact_images: that side is what a CLIP's own transform makes, see `reduce_image`.
     """
 
     source_url: str
@@ -48,6 +47,7 @@ class ExtractionTask:
     window: str
     batch_size: int
     image_side_pixels: int
+    exact_images: bool
 
 
 def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str, Any]]:
@@ -86,6 +86,7 @@ def _task(config: Config, split: str, image_side_pixels: int) -> ExtractionTask:
         window=config.extraction.window,
         batch_size=config.extraction.batch_size,
         image_side_pixels=0 if config.extraction.keep_original_images else image_side_pixels,
+        exact_images=image_side_pixels in CLIP_SIDES and config.data.image_transform == "crop",
     )
 
 
@@ -220,37 +221,39 @@ def _prepared(
                 raise sample
             if sample.audio is None:
                 raise BadSample("audio", f"sample {sample.key!r} has no recording")
-            image = sample.image and shrink_image(sample.image, task.image_side_pixels)
+            image = sample.image and shrink_image(sample.image, task.image_side_pixels, exact=task.exact_images)
             yield Sample(sample.key, sample.metadata, image), decode_audio(sample.audio)
         except (BadSample, UndecodableAudio) as error:
             item = sample.key if isinstance(sample, Sample) else f"{name} #{number}"
             notes["rejected"].append({"item": item, "cause": error.cause, "detail": str(error)})
 
 
-def shrink_image(data: bytes, side_pixels: int) -> bytes:
-    """Reduce a JPEG so that its short side has at most `side_pixels`; quality 95.
+def shrink_image(data: bytes, side_pixels: int, *, exact: bool) -> bytes:
+    """Reduce an image to what is stored beside features.
 
     Args:
-        data: an encoded picture.
-        side_pixels: short side; 0 checks the picture and returns the bytes as they are.
+        data: an encoded image.
+        side_pixels: short side; 0 checks the image and returns its bytes.
+        exact: see `reduce_image`.
 
     Raises:
         BadSample: if it cannot be decoded or is larger than 100 megapixels.
     """
-    picture = open_picture(data)
-    scale = side_pixels / min(picture.size)
-    if not side_pixels or scale >= 1:
+    if not side_pixels:
+        open_picture(data)
         return data
-    size = (max(side_pixels, round(picture.width * scale)), max(side_pixels, round(picture.height * scale)))
-    buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
+    return reduce_image(data, side_pixels, exact=exact)
 
 
 def image_side(config: Config) -> int:
-    """Return the short side that stored pictures need, in pixels: the one set, or the one of the CLIP model."""
+    """Return the short side of stored images in pixels: the one set, or the one that suits the CLIP model.
+
+    Letterboxed images are reduced by their long side, so those stored have twice the side that the model takes.
+    """
     if config.extraction.image_side_pixels:
         return config.extraction.image_side_pixels
-    from brewclip.pretrained import clip_image_size
+    from brewclip.pretrained import clip_image_size, clip_stored_side
 
-    return clip_image_size(config.model.clip)
+    if config.data.image_transform == "letterbox":
+        return 2 * clip_image_size(config.model.clip)
+    return clip_stored_side(config.model.clip)
