@@ -15,6 +15,9 @@ from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import LoadedClip
 
+# What `--data.image-transform crop` is for a CLIP of this resize mode.
+_OWN_TRANSFORM = {"shortest": "crop", "squash": "squash", "longest": "letterbox"}
+
 
 def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
     """Build the model of a configuration with initial weights that depend on its seed alone."""
@@ -30,6 +33,7 @@ def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
             num_heads=model.num_heads,
             ff_dim=model.ff_dim,
             dropout=model.dropout,
+            cls_std=model.cls_std,
             init_logit_scale=math.log(1 / loss.temperature),
             learn_logit_scale=loss.learn_temperature,
         )
@@ -47,8 +51,9 @@ def build_decoder(config: Config, clip: LoadedClip, *, kept_bytes: int = 0) -> P
         data.max_audio_frames,
         text_room_tokens=0 if model.variant == "acoustic" else clip.context_length - prompts,
         long_text=data.long_text,
-        image_transform=data.image_transform,
+        image_transform=_OWN_TRANSFORM[clip.resize_mode] if data.image_transform == "crop" else data.image_transform,
         fill=(red, green, blue),
+        interpolation=clip.interpolation,
         kept_bytes=kept_bytes,
     )
 

@@ -4,7 +4,6 @@ The formats themselves are in `datasets/`; finding files is in `brewclip/source.
 """
 
 import hashlib
-import io
 import re
 import unicodedata
 from collections import Counter
@@ -14,11 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from brewclip.audio import SAMPLE_RATE_HZ, UndecodableAudio, decode_audio_with_damage, encode_flac
 from brewclip.config import UserError
-from brewclip.data.pictures import open_picture
+from brewclip.data.pictures import reduce_image
 from brewclip.data.schema import BadSample, Sample
 from brewclip.source import Source
 
@@ -113,7 +111,8 @@ class FileCorpus:
         # JSON can hold half of a surrogate pair, UTF-8 cannot.
         metadata = {name: value.encode(errors="replace").decode() for name, value in metadata.items()}
         audio, facts = to_flac(self.source.read(item.audio, "recording"))
-        image = to_jpeg(self.source.read(item.image, "picture"), self.image_side_pixels) if item.image else None
+        image = self.source.read(item.image, "picture") if item.image else None
+        image = image and reduce_image(image, self.image_side_pixels, exact=False)
         return Sample(item.key, metadata | facts, image, audio)
 
 
@@ -180,26 +179,6 @@ def decode_recording(data: bytes) -> tuple[NDArray[np.float32], dict[str, Any]]:
     if decoded.decoder_warnings:
         facts["decoder_warnings"] = decoded.decoder_warnings
     return decoded.waveform, facts
-
-
-def to_jpeg(data: bytes, side_pixels: int) -> bytes:
-    """Decode a picture once; reduce its short side to `side_pixels` (0: leave it) as JPEG of quality 95.
-
-    A JPEG that is small enough keeps its bytes; a picture of another format becomes JPEG.
-
-    Raises:
-        BadSample: if it cannot be decoded or is larger than 100 megapixels.
-    """
-    picture = open_picture(data)
-    scale = min(1.0, side_pixels / min(picture.size)) if side_pixels else 1.0
-    if scale == 1.0 and data[:3] == b"\xff\xd8\xff":
-        return data
-    if scale < 1.0:
-        width, height = (max(side_pixels, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 def safe_id(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from brewclip.config import Config, UserError
 from brewclip.data.manifest import MANIFEST, Manifest, ManifestError, ShardRecord, open_manifest
 from brewclip.data.order import Extent
+from brewclip.data.pictures import CLIP_SIDES
 from brewclip.data.shards import finish_split, is_finished, remove_stale_shards, shard_name
 from brewclip.data.storage import open_storage
 from brewclip.extractor import ExtractionTask, Extractor, Part
@@ -101,12 +102,17 @@ def plan_parts(source: Manifest) -> list[Part]:
 
 
 def image_side(config: Config) -> int:
-    """Return the short side that stored pictures need, in pixels: the one set, or the one of the CLIP model."""
+    """Return the short side of stored images in pixels: the one set, or the one that suits the CLIP model.
+
+    Letterboxed images are reduced by their long side, so those stored have twice the side that the model takes.
+    """
     if config.extraction.image_side_pixels:
         return config.extraction.image_side_pixels
-    from brewclip.pretrained import clip_image_size
+    from brewclip.pretrained import clip_image_size, clip_stored_side
 
-    return clip_image_size(config.model.clip)
+    if config.data.image_transform == "letterbox":
+        return 2 * clip_image_size(config.model.clip)
+    return clip_stored_side(config.model.clip)
 
 
 def _unfinished_tasks(config: Config, image_side_pixels: int) -> dict[str, tuple[ExtractionTask, Manifest]]:
@@ -131,6 +137,7 @@ def _task(config: Config, source: Manifest, image_side_pixels: int) -> Extractio
         window=config.extraction.window,
         batch_size=config.extraction.batch_size,
         image_side_pixels=0 if config.extraction.keep_original_images else image_side_pixels,
+        exact_images=image_side_pixels in CLIP_SIDES and config.data.image_transform == "crop",
     )
 
 

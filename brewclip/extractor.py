@@ -4,7 +4,6 @@ The driver's side, which plans the parts and hands them out, is `extraction`.
 """
 
 import hashlib
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -13,13 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from brewclip.audio import UndecodableAudio, decode_audio
 from brewclip.config import UserError
 from brewclip.data.manifest import ShardRecord, open_manifest
 from brewclip.data.order import Extent
-from brewclip.data.pictures import open_picture
+from brewclip.data.pictures import open_picture, reduce_image
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample, Sample, array_to_npy
 from brewclip.data.shards import finished_shard, write_shard
@@ -47,6 +45,7 @@ class ExtractionTask:
         window: `speech` keeps the frames of the whole recording, `first_30_seconds` what the released code used.
         batch_size: chunks decoded together; does not change what is read.
         image_side_pixels: short side that images are reduced to; 0 keeps the original bytes.
+        exact_images: that side is what a CLIP's own transform makes, see `reduce_image`.
     """
 
     source_url: str
@@ -57,6 +56,7 @@ class ExtractionTask:
     window: str
     batch_size: int
     image_side_pixels: int
+    exact_images: bool
 
 
 @dataclass(frozen=True)
@@ -168,28 +168,25 @@ def _prepared(
                 raise sample
             if sample.audio is None:
                 raise BadSample("audio", f"sample {sample.key!r} has no recording")
-            image = sample.image and shrink_image(sample.image, task.image_side_pixels)
+            image = sample.image and shrink_image(sample.image, task.image_side_pixels, exact=task.exact_images)
             yield Sample(sample.key, sample.metadata, image), decode_audio(sample.audio)
         except (BadSample, UndecodableAudio) as error:
             item = sample.key if isinstance(sample, Sample) else f"{name} #{number}"
             notes["rejected"].append({"item": item, "cause": error.cause, "detail": str(error)})
 
 
-def shrink_image(data: bytes, side_pixels: int) -> bytes:
-    """Reduce a JPEG so that its short side has at most `side_pixels`; quality 95.
+def shrink_image(data: bytes, side_pixels: int, *, exact: bool) -> bytes:
+    """Reduce an image to what is stored beside features.
 
     Args:
-        data: an encoded picture.
-        side_pixels: short side; 0 checks the picture and returns the bytes as they are.
+        data: an encoded image.
+        side_pixels: short side; 0 checks the image and returns its bytes.
+        exact: see `reduce_image`.
 
     Raises:
         BadSample: if it cannot be decoded or is larger than 100 megapixels.
     """
-    picture = open_picture(data)
-    scale = side_pixels / min(picture.size)
-    if not side_pixels or scale >= 1:
+    if not side_pixels:
+        open_picture(data)
         return data
-    size = (max(side_pixels, round(picture.width * scale)), max(side_pixels, round(picture.height * scale)))
-    buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
+    return reduce_image(data, side_pixels, exact=exact)

@@ -46,6 +46,7 @@ def brewclip_loss(
     logit_scale: Tensor,
     alpha: float,
     gather: Callable[[Tensor], Tensor],
+    reduction: str = "sum",
 ) -> dict[str, Tensor]:
     """Compute alpha * inner + (1 - alpha) * outer of this worker's rows.
 
@@ -54,7 +55,7 @@ def brewclip_loss(
     nothing to keep
     together: `inner` is 0 and `loss` is the whole of `outer`, as (1 - alpha) would only shrink the step.
 
-    Source: BrewCLIP, equation 2.
+    Source: BrewCLIP, equation 2; the mean of the two directions as its authors released it.
 
     Args:
         features: of this worker's n rows.
@@ -63,6 +64,7 @@ def brewclip_loss(
         alpha: weight of the inner loss, in [0, 1].
         gather: rows of this worker -> rows of all workers, in an order common to all, such as
             `distributed.gather_rows`; the identity for one worker.
+        reduction: `sum` or `mean` of the losses of the two directions.
 
     Returns:
         Scalars: "loss" with gradient; "outer" and "inner"; "effective_negatives", the mean number of
@@ -88,7 +90,8 @@ def brewclip_loss(
         return _sum_by_chunks(queries, keys, logit_scale, image_ids, all_ids, targets)
 
     def both_ways(one: Tensor, all_one: Tensor, other: Tensor, all_other: Tensor) -> Tensor:
-        return (rows(one, all_other) + rows(other, all_one)).sum() / num_rows
+        both = (rows(one, all_other) + rows(other, all_one)).sum() / num_rows
+        return both / 2 if reduction == "mean" else both
 
     outer = both_ways(features.image, everyone.image, features.speech, everyone.speech)
     inner = torch.zeros_like(outer)

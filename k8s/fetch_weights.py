@@ -22,7 +22,8 @@ def main() -> None:
     """Load both and say what was loaded."""
     with exit_on_user_error():
         options = parse_options(__doc__, FetchOptions)
-    from brewclip.pretrained import load_clip, load_whisper, weights_sha256
+    from brewclip.clip_identity import weights_sha256
+    from brewclip.pretrained import load_clip, load_whisper
 
     print(f"{options.whisper}: sha256 {weights_sha256(load_whisper(options.whisper))}", flush=True)
     print(f"{options.clip}: sha256 {weights_sha256(load_clip(options.clip).model)}", flush=True)

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "tracking",
         "version",
     ),
-    ("ctranslate2", "data", "losses", "models", "pretrained", "scenes_clip"),
+    ("clip_identity", "ctranslate2", "data", "losses", "models", "pretrained", "scenes_clip"),
     (
         "assembly",
         "containers",
@@ -95,6 +95,7 @@ RULES: dict[str, Rule] = {
     "brewclip.embedded": Rule(ours=frozenset(), never=frozenset({"torch", "ray", "mlflow"})),
     "brewclip.data": without("ray", "mlflow", "whisper", "open_clip"),
     "brewclip.pretrained": without("ray", "mlflow"),
+    "brewclip.clip_identity": without("ray", "mlflow"),
     "brewclip.evaluation": without("mlflow"),
     "brewclip.extraction": without("mlflow"),
     "brewclip.training": without("mlflow"),

@@ -38,8 +38,10 @@ def test_the_release_differs_where_its_code_does():
     paper, release = (flatten(preset(name)) for name in ("flickr8k", "flickr8k_release"))
     assert {name for name in paper if paper[name] != release[name]} == {
         "model.whisper",
+        "model.cls_std",
         "loss.alpha",
         "loss.learn_temperature",
+        "loss.reduction",
         "extraction.window",
     }
 

@@ -59,6 +59,30 @@ def test_total_is_alpha_inner_plus_rest_outer():
     assert losses["effective_negatives"].item() == 3
 
 
+@pytest.mark.parametrize("logits_at_once", [1, 1 << 24])
+def test_the_mean_of_both_directions_is_half_their_sum_with_half_the_gradients(monkeypatch, logits_at_once):
+    """As the authors' code has it: cross entropy of the logits and of their transpose, their sum divided by two."""
+    monkeypatch.setattr(losses_module, "_MAX_LOGITS", logits_at_once)
+    found = {}
+    for reduction in ("sum", "mean"):
+        features, scale = make_features(), torch.tensor(2.0, requires_grad=True)
+        losses = brewclip_loss(features, torch.arange(4), scale, 0.0, identity, reduction)
+        losses["loss"].backward()
+        found[reduction] = (losses["loss"], losses["outer"], features.image.grad, features.text.grad, scale.grad)
+    for mean, both in zip(found["mean"], found["sum"], strict=True):
+        torch.testing.assert_close(mean, both / 2)
+
+    features, scale = make_features(), torch.tensor(2.0, requires_grad=True)
+    image, speech = (x / x.norm(dim=1, keepdim=True) for x in (features.image, features.speech))
+    logits = scale.exp() * image @ speech.T
+    rows = [-(one.diagonal() - one.exp().sum(1).log()).mean() for one in (logits, logits.T)]
+    reference = (rows[0] + rows[1]) / 2
+    reference.backward()
+    expected = (reference, reference, features.image.grad, features.text.grad, scale.grad)
+    for one, other in zip(found["mean"], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_captions_of_one_image_are_not_negatives_of_each_other():
     features, scale = make_features(), torch.tensor(2.0)
     losses = brewclip_loss(features, torch.tensor([7, 8, 7, 9]), scale, 0.0, identity)

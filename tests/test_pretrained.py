@@ -1,5 +1,6 @@
 """Loading by name: the converted Whisper, the shipped CLIP, and one clear line when something is missing."""
 
+import json
 import struct
 
 import numpy as np
@@ -7,10 +8,13 @@ import open_clip
 import pytest
 import torch
 import whisper
+from open_clip.pretrained import get_pretrained_cfg
 
 from brewclip import pretrained
+from brewclip.clip_identity import identify_clip, weights_sha256
 from brewclip.ctranslate2 import read_variables, to_openai_state
-from brewclip.pretrained import load_clip, load_whisper, weights_sha256
+from brewclip.models.clip import PromptedCLIP
+from brewclip.pretrained import clip_stored_side, load_clip, load_whisper
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +138,114 @@ def test_missing_scenes_clip_is_one_line(tmp_path, monkeypatch):
 def test_unknown_clip_names_are_explained(name, message):
     with pytest.raises(ValueError, match=message):
         load_clip(name)
+
+
+SMALL = {"layers": 1, "width": 64}
+
+
+def small_config(architecture: str) -> dict:
+    """Return open_clip's own configuration of an architecture with one narrow layer and a few words."""
+    config = open_clip.get_model_config(architecture)
+    config["embed_dim"] = 64
+    config["vision_cfg"] |= SMALL | {"head_width": 32}
+    config["text_cfg"] |= SMALL | {"heads": 2, "vocab_size": 100}
+    return config
+
+
+@pytest.fixture
+def small_clips(monkeypatch):
+    """Shrink what open_clip builds by name; nothing is downloaded, so that weights are random."""
+    words = open_clip.get_tokenizer("ViT-B-32")
+    monkeypatch.setattr(open_clip.factory, "get_model_config", small_config)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_args, **_options: "")
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda _: words)  # some come from a hub
+    monkeypatch.setattr(pretrained, "_describe_tokenizer", lambda _: "words")
+
+
+def blocks_of(model) -> list[str]:
+    """Return the activation of every block of both towers."""
+    text = model.text if isinstance(model, open_clip.CustomTextCLIP) else model
+    return [type(block.mlp.gelu).__name__ for tower in (model.visual, text) for block in tower.transformer.resblocks]
+
+
+def takes_prompts(architecture: str) -> bool:
+    """Return whether the towers are open_clip's own; others are ResNets, timm's, Transformers' or CoCa."""
+    config = open_clip.get_model_config(architecture)
+    others = ("timm_model_name" in config["vision_cfg"], "hf_model_name" in config["text_cfg"])
+    return isinstance(config["vision_cfg"].get("layers"), int) and not any(others) and "multimodal_cfg" not in config
+
+
+@pytest.mark.filterwarnings("error:QuickGELU mismatch")
+def test_every_tag_has_the_activation_and_the_transform_it_was_trained_with(small_clips):
+    """Over all of open_clip's tags; what is wrong here costs accuracy without a sign."""
+    mended, checked = set(), 0
+    for architecture, tag in open_clip.list_pretrained():
+        if not takes_prompts(architecture):
+            continue
+        clip = load_clip(f"{architecture}/{tag}")
+        try:
+            PromptedCLIP(clip.model)
+        except ValueError:
+            continue
+        table = get_pretrained_cfg(architecture, tag)
+        expected = "QuickGELU" if table.get("quick_gelu") else "GELU"
+        assert set(blocks_of(clip.model)) == {expected}, (architecture, tag)
+        identity = identify_clip(clip)
+        assert identity.settings["activation"].split("(")[0] == expected
+        assert (clip.mean, clip.std) == (table["mean"], table["std"])
+        assert (clip.interpolation, clip.resize_mode) == (table["interpolation"], table["resize_mode"])
+        if identity.unrecorded["activation"] != identity.settings["activation"]:
+            mended.add(f"{architecture}/{tag}")
+        checked += 1
+    assert checked >= 80
+    assert {"ViT-L-14/openai", "ViT-B-32/openai", "ViT-L-14/dfn2b", "ViT-B-32/metaclip_400m"} <= mended
+    assert not {name for name in mended if "quickgelu" in name or "laion2b" in name}
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32/openai", "ViT-B-32-quickgelu/openai", "ViT-B-32/laion2b_e16"])
+def test_weights_from_a_file_are_run_with_their_own_activation(small_clips, monkeypatch, tmp_path, name):
+    """A file of weights in the place of the download: they are loaded, and features are those of their activation."""
+    tag = name.split("/")[1]
+    activation = "GELU" if "laion" in tag else "QuickGELU"
+    torch.manual_seed(3)
+    reference = open_clip.CLIP(**small_config("ViT-B-32") | {"quick_gelu": activation == "QuickGELU"}).eval()
+    torch.save(reference.state_dict(), tmp_path / "weights.pt")
+    monkeypatch.setattr(
+        open_clip.factory, "download_pretrained", lambda *_args, **_options: str(tmp_path / "weights.pt")
+    )
+    clip = load_clip(name)
+    assert weights_sha256(clip.model) == weights_sha256(reference)
+    assert blocks_of(clip.model) == [activation] * 2
+    towers, images, tokens = PromptedCLIP(clip.model), torch.randn(2, 3, 224, 224), torch.zeros(2, 77, dtype=torch.long)
+    tokens[:, :4] = torch.tensor([[98, 3, 4, 99], [98, 7, 99, 0]])
+    with torch.no_grad():
+        torch.testing.assert_close(towers.encode_image(images), reference.encode_image(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(towers.encode_text(tokens), reference.encode_text(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_tables_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"built with QuickGELU, the weights were trained with GELU"):
+        load_clip("roberta-ViT-B-32/laion2b_s12b_b32k")
+
+
+def test_what_features_depend_on_is_known_of_the_scenes_clip():
+    identity = identify_clip(load_clip("scenes"))
+    assert identity.unrecorded == identity.settings, "checkpoints that recorded nothing go on"
+    assert identity.settings == json.loads(json.dumps(identity.settings))
+    assert identity.settings["tokenizer"] == "SimpleTokenizer 4d0ca9ea39b0f15e"
+    assert identity.settings["image_size"] == 96 and identity.settings["interpolation"] == "bicubic"
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *(("scenes", 96), ("ViT-L-14/openai", 224), ("ViT-L-14-336/openai", 336)),
+        *(("ViT-H-14/dfn5b", 448), ("ViT-L-14-CLIPA/datacomp1b", 448), ("ViT-B-32/random", 224)),
+    ],
+)
+def test_images_are_stored_as_large_as_a_clip_s_own_transform_wants_them(name, side):
+    """Those that are squashed, or reduced by bilinear interpolation, are reduced once more: from twice the side."""
+    assert clip_stored_side(name) == side
 
 
 def test_untrained_clip_must_be_asked_for_by_name():

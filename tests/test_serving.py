@@ -14,12 +14,13 @@ from PIL import Image
 
 import brewclip
 from brewclip.assembly import build_model
+from brewclip.clip_identity import weights_sha256
 from brewclip.config import UserError, flatten, preset
 from brewclip.data.pictures import decode_image
 from brewclip.data.storage import open_storage
 from brewclip.models.clip import PromptedCLIP
 from brewclip.models.whisper import Speech
-from brewclip.pretrained import load_clip, weights_sha256
+from brewclip.pretrained import load_clip
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import sample_scene, world_seed
 from brewclip.serving.index import Index
@@ -31,13 +32,21 @@ CONFIG = preset("scenes")
 CONFIG = replace(CONFIG, model=replace(CONFIG.model, ff_dim=32))
 
 
-def save_run(folder: Path, name: str, *, seed: int = 0, step: int = 7, clip_sha256: str = "") -> str:
+def save_run(
+    folder: Path, name: str, *, seed: int = 0, step: int = 7, clip_sha256: str = "", settings: dict | None = None
+) -> str:
     """Write a run whose weights are those that a seed starts with, and return its URL."""
     clip = load_clip("scenes")
     config = replace(CONFIG, run=replace(CONFIG.run, seed=seed, name=name))
     model = build_model(config, PromptedCLIP(clip.model), AUDIO_DIM)
     sha256 = {"scenes": clip_sha256 or weights_sha256(clip.model)}
-    facts = CheckpointFacts(step=step, config=flatten(config), frozen_sha256=sha256, audio_dim=AUDIO_DIM)
+    facts = CheckpointFacts(
+        step=step,
+        config=flatten(config),
+        frozen_sha256=sha256,
+        audio_dim=AUDIO_DIM,
+        frozen_settings={"scenes": settings} if settings else {},
+    )
     url = f"{folder.as_uri()}/runs/{name}"
     state = {key: value.contiguous() for key, value in model.trained_state().items()}
     save_checkpoint(open_storage(url), Checkpoint(facts, state, {}), best=True, keep=2)
@@ -148,6 +157,9 @@ def test_an_index_survives_the_disk_and_refuses_another_system(embedder, storage
     assert again.names == index.names and again.checkpoint == f"{storage.as_uri()}/runs/one"
     with pytest.raises(UserError, match=r"index was made by .*/runs/one \(step 7.*, this is .*/runs/other"):
         brewclip.load(f"{storage.as_uri()}/runs/other").search(again, [waveform(0)])
+    old = {name: value for name, value in again.identity.items() if name != "frozen_settings"}
+    with pytest.raises(UserError, match=r"CLIP scenes \w+ with settings unknown\), this is .*: make it again"):
+        embedder.search(replace(again, identity=old), [waveform(0)])
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04" + bytes(50)])
@@ -175,6 +187,16 @@ def test_names_that_load_understands(storage, monkeypatch):
 def test_a_checkpoint_of_other_frozen_weights_is_refused(tmp_path):
     with pytest.raises(UserError, match="trained on scenes with sha256 000000"):
         brewclip.load(save_run(tmp_path, "alien", clip_sha256="0" * 64))
+
+
+def test_a_checkpoint_of_another_activation_is_refused_and_one_without_a_record_is_not(embedder, tmp_path):
+    """The embedder's checkpoint records nothing, as those before 2026-11-26."""
+    settings = embedder.identity["frozen_settings"]["scenes"]
+    assert (
+        brewclip.load(save_run(tmp_path, "same", settings=settings)).identity["frozen_settings"]["scenes"] == settings
+    )
+    with pytest.raises(UserError, match=r"trained on scenes with activation Tanh, here it is \w+: use the version of"):
+        brewclip.load(save_run(tmp_path, "other", settings=settings | {"activation": "Tanh"}))
 
 
 def png(*size: int) -> bytes:

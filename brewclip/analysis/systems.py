@@ -10,6 +10,7 @@ import torch
 
 from brewclip.analysis.outcomes import Outcome
 from brewclip.assembly import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures
+from brewclip.clip_identity import identify_clip
 from brewclip.config import Config, Transcript, UserError, unflatten
 from brewclip.data.batches import Batch, Pair, collate
 from brewclip.data.cuts import Cuts
@@ -20,7 +21,7 @@ from brewclip.evaluation import Embeddings, embed_split, join_embeddings
 from brewclip.metrics import RetrievalResult
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
-from brewclip.pretrained import LoadedClip, load_clip, weights_sha256
+from brewclip.pretrained import LoadedClip, load_clip
 from brewclip.registry import resolve_model
 from brewclip.training.checkpoint import Checkpoint, check_frozen, load_checkpoint, open_checkpoint
 
@@ -173,7 +174,7 @@ def load_system(system: System, audio_dim: int) -> tuple[BrewCLIP, LoadedClip]:
     model = build_model(system.config, PromptedCLIP(clip.model), audio_dim)
     if system.url:
         checkpoint = open_system(system.url)
-        check_frozen(checkpoint, {system.config.model.clip: weights_sha256(clip.model)})
+        check_frozen(checkpoint, identify_clip(clip))
         model.load_trained_state(checkpoint.model)
     return model.eval(), clip
 

@@ -14,6 +14,7 @@ Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
 Transcript = Literal["asr", "asr_unfiltered", "ground_truth"]
 ImageTransform = Literal["crop", "letterbox"]
 LongText = Literal["cut", "windows"]
+Reduction = Literal["sum", "mean"]
 AudioWindow = Literal["speech", "first_30_seconds"]
 Precision = Literal["auto", "bfloat16", "float32"]
 UseGpu = bool | Literal["auto"]
@@ -37,7 +38,8 @@ class DataConfig:
     max_audio_frames: int = 6000
     """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes, 0 keeps all."""
     image_transform: ImageTransform = "crop"
-    """The middle square of a picture, as CLIP was trained, or the whole picture between bars."""
+    """CLIP's own transform, which is the middle square of an image for most (some were trained on images squashed to a
+    square), or the whole image between bars."""
     memory_bytes: int = 512 * 2**20
     """Upper bound of the raw bytes that one worker holds or fetches ahead; a split that fits is read once, and its
     pictures are decoded once as far as they fit, too."""
@@ -73,6 +75,8 @@ class ModelConfig:
     """Width of the feed-forward part of the acoustic channel."""
     dropout: float = 0.1
     """Dropout of the acoustic channel, in 0..1."""
+    cls_std: float = 0.02
+    """Standard deviation of the initial CLS vector of the acoustic channel: 0.02 as CLIP's embeddings, 1 (release)."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class LossConfig:
     """Initial softmax temperature tau; the logit scale starts at its inverse."""
     learn_temperature: bool = True
     """Whether the logit scale is trained (paper) or stays as it is (release)."""
+    reduction: Reduction = "sum"
+    """Sum (paper) or mean (release) of the losses of the two directions, image to speech and speech to image."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ class ExtractionConfig:
     batch_size: int = 16
     """Chunks of recordings decoded together."""
     image_side_pixels: int = 0
-    """Short side that stored pictures are reduced to; 0 takes what the CLIP model needs."""
+    """Short side that stored images are reduced to; 0 takes what the CLIP model needs."""
     keep_original_images: bool = False
     """Copy pictures byte for byte instead of reducing them."""
     overwrite: bool = False
@@ -309,6 +315,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (model.prompt_length < 0, f"--model.prompt-length {model.prompt_length} must be 0 or more"),
         (model.num_layers < 1, f"--model.num-layers {model.num_layers} must be 1 or more"),
         (not 0 <= model.dropout < 1, f"--model.dropout {model.dropout} must be in 0..1, below 1"),
+        (model.cls_std < 0, f"--model.cls-std {model.cls_std} must be 0 or more"),
         (not 0 <= loss.alpha <= 1, f"--loss.alpha {loss.alpha} must be in 0..1"),
         (
             not 0.01 <= loss.temperature <= 1,

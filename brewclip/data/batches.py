@@ -89,8 +89,9 @@ class PairDecoder:
         max_audio_frames: longest speech kept; 0 keeps all.
         text_room_tokens: longest text that the model reads, with start and end token; 0 if it reads none.
         long_text: a text with more tokens is cut (by the model), or comes in `windows` of that length.
-        image_transform: `crop` or `letterbox`, see `decode_image`.
+        image_transform: `crop`, `squash` or `letterbox`, see `decode_image`.
         fill: colour beside a letterboxed picture, red, green and blue in 0..255.
+        interpolation: `bicubic` or `bilinear`.
         kept_bytes: bound of the decoded pictures that are kept, so that a later epoch need not decode them.
     """
 
@@ -105,6 +106,7 @@ class PairDecoder:
         long_text: str = "cut",
         image_transform: str = "crop",
         fill: tuple[int, int, int] = (0, 0, 0),
+        interpolation: str = "bicubic",
         kept_bytes: int = 0,
     ) -> None:
         if long_text == "windows" and 0 < text_room_tokens < 3:
@@ -112,7 +114,7 @@ class PairDecoder:
         self.tokenize, self.image_size = tokenize, image_size
         self.transcript, self.max_audio_frames = transcript, max_audio_frames
         self.text_room_tokens, self.long_text = text_room_tokens, long_text
-        self.image_transform, self.fill = image_transform, fill
+        self.image_transform, self.fill, self.interpolation = image_transform, fill, interpolation
         self._tokens_of = functools.lru_cache(_KEPT_TEXTS)(self._make_tokens)
         self._kept_pictures = KeptPictures(kept_bytes) if kept_bytes else None
 
@@ -138,7 +140,7 @@ class PairDecoder:
 
     def _picture(self, data: bytes | None) -> np.ndarray:
         def decode() -> np.ndarray:
-            return decode_image(data, self.image_size, self.image_transform, self.fill)
+            return decode_image(data, self.image_size, self.image_transform, self.fill, self.interpolation)
 
         return decode() if data is None or self._kept_pictures is None else self._kept_pictures.get(data, decode)
 

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from brewclip.models.dropout import SampleDropout
 
-_INIT_STD = 0.02
 _SITES_PER_LAYER = 4  # attention weights, attention output, feed-forward inside, feed-forward output
 _MAX_POSITIONS = 1 << 16  # more tokens than any recording has; keeps mask positions free of the padded length
 
@@ -35,6 +34,7 @@ class AcousticEncoder(nn.Module):
         num_heads: divides `width`.
         ff_dim: of the feed-forward.
         dropout: probability, in [0, 1).
+        cls_std: standard deviation of the initial CLS vector.
 
     Raises:
         ValueError: if a number is out of range.
@@ -49,6 +49,7 @@ class AcousticEncoder(nn.Module):
         num_heads: int = 8,
         ff_dim: int = 4096,
         dropout: float = 0.1,
+        cls_std: float = 0.02,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -59,7 +60,7 @@ class AcousticEncoder(nn.Module):
             raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
         self.dropout = dropout
         self.input = nn.Linear(audio_dim, width)
-        self.cls = nn.Parameter(torch.randn(width) * _INIT_STD)
+        self.cls = nn.Parameter(torch.randn(width) * cls_std)
         layers = [EncoderLayer(width, num_heads, ff_dim, index, dropout) for index in range(num_layers)]
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width)

@@ -50,6 +50,7 @@ class BrewCLIP(nn.Module):
         num_heads: of the acoustic encoder.
         ff_dim: of the acoustic encoder.
         dropout: of the acoustic encoder.
+        cls_std: of the acoustic encoder.
         init_logit_scale: log of the first 1 / tau.
         learn_logit_scale: whether tau is trained.
 
@@ -70,6 +71,7 @@ class BrewCLIP(nn.Module):
         num_heads: int = 8,
         ff_dim: int = 4096,
         dropout: float = 0.1,
+        cls_std: float = 0.02,
         init_logit_scale: float = math.log(1 / 0.07),
         learn_logit_scale: bool = True,
     ) -> None:
@@ -85,7 +87,7 @@ class BrewCLIP(nn.Module):
         self.acoustic: AcousticEncoder | None = None
         if variant in ("brewclip", "acoustic"):
             self.acoustic = AcousticEncoder(
-                audio_dim, clip.text_width, clip.embed_dim, num_layers, num_heads, ff_dim, dropout
+                audio_dim, clip.text_width, clip.embed_dim, num_layers, num_heads, ff_dim, dropout, cls_std
             )
         logit_scale = torch.tensor(float(init_logit_scale))
         if learn_logit_scale and trained:

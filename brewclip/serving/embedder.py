@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from brewclip.analysis.systems import ZERO_SHOT, open_system
 from brewclip.assembly import build_autocast, build_decoder, build_model
+from brewclip.clip_identity import identify_clip
 from brewclip.config import Config, ModelConfig, UserError, unflatten
 from brewclip.data.batches import Pair, collate
 from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, array_to_npy
 from brewclip.models.clip import PromptedCLIP
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained import load_clip, load_whisper, weights_sha256
+from brewclip.pretrained import load_clip, load_whisper
 from brewclip.serving.index import Index, Match
 from brewclip.serving.media import Picture, Recording, read_picture, read_recording
 from brewclip.training.checkpoint import Checkpoint, check_frozen
@@ -65,7 +66,8 @@ class Embedder:
         device: to compute on.
 
     Attributes:
-        identity: what its embeddings depend on: weights and step of what was trained, and the frozen CLIP's hash.
+        identity: what its embeddings depend on: weights and step of what was trained, the frozen CLIP's hash
+            and settings.
 
     Raises:
         UserError, ValueError, FileNotFoundError: if the frozen weights are not there or not those of the checkpoint.
@@ -76,10 +78,15 @@ class Embedder:
         self._clip = load_clip(config.model.clip)
         # Plain CLIP hears nothing, so the width of the frames does not matter.
         model = build_model(config, PromptedCLIP(self._clip.model), checkpoint.facts.audio_dim if checkpoint else 1)
-        frozen_sha256 = {config.model.clip: weights_sha256(self._clip.model)}
-        self.identity: dict[str, Any] = {"frozen_sha256": frozen_sha256, "weights_sha256": "", "step": 0}
+        clip = identify_clip(self._clip)
+        self.identity: dict[str, Any] = {
+            "frozen_sha256": {clip.name: clip.weights_sha256},
+            "frozen_settings": {clip.name: clip.settings},
+            "weights_sha256": "",
+            "step": 0,
+        }
         if checkpoint is not None:
-            check_frozen(checkpoint, frozen_sha256)
+            check_frozen(checkpoint, clip)
             model.load_trained_state(checkpoint.model)
             files = checkpoint.facts.files
             self.identity |= {"weights_sha256": files["model.safetensors"], "step": checkpoint.facts.step}

@@ -115,6 +115,10 @@ def _largest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 def _describe(identity: dict[str, Any], checkpoint: str) -> str:
     """Return for people what made an index."""
-    frozen = ", ".join(f"{name} {sha256[:8]}" for name, sha256 in identity.get("frozen_sha256", {}).items())
+    settings = identity.get("frozen_settings", {})
+    frozen = ", ".join(
+        f"{name} {sha256[:8]} with {settings[name]['activation'] if name in settings else 'settings unknown'}"
+        for name, sha256 in identity.get("frozen_sha256", {}).items()
+    )
     weights = str(identity.get("weights_sha256", ""))[:8]
     return f"{checkpoint} (step {identity.get('step')}, weights {weights or 'none'}, CLIP {frozen})"

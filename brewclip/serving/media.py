@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_audio
+from brewclip.data.image_modes import to_rgb
 from brewclip.data.pictures import MAX_IMAGE_PIXELS
 
 MAX_SECONDS = 600.0  # longest recording, as when corpora are written
@@ -94,5 +95,5 @@ def _encode(picture: Image.Image | NDArray[np.uint8]) -> bytes:
     if not 0 < picture.width * picture.height <= MAX_IMAGE_PIXELS:
         raise TypeError(f"{picture.width} x {picture.height} pixels; 1 to {MAX_IMAGE_PIXELS} are possible")
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "BMP")
+    to_rgb(ImageOps.exif_transpose(picture)).save(buffer, "BMP")
     return buffer.getvalue()

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load, save
@@ -24,6 +24,9 @@ from brewclip.config import Config, UserError, flatten
 from brewclip.data.storage import ObjectMissing, Storage, open_storage
 from brewclip.registry import resolve_model
 
+if TYPE_CHECKING:  # it loads open_clip, which reading a checkpoint does not need
+    from brewclip.clip_identity import ClipIdentity
+
 FOLDER = "checkpoints"
 # Settings that may differ when a run goes on: they change neither data nor arithmetic.
 _FREE_SETTINGS = (
@@ -31,7 +34,7 @@ _FREE_SETTINGS = (
     *("run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints", "data.memory_bytes"),
     *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction"),
 )
-_NOT_OF_THE_SHAPE = ("model.dropout", "model.language")
+_NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.cls_std")
 _MODEL, _OPTIMIZER, _FACTS = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 
 
@@ -52,6 +55,8 @@ class CheckpointFacts:
         metrics: dev metrics at this step, if it was evaluated.
         best: metric and step of the best checkpoint so far.
         files: sha256 of the files beside it.
+        frozen_settings: what the features of a frozen model depend on beside its weights, by its name, see
+            `clip_identity.ClipIdentity`; checked on load. Checkpoints before 2026-11-26 have none.
     """
 
     step: int
@@ -62,6 +67,7 @@ class CheckpointFacts:
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    frozen_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,28 +189,40 @@ def remove_checkpoints(storage: Storage) -> None:
         storage.delete(name)
 
 
-def check_frozen(checkpoint: Checkpoint, frozen_sha256: dict[str, str]) -> None:
-    """Compare the frozen weights at hand with those a checkpoint was trained on.
+def check_frozen(checkpoint: Checkpoint, clip: "ClipIdentity") -> None:
+    """Compare the frozen CLIP at hand with the one that a checkpoint was trained on: weights, and how they are used.
 
     Raises:
         CheckpointError: if they differ.
     """
     for name, sha256 in checkpoint.facts.frozen_sha256.items():
-        if frozen_sha256.get(name) != sha256:
+        if (name, sha256) != (clip.name, clip.weights_sha256):
+            here = clip.weights_sha256[:12] if name == clip.name else clip.name
             raise CheckpointError(
-                f"the checkpoint was trained on {name} with sha256 {sha256[:12]}, here it is "
-                f"{str(frozen_sha256.get(name))[:12]}: use the same frozen weights"
+                f"the checkpoint was trained on {name} with sha256 {sha256[:12]}, here it is {here}: "
+                "use the same frozen weights"
+            )
+    recorded = checkpoint.facts.frozen_settings.get(clip.name)
+    trained = clip.unrecorded if recorded is None else recorded
+    for setting, here in clip.settings.items():
+        if trained.get(setting, here) != here:
+            remedy = "use the version of open_clip_torch that it was trained with, or train again (--run.fresh)"
+            if recorded is None:
+                remedy = f"an earlier version of brewclip built {clip.name} wrongly; train again (--run.fresh)"
+            raise CheckpointError(
+                f"the checkpoint was trained on {clip.name} with {setting} {trained[setting]}, here it is {here}: "
+                f"{remedy}"
             )
 
 
 def check_same_run(config: Config, facts: CheckpointFacts) -> None:
-    """Refuse to go on with a run under other settings.
+    """Refuse to go on with a run under other settings; one that did not exist yet had its default.
 
     Raises:
         CheckpointError: naming the first setting that changed what the run is.
     """
     now = flatten(config)
-    for name, before in facts.config.items():
+    for name, before in (flatten(Config()) | facts.config).items():
         if name.startswith(_FREE_SETTINGS) or name not in now or now[name] == before:
             continue
         flag = f"--{name.replace('_', '-')}"

@@ -96,7 +96,9 @@ def train(
             features = model(
                 batch.images, batch.tokens, batch.audio, batch.audio_mask, sample_seeds(run.seed, positions)
             )
-        losses = brewclip_loss(features, batch.image_ids, model.logit_scale, config.loss.alpha, gather_rows)
+        losses = brewclip_loss(
+            features, batch.image_ids, model.logit_scale, config.loss.alpha, gather_rows, config.loss.reduction
+        )
 
         # ---- step: gradients summed over workers; a non-finite one stops all of them before the step
         optimizer.zero_grad(set_to_none=True)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from brewclip.assembly import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures
+from brewclip.clip_identity import identify_clip
 from brewclip.config import Config, UserError, flatten, unflatten
 from brewclip.data.batches import Batch, Pair, collate
 from brewclip.data.cuts import Cuts
@@ -28,7 +29,7 @@ from brewclip.distributed import agree_on_problem, gather_to_first, sum_over_wor
 from brewclip.evaluation import embed_split, gather_embeddings
 from brewclip.losses import loss_of_chance
 from brewclip.models.clip import PromptedCLIP
-from brewclip.pretrained import load_clip, weights_sha256
+from brewclip.pretrained import load_clip
 from brewclip.provenance import SystemMetrics, record_origin, repeat_command
 from brewclip.tracking import PARENT_TAG, Tracker, describe_environment, without_secrets
 from brewclip.training.checkpoint import (
@@ -142,7 +143,7 @@ class Worker:
         self.model = build_model(config, PromptedCLIP(self.clip.model), self.audio_dim).to(self.device)
         left_bytes = config.data.memory_bytes - self.manifest.summary.size_bytes  # by a split that is read once
         self.decoder = build_decoder(config, self.clip, kept_bytes=max(0, left_bytes))
-        self.frozen_sha256 = {config.model.clip: weights_sha256(self.clip.model)}
+        self.clip_identity = identify_clip(self.clip)
         self.optimizer = build_optimizer(self.model.trained_parameters(), config.optim)
         self.progress, self.run_id = self._resume()
         self.first_step, self.bad_samples = self.progress.step, list[dict[str, str | int]]()
@@ -207,7 +208,8 @@ class Worker:
         facts = CheckpointFacts(
             step=progress.step,
             config={name: _without_secrets(value) for name, value in flatten(self.config).items()},
-            frozen_sha256=self.frozen_sha256,
+            frozen_sha256=self._frozen_sha256,
+            frozen_settings={self.clip_identity.name: self.clip_identity.settings},
             audio_dim=self.audio_dim,
             mlflow_run_id=self.tracker.run_id,
             metrics=dict(progress.metrics),
@@ -282,7 +284,7 @@ class Worker:
             return Progress(), ""
         facts = checkpoint.facts
         check_same_run(self.config, facts)
-        check_frozen(checkpoint, self.frozen_sha256)
+        check_frozen(checkpoint, self.clip_identity)
         self.model.load_trained_state(checkpoint.model)
         load_optimizer_state(self.optimizer, list(self.model.trained_parameters()), checkpoint.optimizer)
         return Progress(facts.step, dict(facts.best), dict(facts.metrics)), facts.mlflow_run_id
@@ -294,7 +296,7 @@ class Worker:
             return
         initial = open_checkpoint(url)
         check_initial(self.config, url, initial)
-        check_frozen(initial, self.frozen_sha256)
+        check_frozen(initial, self.clip_identity)
         self.model.load_trained_state(initial.model)
 
     def _agreed_checkpoint(self) -> str:
@@ -321,6 +323,7 @@ class Worker:
         tracker = Tracker(uri, config.tracking.experiment, config.run_name, config.run_url, tags=parent)
         if self.rank == 0:
             details = {f"data.{name}": value for name, value in self.manifest.summary.details.items()}
+            details |= {f"clip.{name}": value for name, value in self.clip_identity.settings.items()}
             tracker.log_params(flatten(config) | details)
             record_origin(
                 tracker,
@@ -328,9 +331,13 @@ class Worker:
                 "train",
                 repeat=repeat_command(config),
                 environment=self.assignment.environment | {"brewclip.world_size": str(self.world_size)},
-                sha256=self.frozen_sha256 | {"manifest": self.manifest.sha256, "dev": self.dev.manifest.sha256},
+                sha256=self._frozen_sha256 | {"manifest": self.manifest.sha256, "dev": self.dev.manifest.sha256},
             )
         return tracker
+
+    @property
+    def _frozen_sha256(self) -> dict[str, str]:
+        return {self.clip_identity.name: self.clip_identity.weights_sha256}
 
     def _to_batch(self, pairs: list[Pair]) -> Batch:
         return collate(pairs, self.clip.mean, self.clip.std, self.device)

@@ -14,9 +14,8 @@ import pytest
 
 import brewclip.recipe
 from brewclip.config import UserError
-from brewclip.corpora import safe_id, to_jpeg
+from brewclip.corpora import safe_id
 from brewclip.data.manifest import open_manifest
-from brewclip.data.pictures import open_picture
 from brewclip.data.verify import verify_split
 from brewclip.recipe import check_options, run_recipe, write_corpus
 from brewclip.shard_tasks import automatic_samples_per_shard, cut_in_shards, write_task
@@ -198,14 +197,6 @@ def test_the_command_line_ends_with_a_table_or_one_line(
 def test_a_recipe_travels_to_workers_without_its_list(source: Path) -> None:
     corpus = table.read_corpus(options(source))
     assert len(pickle.dumps(corpus)) < 1000
-
-
-def test_pictures_are_reduced_once_and_small_ones_keep_their_bytes() -> None:
-    large, small = picture(900, 600), picture(300, 200)
-    assert open_picture(to_jpeg(large, 336)).size == (504, 336)
-    assert to_jpeg(large, 0) == large
-    assert to_jpeg(small, 336) == small
-    assert to_jpeg(picture(form="PNG"), 336)[:3] == b"\xff\xd8\xff"
 
 
 def test_ids_are_safe_keys_that_stay_different() -> None:

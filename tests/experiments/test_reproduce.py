@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from brewclip.assembly import build_model
+from brewclip.clip_identity import weights_sha256
 from brewclip.config import Config, UserError, flatten, for_variant, preset
 from brewclip.data.storage import open_storage
 from brewclip.experiments.cells import plan_cells, train_cell
@@ -19,7 +20,7 @@ from brewclip.experiments.emotion import reproduce_emotion
 from brewclip.experiments.reproduce import reproduce_table
 from brewclip.experiments.tables import FULL, PIPELINE, ZERO, plan_grid, trained_on
 from brewclip.models.clip import PromptedCLIP
-from brewclip.pretrained import load_clip, weights_sha256
+from brewclip.pretrained import load_clip
 from brewclip.training.checkpoint import Checkpoint, CheckpointFacts, save_checkpoint
 from tests.analysis.clips import write_clips
 from tests.training.features import AUDIO_DIM, write_features

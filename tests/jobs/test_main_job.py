@@ -116,6 +116,7 @@ def test_the_bucket_holds_checkpoints_of_what_is_trained(trained, storage):
     assert facts["step"] == 12
     assert facts["config"]["run.global_batch_size"] == 8
     assert len(facts["frozen_sha256"]["scenes"]) == 64
+    assert facts["frozen_settings"]["scenes"]["activation"] in ("GELU", "QuickGELU")
     tensors = load(run_storage.read("checkpoints/step-00000012/model.safetensors"))
     assert {name.split(".")[0] for name in tensors} == {"prompts", "acoustic", "logit_scale"}
     assert run_storage.read("checkpoints/latest") == b"step-00000012"

@@ -1,11 +1,13 @@
 """Checkpoints: whole or not there, checked on load, no pickle, and the best one kept."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from brewclip.config import Config, flatten
+from brewclip.clip_identity import ClipIdentity
+from brewclip.config import Config, LossConfig, flatten
 from brewclip.data.storage import open_storage
 from brewclip.training.checkpoint import (
     Checkpoint,
@@ -88,7 +90,33 @@ def test_starting_over_removes_everything(storage):
 
 def test_other_frozen_weights_are_refused():
     with pytest.raises(CheckpointError, match="trained on clip with sha256 abc, here it is def"):
-        check_frozen(checkpoint_at(1), {"clip": "def"})
+        check_frozen(checkpoint_at(1), ClipIdentity("clip", "def", {}, {}))
+    with pytest.raises(CheckpointError, match="trained on clip with sha256 abc, here it is other"):
+        check_frozen(checkpoint_at(1), ClipIdentity("other", "abc", {}, {}))
+
+
+def test_the_same_weights_used_in_another_way_are_refused(storage):
+    settings = {"activation": "GELU", "image_mean": [0.5, 0.5, 0.5]}
+    checkpoint = checkpoint_at(1)
+    recorded = replace(checkpoint, facts=replace(checkpoint.facts, frozen_settings={"clip": settings}))
+    save_checkpoint(storage, recorded, best=False, keep=1)
+    loaded = load_checkpoint(storage)
+    check_frozen(loaded, ClipIdentity("clip", "abc", settings, {}))
+    for change, message in (
+        ({"activation": "QuickGELU"}, "trained on clip with activation GELU, here it is QuickGELU: .*open_clip_torch"),
+        ({"image_mean": [0.4, 0.5, 0.5]}, r"image_mean \[0.5, 0.5, 0.5\], here it is \[0.4"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            check_frozen(loaded, ClipIdentity("clip", "abc", settings | change, settings | change))
+
+
+def test_a_checkpoint_without_a_record_is_of_the_clip_that_was_built_then():
+    """Of OpenAI's weights that was one with GELU; the scenes CLIP is what it was."""
+    quick, gelu = {"activation": "QuickGELU"}, {"activation": "GELU"}
+    check_frozen(checkpoint_at(1), ClipIdentity("clip", "abc", quick, quick))
+    with pytest.raises(CheckpointError, match=r"activation GELU, here it is QuickGELU: .*train again") as caught:
+        check_frozen(checkpoint_at(1), ClipIdentity("clip", "abc", quick, gelu))
+    assert "\n" not in str(caught.value)
 
 
 def test_other_settings_are_refused_and_harmless_ones_are_not():
@@ -97,6 +125,14 @@ def test_other_settings_are_refused_and_harmless_ones_are_not():
     check_same_run(Config(), CheckpointFacts(**{**vars(facts), "config": now | {"cluster.num_workers": 7}}))
     with pytest.raises(CheckpointError, match=r"was started with --optim\.peak-lr 1, now it is 0\.0001"):
         check_same_run(Config(), CheckpointFacts(**{**vars(facts), "config": now | {"optim.peak_lr": 1}}))
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_had_its_default():
+    before = {name: value for name, value in flatten(Config()).items() if name != "loss.reduction"}
+    facts = CheckpointFacts(**{**vars(checkpoint_at(1).facts), "config": before})
+    check_same_run(Config(), facts)
+    with pytest.raises(CheckpointError, match=r"was started with --loss\.reduction sum, now it is mean"):
+        check_same_run(Config(loss=LossConfig(reduction="mean")), facts)
 
 
 def test_adam_goes_on_as_if_it_had_not_stopped(storage):
