@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from brewclip.data.pictures import CLIP_SIDES, decode_image, open_picture, reduce_image, stored_size
-from brewclip.extraction import shrink_image
+from brewclip.extractor import shrink_image
 from brewclip.pretrained import load_clip
 
 PHOTOGRAPHS = {
