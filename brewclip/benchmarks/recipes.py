@@ -194,7 +194,7 @@ def _plain_jpeg(path: Path) -> bytes:
     scale = _SIDE_PIXELS / min(picture.size)
     width, height = (round(side * scale) for side in picture.size)
     buffer = io.BytesIO()
-    picture.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    picture.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
