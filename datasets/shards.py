@@ -23,6 +23,8 @@ from brewclip.data.storage import ObjectMissing, Storage, check_reachable, open_
 from brewclip.recipe import WriteOptions, check_options, exit_on_interrupt, print_summary, write_corpus
 
 STATE = "shards.json"
+# Flags that say where, and how strictly, but not what a corpus holds.
+NOT_IN_A_CORPUS = {"source", "dest", "dry_run", "max_rejected_fraction", "identical_images"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
     """Scan the tars and adopt them, or write their samples anew."""
     dest = options.dest.rstrip("/")
     tasks = [ScanTask(tar, dest, rules_of(options)) for tar in tars]
-    flags = {name: value for name, value in asdict(options).items() if name not in ("source", "dest")}
+    flags = {name: value for name, value in asdict(options).items() if name not in NOT_IN_A_CORPUS}
     storage, plan_hash = open_storage(dest), plan_of(tasks, flags)
     check_reachable(dest)
     if already_made(storage, plan_hash):
@@ -114,9 +116,9 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
         summary = write_corpus(tar_corpus(corpus, dest, tasks, digests, plan, draw, side_pixels), options)
     else:
         print("the tars stay where they are: they fit as they are", flush=True)
-        warn_of_flags(options)
+        warn_of_flags(tars, options)
         check_splits_of_images(digests, plan.splits, refuse_identical=options.identical_images == "refuse")
-        summary = adopt(corpus, dest, tasks, digests, plan)
+        summary = adopt(corpus, dest, tasks, digests, plan, plan_hash)
     storage.write(STATE, json.dumps({"plan": plan_hash, "splits": summary}, indent=1, sort_keys=True).encode())
     for name in [*storage.list_names("parts/"), *(storage.list_names("tars/") if plan.obstacle else [])]:
         storage.delete(name)
@@ -146,8 +148,10 @@ def wish(options: ShardsOptions) -> str:
     return "--rewrite asks for it" if options.rewrite else "--limit takes a part of them" if options.limit else ""
 
 
-def warn_of_flags(options: ShardsOptions) -> None:
-    """Name flags that change nothing where tars stay as they are."""
+def warn_of_flags(tars: list[SourceTar], options: ShardsOptions) -> None:
+    """Name flags that change nothing where tars stay as they are, and tars that not every machine may see."""
+    if not options.dest.startswith("file:") and any(tar.url.startswith("file:") for tar in tars):
+        print(f"warning: every machine that reads {options.dest} must see {tars[0].url} at this path", flush=True)
     if options.keep_original_images or options.image_side_pixels != ShardsOptions.image_side_pixels:
         print("warning: --image-side-pixels and --keep-original-images have no effect without --rewrite", flush=True)
 

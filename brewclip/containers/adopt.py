@@ -13,7 +13,7 @@ from brewclip.containers.plan import Plan
 from brewclip.containers.scan import Digest, ScanTask, read_scan
 from brewclip.corpora import safe_id
 from brewclip.data.adopted import AdoptedSample, members_name, pack_members
-from brewclip.data.manifest import INDEX_ENTRY, ShardRecord
+from brewclip.data.manifest import INDEX_ENTRY, ShardRecord, open_manifest
 from brewclip.data.shards import finish_split, is_finished, shard_name
 from brewclip.data.storage import Storage, open_storage
 from brewclip.progress import Progress
@@ -28,7 +28,7 @@ def name_of(row: dict[str, Any], label: str, keys_repeat: bool) -> str:
 
 
 def adopt(
-    corpus: str, dest: str, tasks: list[ScanTask], digests: list[Digest], plan: Plan
+    corpus: str, dest: str, tasks: list[ScanTask], digests: list[Digest], plan: Plan, plan_hash: str
 ) -> dict[str, dict[str, Any]]:
     """Write index, members and manifest of every split over tars that stay where they are.
 
@@ -36,27 +36,33 @@ def adopt(
         split -> {"samples": n, "rejected": {cause: n}, ...} for `print_summary`.
 
     Raises:
-        UserError: if a split has no sample.
+        UserError: if a split has no sample, or is there already and of another plan.
     """
     summary = {}
     first = [split for split in ("train", "dev", "test") if split in plan.splits]
     for split in first + sorted(set(plan.splits) - {"", *first}):
         mine = [row for row, of in enumerate(plan.splits) if of == split]
-        summary[split] = _adopt_split(corpus, dest, split, [(tasks[row], digests[row]) for row in mine], plan)
+        summary[split] = _adopt_split(
+            corpus, dest, split, [(tasks[row], digests[row]) for row in mine], plan, plan_hash
+        )
     return summary
 
 
-def _adopt_split(corpus: str, dest: str, split: str, tars: list[tuple[ScanTask, Digest]], plan: Plan) -> dict[str, Any]:
+def _adopt_split(
+    corpus: str, dest: str, split: str, tars: list[tuple[ScanTask, Digest]], plan: Plan, plan_hash: str
+) -> dict[str, Any]:
     storage = open_storage(f"{dest}/{split}")
     rejected = sorted((row for _, digest in tars for row in digest.rejected), key=lambda row: (row["file"], row["key"]))
     counts = dict(sorted(Counter(row["cause"] for row in rejected).items()))
     sums: Counter[str] = Counter()
     for _, digest in tars:
         sums.update(digest.sums)
-    details: dict[str, Any] = {"rejected": counts, "adopted_tars": len(tars), **sums}
+    details: dict[str, Any] = {"rejected": counts, "plan": plan_hash, "adopted_tars": len(tars), **sums}
     num_samples = sum(digest.num_samples for _, digest in tars)
     facts = {"samples": num_samples, "pictures": num_samples} | details
     if is_finished(storage):
+        if open_manifest(storage.url).summary.details.get("plan") != plan_hash:
+            raise UserError(f"{storage.url} was written from other files: remove it, or name another --dest")
         return {"state": "already there"} | facts
     used = [(task, digest) for task, digest in tars if digest.num_samples]
     if not used:

@@ -204,6 +204,25 @@ def test_compressed_tars_are_stored_without_compression_and_adopted(tmp_path: Pa
     assert len(samples_of((moved / "train").as_uri())) == 4
 
 
+def test_a_compressed_tar_that_is_cut_is_taken_as_far_as_it_goes(tmp_path: Path, capsys) -> None:
+    write_three(tmp_path, 8)
+    packed = gzip.compress((tmp_path / "train.tar").read_bytes())
+    (tmp_path / "train.tar").write_bytes(packed[: len(packed) // 2])
+    dest = make(tmp_path, "--max-rejected-fraction", "0.2")
+    assert "cannot be decompressed" in capsys.readouterr().out
+    assert 2 <= len(samples_of(f"{dest.as_uri()}/train")) <= 5
+    assert verify_split(f"{dest.as_uri()}/train") == []
+
+
+def test_a_split_of_something_else_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    write_three(tmp_path)
+    dest = make(tmp_path)
+    (dest / "shards.json").unlink()
+    write_tar(tmp_path / "train.tar", one("0000", 99))
+    with pytest.raises(UserError, match=r"corpus/train was written from other files: remove it, or name another"):
+        make(tmp_path)
+
+
 def test_an_interrupted_run_goes_on_and_the_result_is_the_same(tmp_path: Path, monkeypatch, capsys) -> None:
     write_three(tmp_path)
     read: list[str] = []
