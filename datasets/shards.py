@@ -14,9 +14,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from brewclip.config import UserError, exit_on_user_error, parse_options
-from brewclip.containers.adopt import adopt
+from brewclip.containers.adopt import adopt, rejected_of
 from brewclip.containers.plan import SplitDraw, check_splits_of_images, make_plan
-from brewclip.containers.rewrite import tar_corpus
+from brewclip.containers.rewrite import list_left_out, tar_corpus
 from brewclip.containers.scan import Digest, ScanTask, plan_of, rules_of, scan_first, scan_tars
 from brewclip.containers.sources import SourceTar, find_tars
 from brewclip.data.storage import ObjectMissing, Storage, check_reachable, open_storage
@@ -113,7 +113,10 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
     if plan.obstacle:
         print(f"the samples are written anew: {plan.obstacle}", flush=True)
         side_pixels = 0 if options.keep_original_images else options.image_side_pixels
-        summary = write_corpus(tar_corpus(corpus, dest, tasks, digests, plan, draw, side_pixels), options)
+        listed = tar_corpus(corpus, dest, tasks, digests, plan, draw, side_pixels)
+        summary = write_corpus(listed, options)
+        for cause, count in list_left_out(listed, dest).items():
+            print(f"in no split: {count} {cause}", flush=True)
     else:
         print("the tars stay where they are: they fit as they are", flush=True)
         warn_of_flags(tars, options)
@@ -162,7 +165,7 @@ def check_rejected(digests: list[Digest], options: ShardsOptions) -> None:
     Raises:
         UserError: with the causes, and the first.
     """
-    rejected = [row for digest in digests for row in digest.rejected]
+    rejected = rejected_of(digests)
     num_lost = len(rejected) + sum(digest.num_lost for digest in digests)
     total = sum(digest.num_samples for digest in digests) + num_lost
     if not total:
@@ -179,7 +182,7 @@ def check_rejected(digests: list[Digest], options: ShardsOptions) -> None:
 
 def describe(digests: list[Digest]) -> str:
     """Return what was rejected by cause, what has no text, and what was passed over."""
-    causes = Counter(row["cause"] for digest in digests for row in digest.rejected)
+    causes = Counter(row["cause"] for row in rejected_of(digests))
     words = ["rejected: " + (", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())) or "none")]
     without_text = sum(digest.sums["without_text"] for digest in digests)
     words += [f"{without_text} without a text"] if without_text else []

@@ -39,13 +39,26 @@ def adopt(
         UserError: if a split has no sample, or is there already and of another plan.
     """
     summary = {}
+    without_split = {task.tar.url for task, split in zip(tasks, plan.splits, strict=True) if not split}
     first = [split for split in ("train", "dev", "test") if split in plan.splits]
     for split in first + sorted(set(plan.splits) - {"", *first}):
         mine = [row for row, of in enumerate(plan.splits) if of == split]
         summary[split] = _adopt_split(
             corpus, dest, split, [(tasks[row], digests[row]) for row in mine], plan, plan_hash
         )
+    write_rejected(open_storage(dest), [row for row in rejected_of(digests) if row["file"] in without_split])
     return summary
+
+
+def rejected_of(digests: list[Digest]) -> list[dict[str, str]]:
+    """Return what cannot be used in any tar."""
+    return [row for digest in digests for row in digest.rejected]
+
+
+def write_rejected(storage: Storage, rows: list[dict[str, str]]) -> None:
+    """List what cannot be used."""
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+    storage.write(REJECTED, "".join(lines).encode(errors="backslashreplace"))
 
 
 def _adopt_split(
@@ -77,8 +90,7 @@ def _adopt_split(
         for one in pending:
             records.append(one.result())
             progress.advance()
-    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rejected)
-    storage.write(REJECTED, "".join(lines).encode(errors="backslashreplace"))
+    write_rejected(storage, rejected)
     told = {"corpus": corpus, "split": split, "kind": "recordings", "num_images": num_samples}
     finish_split(storage, records, **told, details=details)
     return {"state": "adopted"} | facts

@@ -418,6 +418,40 @@ def test_captions_of_one_sample_are_written_in_rounds(tmp_path: Path) -> None:
     assert samples["001-1"].metadata["caption_id"] == "001.1"
 
 
+def test_a_caption_that_cannot_be_used_takes_no_image_from_the_others(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("k.png", image(0)), ("k.0.wav", b"no sound"), ("k.1.wav", sound())])
+    _, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
+    samples, causes = make_all(corpus, "train")
+    assert (list(causes.values()), list(samples)) == (["not_audio"], ["k-1"])
+    assert samples["k-1"].image is not None
+
+
+def test_samples_far_from_each_other_are_not_read_in_one_piece(tmp_path: Path, monkeypatch) -> None:
+    from brewclip.containers import samples
+
+    monkeypatch.setattr(samples, "_MOST_RANGE_BYTES", 60_000)
+    write_tar(tmp_path / "a.tar", [*one("000", 0), ("000.mp4", bytes(50_000)), *one("001", 1)])
+    obstacle, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
+    assert "bytes lie between '001' and the sample before it" in obstacle
+    assert sorted(make_all(corpus, "train")[0]) == ["000-0", "001-0"]
+
+
+def test_what_is_in_no_split_is_listed_beside_them(tmp_path: Path) -> None:
+    of = {"a": b'{"part": "train"}', "b": b'{"part": "val"}', "c": b"{}"}
+    for number, (name, text) in enumerate(of.items()):
+        write_tar(tmp_path / f"{name}.tar", one("000", number, json=text))
+    flags = ("--split-field", "part", "--max-rejected-fraction", "0.5")
+    dest = make(tmp_path, *flags, source=(f"{tmp_path}/{{a,b,c}}.tar",))
+    (row,) = (dest / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(row) | {"detail": ""} == {
+        "key": "000",
+        "file": (tmp_path / "c.tar").as_uri(),
+        "cause": "no_split",
+        "detail": "",
+    }
+    assert sorted(path.parent.name for path in dest.glob("*/manifest.json")) == ["dev", "train"]
+
+
 def test_pairs_that_share_a_key_by_a_dot_find_each_other(tmp_path: Path) -> None:
     members = [*one("key.v1", 1), *one("key.v2", 2), ("key.v2.txt", b"the second")]
     write_tar(tmp_path / "a.tar", members)
