@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from brewclip.config import UserError
+from brewclip.containers.digest import Digest
 from brewclip.containers.plan import Plan
-from brewclip.containers.scan import Digest, ScanTask, read_scan
+from brewclip.containers.scan import ScanTask, read_scan
 from brewclip.corpora import safe_id
 from brewclip.data.adopted import AdoptedSample, members_name, pack_members
 from brewclip.data.manifest import INDEX_ENTRY, ShardRecord, open_manifest

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brewclip.config import UserError
-from brewclip.containers.scan import Digest
+from brewclip.containers.digest import Digest
 from brewclip.containers.sources import SourceTar
 from brewclip.corpora import place_in_unit_interval
 

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from brewclip.containers.adopt import name_of, write_rejected
+from brewclip.containers.digest import Digest
 from brewclip.containers.plan import Plan, SplitDraw
-from brewclip.containers.scan import Digest, ScanTask, read_scan
+from brewclip.containers.scan import ScanTask, read_scan
 from brewclip.containers.sources import open_object
 from brewclip.corpora import FileCorpus, Recording, safe_id
 from brewclip.data.schema import BadSample

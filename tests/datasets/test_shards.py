@@ -15,6 +15,7 @@ from PIL import Image
 
 from brewclip.config import UserError
 from brewclip.containers import scan
+from brewclip.containers.digest import Digest
 from brewclip.containers.plan import SplitDraw, make_plan
 from brewclip.containers.rewrite import tar_corpus
 from brewclip.containers.sources import find_tars
@@ -35,7 +36,7 @@ Members = list[tuple[str, bytes]]
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the recipe scan tars here, one after the other, instead of over Ray."""
 
-    def scan_tars(label: str, tasks: list[scan.ScanTask]) -> list[scan.Digest]:
+    def scan_tars(label: str, tasks: list[scan.ScanTask]) -> list[Digest]:
         return [scan.scan_tar(task, lambda count: None) for task in tasks]
 
     monkeypatch.setattr(load_recipe("shards"), "scan_tars", scan_tars)
