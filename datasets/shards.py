@@ -107,9 +107,9 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
     digests = scan_tars(f"index {corpus}", tasks)
     print(f"{corpus}: {sum(one.num_samples for one in digests)} samples in {len(tars)} tars, {describe(digests)}")
     check_rejected(digests, options)
-    for one in digests:
-        if one.damage:
-            print(f"warning: {one.url} is damaged ({one.damage}): only what stands before is taken", flush=True)
+    for tar, digest in zip(tars, digests, strict=True):
+        if digest.damage:
+            print(f"warning: {tar.url} is damaged ({digest.damage}): only what stands before is taken", flush=True)
     plan = make_plan(tars, digests, draw, by_field=bool(options.split_field), wish=wish(options))
     if plan.obstacle:
         print(f"the samples are written anew: {plan.obstacle}", flush=True)
