@@ -214,7 +214,7 @@ def _with_open_end(data: bytes) -> bytes:
     start, promised = _find_sound(data)
     rest = len(data) - start
     another_chunk = rest >= 8 and rest - 8 <= int.from_bytes(data[start + 4 : start + 8], "little") <= rest
-    if data[:4] == b"FORM" or not start or not rest or another_chunk or 0 < promised < 2**63:
+    if data[:4] in (b"FORM", b"RIFX") or not start or not rest or another_chunk or 0 < promised < 2**63:
         return data
     return b"RIFF" + b"\xff" * 4 + data[8 : start - 4] + b"\xff" * 4 + data[start:]
 
@@ -248,17 +248,22 @@ def _catch_decoder_lines(data: bytes) -> Iterator[list[bytes]]:
     if not (data[:3] == b"ID3" or (data[0] == 0xFF and data[1:2] >= b"\xe0")):
         yield lines
         return
-    with _STDERR_LOCK, tempfile.TemporaryFile() as caught:
-        stderr = os.dup(2)
-        os.dup2(caught.fileno(), 2)
+    with _STDERR_LOCK:
         try:
+            stderr = os.dup(2)
+        except OSError:  # there is none, and nothing is shown
             yield lines
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            caught.seek(0)
-            for line in caught:
-                if _DECODER_LINE.match(line):
-                    lines.append(line)
-                else:
-                    os.write(2, line)
+            return
+        with tempfile.TemporaryFile() as caught:
+            os.dup2(caught.fileno(), 2)
+            try:
+                yield lines
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+                caught.seek(0)
+                for line in caught:
+                    if _DECODER_LINE.match(line):
+                        lines.append(line)
+                    else:
+                        os.write(2, line)

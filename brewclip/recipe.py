@@ -11,8 +11,8 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import asdict
+from typing import Any, Protocol, TypeVar
 
 from brewclip.cluster import connect
 from brewclip.config import UserError, exit_on_user_error, parse_options
@@ -23,13 +23,10 @@ from brewclip.data.shards import finish_split, is_finished
 from brewclip.data.storage import FolderStorage, Storage, check_reachable, open_storage
 from brewclip.identical_images import add_digests, check_files, compare_and_save
 from brewclip.progress import Progress
+from brewclip.recipe_options import NOT_IN_A_SAMPLE, SourceOptions, WriteOptions, check_options
 from brewclip.shard_tasks import ShardTask, cut_in_shards, rejection, run_tasks
 
 REJECTED = "rejected.jsonl"
-# Flags that say where, how much and how strictly, but not what a sample holds.
-_NOT_IN_A_SAMPLE = {
-    *("dest", "source", "split", "limit", "dry_run", "max_rejected_fraction", "samples_per_shard", "identical_images"),
-}
 _PROBES = 8  # samples made to guess the size of all
 
 Form = TypeVar("Form", bound="SourceOptions")
@@ -48,44 +45,6 @@ class Recipe(Protocol):
 
     def make_sample(self, item: Any) -> Sample:
         """Make the sample of an item; raises `BadSample` if it cannot be used."""
-
-
-@dataclass(frozen=True)
-class WriteOptions:
-    """Flags that every recipe has."""
-
-    dest: str
-    """URL of the corpus, s3://bucket/corpus or file:///folder: splits lie below it."""
-    samples_per_shard: int = 0
-    """Samples of one shard; 0 makes about 64 shards of a split, each of 16 to 1,000 samples."""
-    limit: int = 0
-    """Samples of each round at most; 0 takes all."""
-    dry_run: bool = False
-    """Count what would be written, and write nothing."""
-    max_rejected_fraction: float = 0.05
-    """Largest share of samples that may be rejected, in 0..1."""
-    identical_images: Literal["warn", "refuse"] = "warn"
-    """What to do about images that have the same bytes in two splits; published splits are what they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions(WriteOptions):
-    """Flags of the recipes that read a corpus from files."""
-
-    source: str
-    """Directory of the corpus as it is distributed, or s3://bucket/prefix or file:///folder. On a cluster, all
-    machines must see it."""
-    split: tuple[str, ...] = ()
-    """Splits to write; none given writes all."""
-    image_side_pixels: int = 336
-    """Pictures are reduced to this short side; the default is what the largest CLIP (ViT-L-14-336) needs."""
-    keep_original_images: bool = False
-    """Keep the bytes of JPEG pictures instead of reducing them."""
-
-    @property
-    def stored_side_pixels(self) -> int:
-        """The short side of stored pictures; 0 keeps them."""
-        return 0 if self.keep_original_images else self.image_side_pixels
 
 
 def run_recipe(usage: str | None, form: type[Form], read: Callable[[Form], FileCorpus]) -> None:
@@ -116,32 +75,6 @@ def exit_on_interrupt() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted: finished shards are kept, the same command continues", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
-
-
-def check_options(options: WriteOptions) -> None:
-    """Find flags with impossible values.
-
-    Raises:
-        UserError: one line that names the flag.
-    """
-    rules = [
-        (
-            options.samples_per_shard < 0,
-            f"--samples-per-shard {options.samples_per_shard} must be 0 (as many as fit the corpus) or more",
-        ),
-        (options.limit < 0, f"--limit {options.limit} must be 0 (all) or more"),
-        (
-            not 0 <= options.max_rejected_fraction <= 1,
-            f"--max-rejected-fraction {options.max_rejected_fraction} must be in 0..1",
-        ),
-        (
-            isinstance(options, SourceOptions) and options.image_side_pixels < 1,
-            "--image-side-pixels must be 1 or more; --keep-original-images reduces nothing",
-        ),
-    ]
-    for wrong, message in rules:
-        if wrong:
-            raise UserError(message)
 
 
 def write_corpus(recipe: Recipe, options: WriteOptions, splits: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -179,7 +112,7 @@ def write_corpus(recipe: Recipe, options: WriteOptions, splits: Sequence[str] = 
 
 
 def _cut_in_shards(url: str, split: str, rounds: list[list[Any]], options: WriteOptions) -> Iterator[ShardTask]:
-    flags = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_A_SAMPLE}
+    flags = {name: value for name, value in asdict(options).items() if name not in NOT_IN_A_SAMPLE}
     return cut_in_shards(url, split, rounds, options.samples_per_shard, flags)
 
 

@@ -41,14 +41,13 @@ def recordings(source: Source, dev_fraction: float) -> Iterator[Recording]:
     """Yield a recording for each narrative of train and val; one of the two may be missing whole.
 
     Raises:
-        UserError: naming the list that is missing.
+        UserError: naming the lists that are missing.
     """
     if not any(map(source.find, TRAIN + VAL)):
         raise UserError(f"--source {source.location} has neither {TRAIN[0]} nor {VAL[0]}: download the lists there")
     for split, files in (("train", TRAIN), ("test", VAL)):
         if any(map(source.find, files)):
-            for file in files:
-                name = source.require(file)
+            for name in source.require_all(*((file,) for file in files)):
                 for number, line in enumerate(source.lines(name), 1):
                     yield _recording(split, source.json(name, line, number), dev_fraction)
 

@@ -99,11 +99,12 @@ def find_tables(location: str) -> tuple[Source, list[str]]:
         UserError: if there is no such folder, no file fits, or a file is of another format.
     """
     folder, slash, name = location.rpartition("/")
-    if not set(location) & set("*?[") or os.path.isfile(location):
-        source, names = Source(folder + slash or "."), [name]
-    else:
-        start = re.split(r"[^/]*[*?\[]", location)[0]
-        source = Source(start or ".")
+    is_pattern = bool(set(location) & set("*?[")) and not os.path.isfile(location)
+    start = re.split(r"[^/]*[*?\[]", location)[0] if is_pattern else folder + slash
+    if "://" not in location and not os.path.isdir(os.path.expanduser(start or ".")):
+        raise UserError(f"--source {location}: the folder {os.path.abspath(os.path.expanduser(start))} does not exist")
+    source, names = Source(start or "."), [name]
+    if is_pattern:
         names = sorted(name for name in source.names if _fits(name, location[len(start) :]))
     where = f"{source.location.rstrip('/')}/{name}"
     if not names:

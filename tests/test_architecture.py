@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "extraction",
         "identical_images",
         "recipe",
+        "recipe_options",
         "shard_tasks",
         "source",
     ),

@@ -2,6 +2,7 @@
 
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +222,12 @@ def test_what_others_print_while_an_mp3_is_decoded_is_kept(capfd, monkeypatch):
     monkeypatch.setattr(brewclip.audio, "_read_blocks", lambda *args: os.write(2, b"disk on fire\n") and whole(*args))
     assert decode_audio_with_damage(data[:-3000]).decoder_warnings >= 1
     assert capfd.readouterr().err == "disk on fire\n"
+
+
+def test_threads_may_decode_mp3_at_once(capfd):
+    waveform, rate_hz = real("jfk.flac")
+    data = write(waveform[: 2 * rate_hz], rate_hz, format="MP3", subtype="MPEG_LAYER_III")
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda _: decode_audio_with_damage(data[:-2000]).decoder_warnings, range(40)))
+    os.write(2, b"as before")
+    assert set(counts) == {counts[0]} and counts[0] > 0 and capfd.readouterr().err == "as before"

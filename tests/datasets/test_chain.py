@@ -177,6 +177,30 @@ def write_shards(folder: Path, speech: Path) -> list[str]:
     return sources
 
 
+SLOW_SHARD = """
+import sys, time
+from brewclip.cluster import connect
+from brewclip.data.schema import BadSample
+from brewclip.shard_tasks import ShardTask, run_tasks
+
+class Slow:
+    def make_sample(self, item):
+        time.sleep(0.5)
+        raise BadSample("slow", item)
+
+connect()
+counts = []
+tasks = [ShardTask(sys.argv[1], "a.tar", 0, list("abcdefgh"), "plan")]
+for _, record, notes in run_tasks(Slow(), tasks, counts.append):
+    print(sum(counts), len(notes.rejected), len([count for count in counts if count]) > 2)
+"""
+
+
+def test_progress_advances_within_a_shard(tmp_path: Path, ray_head: RayHead) -> None:
+    done = run("-c", SLOW_SHARD, tmp_path.as_uri())
+    assert (done.stdout, done.returncode) == ("8 8 True\n", 0), done.stderr
+
+
 @pytest.mark.timeout(600)
 def test_120_real_recordings_in_shards_become_a_trained_and_evaluated_model(
     tmp_path: Path, ray_head, bucket: str, shared_directory: Path

@@ -162,6 +162,12 @@ def test_impossible_flags_get_one_line(source: Path, flags: dict, message: str) 
         write(options(source, **flags))
 
 
+def test_a_folder_for_a_destination_gets_the_url_that_was_meant(source: Path) -> None:
+    flags = table.TableOptions(source=str(source / "t.csv"), dest="/tmp/mine")
+    with pytest.raises(UserError, match=r"--dest /tmp/mine must be .*, e\.g\. file:///tmp/mine"):
+        write_corpus(table.read_corpus(flags), flags)
+
+
 def test_a_destination_that_cannot_be_written_gets_one_line(source: Path) -> None:
     write_file(source / "file", b"")
     with pytest.raises(UserError, match=r"file/below/\.writable cannot be written: Not a directory"):
