@@ -161,7 +161,7 @@ def _prepared(
     task: ExtractionTask, source: SplitReader, extent: Extent, notes: dict[str, Any]
 ) -> Iterator[tuple[Sample, NDArray[np.float32]]]:
     """Yield the samples of an extent with a small image, and their waveforms."""
-    name = source.manifest.name_of(extent.shard)
+    name = source.manifest.label_of(extent.shard)
     for number, sample in source.load(extent):
         try:
             if isinstance(sample, BadSample):

@@ -14,15 +14,18 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from brewclip.config import UserError, exit_on_user_error, parse_options
-from brewclip.containers.adopt import adopt
+from brewclip.containers.adopt import adopt, rejected_of
+from brewclip.containers.digest import Digest
 from brewclip.containers.plan import SplitDraw, check_splits_of_images, make_plan
-from brewclip.containers.rewrite import tar_corpus
-from brewclip.containers.scan import Digest, ScanTask, plan_of, rules_of, scan_first, scan_tars
+from brewclip.containers.rewrite import list_left_out, tar_corpus
+from brewclip.containers.scan import ScanTask, plan_of, rules_of, scan_first, scan_tars
 from brewclip.containers.sources import SourceTar, find_tars
 from brewclip.data.storage import ObjectMissing, Storage, check_reachable, open_storage
 from brewclip.recipe import WriteOptions, check_options, exit_on_interrupt, print_summary, write_corpus
 
 STATE = "shards.json"
+# Flags that say where, and how strictly, but not what a corpus holds.
+NOT_IN_A_CORPUS = {"source", "dest", "dry_run", "max_rejected_fraction", "identical_images"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
     """Scan the tars and adopt them, or write their samples anew."""
     dest = options.dest.rstrip("/")
     tasks = [ScanTask(tar, dest, rules_of(options)) for tar in tars]
-    flags = {name: value for name, value in asdict(options).items() if name not in ("source", "dest")}
+    flags = {name: value for name, value in asdict(options).items() if name not in NOT_IN_A_CORPUS}
     storage, plan_hash = open_storage(dest), plan_of(tasks, flags)
     check_reachable(dest)
     if already_made(storage, plan_hash):
@@ -104,19 +107,22 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
     digests = scan_tars(f"index {corpus}", tasks)
     print(f"{corpus}: {sum(one.num_samples for one in digests)} samples in {len(tars)} tars, {describe(digests)}")
     check_rejected(digests, options)
-    for one in digests:
-        if one.damage:
-            print(f"warning: {one.url} is damaged ({one.damage}): only what stands before is taken", flush=True)
+    for tar, digest in zip(tars, digests, strict=True):
+        if digest.damage:
+            print(f"warning: {tar.url} is damaged ({digest.damage}): only what stands before is taken", flush=True)
     plan = make_plan(tars, digests, draw, by_field=bool(options.split_field), wish=wish(options))
     if plan.obstacle:
         print(f"the samples are written anew: {plan.obstacle}", flush=True)
         side_pixels = 0 if options.keep_original_images else options.image_side_pixels
-        summary = write_corpus(tar_corpus(corpus, dest, tasks, digests, plan, draw, side_pixels), options)
+        listed = tar_corpus(corpus, dest, tasks, digests, plan, draw, side_pixels)
+        summary = write_corpus(listed, options)
+        for cause, count in list_left_out(listed, dest).items():
+            print(f"in no split: {count} {cause}", flush=True)
     else:
         print("the tars stay where they are: they fit as they are", flush=True)
-        warn_of_flags(options)
+        warn_of_flags(tars, options)
         check_splits_of_images(digests, plan.splits, refuse_identical=options.identical_images == "refuse")
-        summary = adopt(corpus, dest, tasks, digests, plan)
+        summary = adopt(corpus, dest, tasks, digests, plan, plan_hash)
     storage.write(STATE, json.dumps({"plan": plan_hash, "splits": summary}, indent=1, sort_keys=True).encode())
     for name in [*storage.list_names("parts/"), *(storage.list_names("tars/") if plan.obstacle else [])]:
         storage.delete(name)
@@ -146,8 +152,10 @@ def wish(options: ShardsOptions) -> str:
     return "--rewrite asks for it" if options.rewrite else "--limit takes a part of them" if options.limit else ""
 
 
-def warn_of_flags(options: ShardsOptions) -> None:
-    """Name flags that change nothing where tars stay as they are."""
+def warn_of_flags(tars: list[SourceTar], options: ShardsOptions) -> None:
+    """Name flags that change nothing where tars stay as they are, and tars that not every machine may see."""
+    if not options.dest.startswith("file:") and any(tar.url.startswith("file:") for tar in tars):
+        print(f"warning: every machine that reads {options.dest} must see {tars[0].url} at this path", flush=True)
     if options.keep_original_images or options.image_side_pixels != ShardsOptions.image_side_pixels:
         print("warning: --image-side-pixels and --keep-original-images have no effect without --rewrite", flush=True)
 
@@ -158,7 +166,7 @@ def check_rejected(digests: list[Digest], options: ShardsOptions) -> None:
     Raises:
         UserError: with the causes, and the first.
     """
-    rejected = [row for digest in digests for row in digest.rejected]
+    rejected = rejected_of(digests)
     num_lost = len(rejected) + sum(digest.num_lost for digest in digests)
     total = sum(digest.num_samples for digest in digests) + num_lost
     if not total:
@@ -175,7 +183,7 @@ def check_rejected(digests: list[Digest], options: ShardsOptions) -> None:
 
 def describe(digests: list[Digest]) -> str:
     """Return what was rejected by cause, what has no text, and what was passed over."""
-    causes = Counter(row["cause"] for digest in digests for row in digest.rejected)
+    causes = Counter(row["cause"] for row in rejected_of(digests))
     words = ["rejected: " + (", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())) or "none")]
     without_text = sum(digest.sums["without_text"] for digest in digests)
     words += [f"{without_text} without a text"] if without_text else []

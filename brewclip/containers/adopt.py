@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from brewclip.config import UserError
+from brewclip.containers.digest import Digest
 from brewclip.containers.plan import Plan
-from brewclip.containers.scan import Digest, ScanTask, read_scan
+from brewclip.containers.scan import ScanTask, read_scan
 from brewclip.corpora import safe_id
 from brewclip.data.adopted import AdoptedSample, members_name, pack_members
-from brewclip.data.manifest import INDEX_ENTRY, ShardRecord
+from brewclip.data.manifest import INDEX_ENTRY, ShardRecord, open_manifest
 from brewclip.data.shards import finish_split, is_finished, shard_name
 from brewclip.data.storage import Storage, open_storage
 from brewclip.progress import Progress
@@ -28,7 +29,7 @@ def name_of(row: dict[str, Any], label: str, keys_repeat: bool) -> str:
 
 
 def adopt(
-    corpus: str, dest: str, tasks: list[ScanTask], digests: list[Digest], plan: Plan
+    corpus: str, dest: str, tasks: list[ScanTask], digests: list[Digest], plan: Plan, plan_hash: str
 ) -> dict[str, dict[str, Any]]:
     """Write index, members and manifest of every split over tars that stay where they are.
 
@@ -36,27 +37,46 @@ def adopt(
         split -> {"samples": n, "rejected": {cause: n}, ...} for `print_summary`.
 
     Raises:
-        UserError: if a split has no sample.
+        UserError: if a split has no sample, or is there already and of another plan.
     """
     summary = {}
+    without_split = {task.tar.url for task, split in zip(tasks, plan.splits, strict=True) if not split}
     first = [split for split in ("train", "dev", "test") if split in plan.splits]
     for split in first + sorted(set(plan.splits) - {"", *first}):
         mine = [row for row, of in enumerate(plan.splits) if of == split]
-        summary[split] = _adopt_split(corpus, dest, split, [(tasks[row], digests[row]) for row in mine], plan)
+        summary[split] = _adopt_split(
+            corpus, dest, split, [(tasks[row], digests[row]) for row in mine], plan, plan_hash
+        )
+    write_rejected(open_storage(dest), [row for row in rejected_of(digests) if row["file"] in without_split])
     return summary
 
 
-def _adopt_split(corpus: str, dest: str, split: str, tars: list[tuple[ScanTask, Digest]], plan: Plan) -> dict[str, Any]:
+def rejected_of(digests: list[Digest]) -> list[dict[str, str]]:
+    """Return what cannot be used in any tar."""
+    return [row for digest in digests for row in digest.rejected]
+
+
+def write_rejected(storage: Storage, rows: list[dict[str, str]]) -> None:
+    """List what cannot be used."""
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+    storage.write(REJECTED, "".join(lines).encode(errors="backslashreplace"))
+
+
+def _adopt_split(
+    corpus: str, dest: str, split: str, tars: list[tuple[ScanTask, Digest]], plan: Plan, plan_hash: str
+) -> dict[str, Any]:
     storage = open_storage(f"{dest}/{split}")
     rejected = sorted((row for _, digest in tars for row in digest.rejected), key=lambda row: (row["file"], row["key"]))
     counts = dict(sorted(Counter(row["cause"] for row in rejected).items()))
     sums: Counter[str] = Counter()
     for _, digest in tars:
         sums.update(digest.sums)
-    details: dict[str, Any] = {"rejected": counts, "adopted_tars": len(tars), **sums}
+    details: dict[str, Any] = {"rejected": counts, "plan": plan_hash, "adopted_tars": len(tars), **sums}
     num_samples = sum(digest.num_samples for _, digest in tars)
     facts = {"samples": num_samples, "pictures": num_samples} | details
     if is_finished(storage):
+        if open_manifest(storage.url).summary.details.get("plan") != plan_hash:
+            raise UserError(f"{storage.url} was written from other files: remove it, or name another --dest")
         return {"state": "already there"} | facts
     used = [(task, digest) for task, digest in tars if digest.num_samples]
     if not used:
@@ -71,8 +91,7 @@ def _adopt_split(corpus: str, dest: str, split: str, tars: list[tuple[ScanTask, 
         for one in pending:
             records.append(one.result())
             progress.advance()
-    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rejected)
-    storage.write(REJECTED, "".join(lines).encode(errors="backslashreplace"))
+    write_rejected(storage, rejected)
     told = {"corpus": corpus, "split": split, "kind": "recordings", "num_images": num_samples}
     finish_split(storage, records, **told, details=details)
     return {"state": "adopted"} | facts

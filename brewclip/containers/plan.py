@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brewclip.config import UserError
-from brewclip.containers.scan import Digest
+from brewclip.containers.digest import Digest
 from brewclip.containers.sources import SourceTar
 from brewclip.corpora import place_in_unit_interval
 
@@ -79,12 +79,12 @@ def make_plan(tars: list[SourceTar], digests: list[Digest], draw: SplitDraw, *, 
     """
     keys = np.concatenate([digest.keys for digest in digests])
     keys_repeat = len(np.unique(keys)) < len(keys)
-    obstacle = wish or next((f"{digest.url}: {digest.obstacle}" for digest in digests if digest.obstacle), "")
+    pairs = list(zip(tars, digests, strict=True))
+    obstacle = wish or next((f"{tar.url}: {digest.obstacle}" for tar, digest in pairs if digest.obstacle), "")
     drawn = not tars[0].split and not by_field
     if by_field:
-        several = next((digest for digest in digests if len(digest.splits) > 1), None)
-        if several:
-            obstacle = obstacle or f"{several.url}: its samples are in the splits {', '.join(several.splits)}"
+        several = ((tar.url, digest.splits) for tar, digest in pairs if len(digest.splits) > 1)
+        obstacle = obstacle or next((f"{url}: its samples are in {', '.join(names)}" for url, names in several), "")
         splits = [next(iter(digest.splits), "") for digest in digests]
     elif drawn:
         splits = draw.splits_of_tars([tar.label for tar in tars])

@@ -1,14 +1,17 @@
 """Tars that cannot stay as they are: their recordings and images as a corpus that recipes write anew."""
 
+from collections import Counter
 from collections.abc import Iterator
 
-from brewclip.containers.adopt import name_of
+from brewclip.containers.adopt import name_of, write_rejected
+from brewclip.containers.digest import Digest
 from brewclip.containers.plan import Plan, SplitDraw
-from brewclip.containers.scan import Digest, ScanTask, read_scan
+from brewclip.containers.scan import ScanTask, read_scan
 from brewclip.containers.sources import open_object
 from brewclip.corpora import FileCorpus, Recording, safe_id
 from brewclip.data.schema import BadSample
 from brewclip.data.storage import ObjectMissing, open_storage
+from brewclip.shard_tasks import rejection
 from brewclip.source import Source
 
 
@@ -73,7 +76,7 @@ def _recordings(
             image_id = known or safe_id(row.get("id") or own_name)
             for identity in identities:
                 image_ids.setdefault(identity, image_id)
-            image = images.setdefault(image_id, _place(digest.url, row["image"]) if "image" in row else "")
+            image = images.setdefault(image_id, _place(digest.url, row["image"])) if "image" in row else ""
             metadata = row.get("metadata", {})
             drawn = "" if task.rules.split_field else draw.split_of(image_id)
             yield Recording(
@@ -87,6 +90,13 @@ def _recordings(
                 caption_id=f"{name}.{row['part']}" if row.get("part") else name,
                 problem=row.get("problem", ""),
             )
+
+
+def list_left_out(corpus: FileCorpus, dest: str) -> dict[str, int]:
+    """List, beside the splits, what is in none of them; return the number of each cause."""
+    rows = [rejection(recording, recording.problem, recording.audio) for recording in corpus.left_out]
+    write_rejected(open_storage(dest), rows)
+    return dict(sorted(Counter(row["cause"] for row in rows).items()))
 
 
 def _place(url: str, span: list[int]) -> str:

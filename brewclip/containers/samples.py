@@ -24,6 +24,7 @@ from brewclip.data.tars import TarBytes, TarMember
 
 _META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset passes over
 _MOST_TEXT_BYTES = 2**24
+_MOST_RANGE_BYTES = 2 * MAX_BYTES  # read at once for a sample of an adopted tar, with what lies before it
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class SampleFinder:
         self.rules, self._tar = rules, tar
         self._groups: dict[str, _Group] = {}
         self._ranges: dict[str, tuple[int, int]] = {}
+        self._end = (0, 0)
         self._open: _Group | None = None
         self._last_key = ""
         self.obstacle = ""
@@ -139,7 +141,10 @@ class SampleFinder:
         if len(rows) > 1:
             self._object(f"{group.key!r} holds {len(rows)} recordings")
         elif "problem" not in rows[0]:
-            self._ranges[group.key] = self._tar.cut()
+            start, self._end = self._end, self._tar.cut()
+            self._ranges[group.key] = self._end
+            if self._end[0] - start[0] > _MOST_RANGE_BYTES:
+                self._object(f"{self._end[0] - start[0]} bytes lie between {group.key!r} and the sample before it")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield what was found, a row for each recording; one with `problem` and `detail` cannot be used."""

@@ -13,11 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from brewclip.cluster import available, connect
 from brewclip.config import UserError
+from brewclip.containers.digest import Digest, make_digest
 from brewclip.containers.samples import Rules, SampleFinder
 from brewclip.containers.sources import SourceTar, open_object
 from brewclip.data.storage import ObjectMissing, Storage, open_storage
@@ -26,7 +26,6 @@ from brewclip.data.tars import DamagedTar, TarBytes, is_compressed, iter_decompr
 from brewclip.progress import Progress
 
 _PIECE_BYTES = 8 * 2**20
-_LONG_SECONDS = 30.0  # Whisper reads this much at a time
 _STOP_SECONDS = 20.0
 
 
@@ -53,44 +52,6 @@ class ScanTask:
     def part_name(self) -> str:
         """Name of the object that keeps what was found."""
         return f"parts/{self.plan}.jsonl"
-
-
-@dataclass(frozen=True)
-class Digest:
-    """What the plan of a corpus needs to know of one tar.
-
-    Attributes:
-        url: where the tar is, without compression.
-        size_bytes, sha256: of the tar there.
-        obstacle: why it cannot be adopted, in words; empty if it can.
-        damage: where and how it is damaged; empty if it is not.
-        num_lost: samples that the damage cost beside the one that it hit, estimated by the bytes that follow.
-        num_others: members that are none of what was looked for.
-        splits: those that its json name.
-        rejected: rows of rejected.jsonl.
-        sums: over the samples that can be used, as recipes count them.
-        keys: (k,) uint64 hashes of the keys of these, each once.
-        ids, images: (n,) uint64 hashes of the name (0: none) and the bytes (0: none) of the image of each.
-    """
-
-    url: str
-    size_bytes: int
-    sha256: str
-    obstacle: str
-    damage: str
-    num_lost: int
-    num_others: int
-    splits: tuple[str, ...]
-    rejected: list[dict[str, str]]
-    sums: dict[str, int]
-    keys: np.ndarray
-    ids: np.ndarray
-    images: np.ndarray
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples that can be used."""
-        return len(self.images)
 
 
 def scan_tars(label: str, tasks: list[ScanTask]) -> list[Digest]:
@@ -188,7 +149,7 @@ def scan_tar(task: ScanTask, advance: Callable[[int], None]) -> Digest:
         header, rows = _scan(task, storage, advance)
         lines = [orjson.dumps(line, option=orjson.OPT_SORT_KEYS) for line in chain([header], rows)]
         storage.write(task.part_name, b"\n".join(lines))
-    return _digest(task.tar, header, rows)
+    return make_digest(task.tar, header, rows)
 
 
 def read_scan(storage: Storage, task: ScanTask) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -203,7 +164,7 @@ def scan_first(tar: SourceTar, rules: Rules) -> Digest:
     if is_compressed(beginning):
         pieces = iter_decompressed(pieces, beginning)
     header, rows = find_samples(tar.url, pieces, rules)
-    return _digest(tar, header, rows)
+    return make_digest(tar, header, rows)
 
 
 def _scan(
@@ -287,37 +248,6 @@ def find_samples(
         "num_lost": lost,
         "num_others": finder.num_others,
     }, rows
-
-
-def _digest(tar: SourceTar, header: dict[str, Any], rows: list[dict[str, Any]]) -> Digest:
-    good = [row for row in rows if "problem" not in row]
-    sums = dict.fromkeys(("audio_ms", "damaged", "longer_than_30_seconds", "without_text", "with_decoder_warnings"), 0)
-    for row in good:
-        metadata = row["metadata"]
-        sums["audio_ms"] += round(1000 * metadata["duration_seconds"])
-        sums["damaged"] += "missing_seconds" in metadata or "truncated" in metadata
-        sums["longer_than_30_seconds"] += metadata["duration_seconds"] > _LONG_SECONDS
-        sums["without_text"] += "text" not in metadata
-        sums["with_decoder_warnings"] += "decoder_warnings" in metadata
-    return Digest(
-        **header,
-        splits=tuple(sorted({row["split"] for row in good if "split" in row})),
-        rejected=[_rejection(tar, row) for row in rows if "problem" in row],
-        sums=sums,
-        keys=_hashes(list(dict.fromkeys(row["key"] for row in good))),
-        ids=_hashes([row.get("id", "") for row in good]),
-        images=np.array([int(row.get("image_hash", "0"), 16) for row in good], np.uint64),
-    )
-
-
-def _rejection(tar: SourceTar, row: dict[str, Any]) -> dict[str, str]:
-    return {"key": row["key"], "file": tar.url, "cause": row["problem"], "detail": row["detail"]}
-
-
-def _hashes(texts: list[str]) -> np.ndarray:
-    """Return 64 bits of the hash of each text; 0 for an empty one."""
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() if text else bytes(8) for text in texts)
-    return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
 
 
 def plan_of(tasks: list[ScanTask], flags: dict[str, Any]) -> str:

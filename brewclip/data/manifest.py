@@ -158,6 +158,10 @@ class Manifest:
             return f"{self.url}/{self.name_of(shard)}"
         return resolve_url(self.url, str(self._urls[shard]))
 
+    def label_of(self, shard: int) -> str:
+        """Return what lists of samples call a shard: its name, or the URL of a tar that lies elsewhere."""
+        return self.url_of(shard) if self.is_adopted(shard) else self.name_of(shard)
+
     def place_of(self, shard: int) -> tuple[Storage, str]:
         """Return the storage that holds a shard, and its name there."""
         if not self.is_adopted(shard):

@@ -219,7 +219,7 @@ def _decode_all(
                 raise sample
             yield (extent.shard, number), decode(sample)
         except BadSample as error:
-            rejections.add(reader.manifest.name_of(extent.shard), number, error)
+            rejections.add(reader.manifest.label_of(extent.shard), number, error)
 
 
 def extents_between(manifest: Manifest, first: int, stop: int) -> Iterator[Extent]:

@@ -144,7 +144,7 @@ class Stream(Generic[Decoded]):
         try:
             return self._decode_bytes(data)
         except BadSample as error:
-            self.rejections.add(self.reader.manifest.name_of(shard), index, error)
+            self.rejections.add(self.reader.manifest.label_of(shard), index, error)
             cause = error
         count = int(self.reader.manifest.num_samples[shard])
         for step in range(1, count):

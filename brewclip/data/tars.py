@@ -211,7 +211,7 @@ def iter_decompressed(pieces: Iterator[bytes], beginning: bytes) -> Iterator[byt
     position = 0
     try:
         with opener(io.BufferedReader(_PieceFile(pieces), _PIECE_BYTES)) as file:
-            while piece := file.read(_PIECE_BYTES):
+            while piece := file.read1(_PIECE_BYTES):  # `read` would lose what comes before damage
                 yield piece
                 position += len(piece)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from brewclip.config import UserError
 from brewclip.containers import scan
+from brewclip.containers.digest import Digest
 from brewclip.containers.plan import SplitDraw, make_plan
 from brewclip.containers.rewrite import tar_corpus
 from brewclip.containers.sources import find_tars
@@ -35,7 +36,7 @@ Members = list[tuple[str, bytes]]
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the recipe scan tars here, one after the other, instead of over Ray."""
 
-    def scan_tars(label: str, tasks: list[scan.ScanTask]) -> list[scan.Digest]:
+    def scan_tars(label: str, tasks: list[scan.ScanTask]) -> list[Digest]:
         return [scan.scan_tar(task, lambda count: None) for task in tasks]
 
     monkeypatch.setattr(load_recipe("shards"), "scan_tars", scan_tars)
@@ -202,6 +203,25 @@ def test_compressed_tars_are_stored_without_compression_and_adopted(tmp_path: Pa
     moved = dest.rename(tmp_path / "moved")  # what lies within the corpus is named relative to it
     assert verify_split((moved / "train").as_uri()) == []
     assert len(samples_of((moved / "train").as_uri())) == 4
+
+
+def test_a_compressed_tar_that_is_cut_is_taken_as_far_as_it_goes(tmp_path: Path, capsys) -> None:
+    write_three(tmp_path, 8)
+    packed = gzip.compress((tmp_path / "train.tar").read_bytes())
+    (tmp_path / "train.tar").write_bytes(packed[: len(packed) // 2])
+    dest = make(tmp_path, "--max-rejected-fraction", "0.2")
+    assert "cannot be decompressed" in capsys.readouterr().out
+    assert 2 <= len(samples_of(f"{dest.as_uri()}/train")) <= 5
+    assert verify_split(f"{dest.as_uri()}/train") == []
+
+
+def test_a_split_of_something_else_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    write_three(tmp_path)
+    dest = make(tmp_path)
+    (dest / "shards.json").unlink()
+    write_tar(tmp_path / "train.tar", one("0000", 99))
+    with pytest.raises(UserError, match=r"corpus/train was written from other files: remove it, or name another"):
+        make(tmp_path)
 
 
 def test_an_interrupted_run_goes_on_and_the_result_is_the_same(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -399,6 +419,40 @@ def test_captions_of_one_sample_are_written_in_rounds(tmp_path: Path) -> None:
     assert samples["001-1"].metadata["caption_id"] == "001.1"
 
 
+def test_a_caption_that_cannot_be_used_takes_no_image_from_the_others(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("k.png", image(0)), ("k.0.wav", b"no sound"), ("k.1.wav", sound())])
+    _, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
+    samples, causes = make_all(corpus, "train")
+    assert (list(causes.values()), list(samples)) == (["not_audio"], ["k-1"])
+    assert samples["k-1"].image is not None
+
+
+def test_samples_far_from_each_other_are_not_read_in_one_piece(tmp_path: Path, monkeypatch) -> None:
+    from brewclip.containers import samples
+
+    monkeypatch.setattr(samples, "_MOST_RANGE_BYTES", 60_000)
+    write_tar(tmp_path / "a.tar", [*one("000", 0), ("000.mp4", bytes(50_000)), *one("001", 1)])
+    obstacle, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
+    assert "bytes lie between '001' and the sample before it" in obstacle
+    assert sorted(make_all(corpus, "train")[0]) == ["000-0", "001-0"]
+
+
+def test_what_is_in_no_split_is_listed_beside_them(tmp_path: Path) -> None:
+    of = {"a": b'{"part": "train"}', "b": b'{"part": "val"}', "c": b"{}"}
+    for number, (name, text) in enumerate(of.items()):
+        write_tar(tmp_path / f"{name}.tar", one("000", number, json=text))
+    flags = ("--split-field", "part", "--max-rejected-fraction", "0.5")
+    dest = make(tmp_path, *flags, source=(f"{tmp_path}/{{a,b,c}}.tar",))
+    (row,) = (dest / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(row) | {"detail": ""} == {
+        "key": "000",
+        "file": (tmp_path / "c.tar").as_uri(),
+        "cause": "no_split",
+        "detail": "",
+    }
+    assert sorted(path.parent.name for path in dest.glob("*/manifest.json")) == ["dev", "train"]
+
+
 def test_pairs_that_share_a_key_by_a_dot_find_each_other(tmp_path: Path) -> None:
     members = [*one("key.v1", 1), *one("key.v2", 2), ("key.v2.txt", b"the second")]
     write_tar(tmp_path / "a.tar", members)
@@ -445,7 +499,7 @@ def test_a_split_field_within_a_tar_is_followed(tmp_path: Path) -> None:
     members = [m for n, of in enumerate(splits) for m in one(f"{n:03d}", n, json=json.dumps({"part": of}).encode())]
     write_tar(tmp_path / "a.tar", members)
     obstacle, corpus = rewritten(tmp_path, f"{tmp_path}/a.tar", split_field="part")
-    assert "its samples are in the splits dev, test, train" in obstacle
+    assert "its samples are in dev, test, train" in obstacle
     assert corpus.splits() == ["train", "dev", "test"]
     assert [item.problem for item in corpus.left_out] == ["no_split"]
 
