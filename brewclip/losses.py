@@ -108,15 +108,16 @@ def brewclip_loss(
     }
 
 
-def loss_of_chance(num_rows: int) -> float:
+def loss_of_chance(num_rows: int, reduction: str = "sum") -> float:
     """Return what `brewclip_loss` is where every key is as likely as the match, and no two rows share an image.
 
     Inner and outer loss are two cross-entropies over all rows each, and their weights add up to one.
 
     Args:
         num_rows: pairs of all workers.
+        reduction: `sum` or `mean` of the losses of the two directions.
     """
-    return 2 * math.log(num_rows)
+    return (1 if reduction == "mean" else 2) * math.log(num_rows)
 
 
 def _kept(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:

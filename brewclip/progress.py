@@ -24,6 +24,8 @@ class Progress:
         """Count work that was done; `note` is added to the line if one is printed."""
         self.done += count
         now = time.monotonic()
+        if not self.done:
+            return  # there is no rate yet
         if now - self._printed < self._every_seconds and self.done < self.total:
             return
         self._printed = now

@@ -1,8 +1,7 @@
 """Shards that exist already: tars in WebDataset's form, indexed where they are, or written anew where they must be.
 
     python datasets/shards.py --source 's3://bucket/raw/{000..099}.tar' --dest s3://bucket/mine
-    python datasets/shards.py --source train='raw/train-*.tar' dev='raw/val-*.tar' test=raw/test.tar
-        --dest file:///data/mine
+    python datasets/shards.py --source train='/raw/train-*.tar' dev='/raw/val-*.tar' --dest file:///data/mine
 
 Samples are KEY.jpg|jpeg|png|webp, KEY.flac|wav|ogg|mp3 and KEY.json|txt|cls, if they are. Tars stay as they are if in
 each every sample has one recording, lies together, and has an image that no other sample of its split has. Without

@@ -2,7 +2,7 @@
 
     python datasets/table.py --source /data/mine/table.csv --dest s3://bucket/mine
     python datasets/table.py --source s3://bucket/raw/table.parquet --dest file:///tmp/mine --test-fraction 0.2
-    python datasets/table.py --source 'repository/data/*.parquet' --dest file:///tmp/mine --text-column sentence
+    python datasets/table.py --source '/data/repository/*.parquet' --dest file:///tmp/mine --text-column sentence
 
 Columns: image, audio; optionally text, image_id, speaker, split, emotion; flags name others. Paths are relative to the
 table, or URLs; in Parquet, images and recordings may be in the table, as Hugging Face stores them. Rows with one image

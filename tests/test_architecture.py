@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "corpora",
         "evaluation",
         "extraction",
+        "extractor",
         "identical_images",
         "recipe",
         "recipe_options",

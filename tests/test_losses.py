@@ -29,12 +29,13 @@ def test_info_nce_by_hand():
     assert loss.tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("channels", [True, False])
-def test_the_loss_of_chance_is_that_of_features_that_are_all_alike(channels):
+def test_the_loss_of_chance_is_that_of_features_that_are_all_alike(channels, reduction):
     features = make_features(8, channels)
     alike = Features(*(None if part is None else torch.ones_like(part) for part in features))
-    found = brewclip_loss(alike, torch.arange(8), torch.tensor(2.0), 0.1, identity)["loss"]
-    assert found.item() == pytest.approx(loss_of_chance(8))
+    found = brewclip_loss(alike, torch.arange(8), torch.tensor(2.0), 0.1, identity, reduction=reduction)["loss"]
+    assert found.item() == pytest.approx(loss_of_chance(8, reduction))
 
 
 def test_a_dropped_key_leaves_the_denominator():

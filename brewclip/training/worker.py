@@ -166,10 +166,8 @@ class Worker:
                 f"{sum(p.numel() for p in self.model.trained_parameters().values()):,} trained parameters",
                 flush=True,
             )
-            num_rows = config.run.global_batch_size
-            print(
-                f"train {config.run_name}: loss of chance 2 ln {num_rows} = {loss_of_chance(num_rows):.3f}", flush=True
-            )
+            chance = loss_of_chance(config.run.global_batch_size, config.loss.reduction)
+            print(f"train {config.run_name}: loss of chance {chance:.3f}", flush=True)
         return train(
             config,
             self.model,

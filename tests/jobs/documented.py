@@ -10,7 +10,8 @@ _COMMAND = re.compile(r"^ *((?:\. \S+ && )?(?:ray job submit|python (?:jobs|data
 
 def shown_in(text: str) -> list[str]:
     """Return the commands of a text, each a line of its own, without the comment behind it; no synopses."""
-    lines = (re.sub(r" +# .*$", "", line) for line in _COMMAND.findall(text))
+    joined = re.sub(r" *\\\n *", " ", text)  # a line that ends in a backslash goes on in the next
+    lines = (re.sub(r" +# .*$", "", line) for line in _COMMAND.findall(joined))
     return [line.strip() for line in lines if "[" not in line and "NAME" not in line]
 
 

@@ -75,8 +75,9 @@ def test_nothing_is_written_into_the_checkout():
     """A corpus in the checkout would be uploaded with each job, were it not for .rayignore."""
     for command in COMMANDS:
         for flag in ("--source", "--dest"):
-            where = re.search(rf"{flag} (\S+)", command)
-            assert where is None or re.match(r"s3://|file:///|/|DIR$|URL", where[1]), command
+            for where in re.findall(rf"{flag} ((?:(?!--)\S+ ?)+)", command):
+                outside = r"(\w+=)?'?(s3://|file:///|/|DIR$|URL|\$BREWCLIP_STORAGE/)"
+                assert all(re.match(outside, word) for word in where.split()), command
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def test_training_by_the_services_and_its_stop(state):
             if "step 10/300, loss" in line:
                 break
         text = "".join(said)
-        assert "loss of chance 2 ln 64 = 8.318" in text, text
+        assert "loss of chance 8.318" in text, text
         assert "PreemptionWatcher" not in text
         assert "nothing is recorded" not in text
         job = re.search(r"raysubmit_\w+", text)[0]

@@ -70,7 +70,7 @@ def test_corpus_that_was_not_extracted(tmp_path):
 
 
 def test_corpus_that_was_not_written(tmp_path):
-    assert "write or extract it first" in complaint_of("extract", "scenes", "--storage", tmp_path.as_uri())
+    assert "no whole split at" in complaint_of("extract", "scenes", "--storage", tmp_path.as_uri())
 
 
 def test_fewer_samples_than_the_batch(features):
