@@ -3,7 +3,6 @@
 A task is plain data, and its result a function of it alone: a task that is repeated writes the same bytes.
 """
 
-import contextlib
 import errno
 import hashlib
 import math
@@ -22,13 +21,13 @@ from brewclip.data.manifest import ShardRecord
 from brewclip.data.schema import BadSample, Sample
 from brewclip.data.shards import finished_shard, shard_name, write_shard
 from brewclip.data.storage import open_storage
+from brewclip.task_meter import TaskMeter
 
 # Shards of a split, unless they would be smaller or larger than below: four for each of sixteen workers.
 _AUTOMATIC_SHARDS = 64
 _AUTOMATIC_SAMPLES = (16, 1000)
 _LONG_SECONDS = 30.0  # Whisper reads this much at a time
 _REPORT_EVERY_SECONDS = 1.0
-_STOP_SECONDS = 20.0
 
 
 class SampleMaker(Protocol):
@@ -127,20 +126,20 @@ def run_tasks(
     """
     import ray
 
-    remote = ray.remote(write_task).options(max_retries=3)
-    counter: Any = ray.remote(_Counter).options(num_cpus=0, max_restarts=-1).remote()
+    remote: Any = ray.remote(write_task).options(max_retries=3)
+    meter = TaskMeter()
     reference, pending, at_once = ray.put(recipe), iter(tasks), 2 * max(1, available("CPU"))
     waiting: dict[Any, ShardTask] = {}
     seen: dict[str, int] = {}
     try:
         while True:
-            new = {remote.remote(reference, task, counter): task for task in islice(pending, at_once - len(waiting))}
+            new = {remote.remote(reference, task, meter): task for task in islice(pending, at_once - len(waiting))}
             waiting |= new
             if not waiting:
                 return
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_REPORT_EVERY_SECONDS)
             if not ready:
-                _tell(counter, waiting, seen, advance)
+                _advance(meter, waiting, seen, advance)
                 continue
             try:
                 record, notes = ray.get(ready[0])
@@ -152,10 +151,12 @@ def run_tasks(
             advance(len(task.items) - seen.pop(task.name, 0))
             yield task, record, notes
     finally:
-        _stop(counter, list(waiting))
+        meter.end(list(waiting))
 
 
-def write_task(recipe: SampleMaker, task: ShardTask, counter: Any = None) -> tuple[ShardRecord | None, ShardNotes]:
+def write_task(
+    recipe: SampleMaker, task: ShardTask, meter: TaskMeter | None = None
+) -> tuple[ShardRecord | None, ShardNotes]:
     """Write one shard on a worker, unless an earlier run did; return its record and notes."""
     storage = open_storage(task.url)
     known = finished_shard(storage, task.name)
@@ -163,7 +164,7 @@ def write_task(recipe: SampleMaker, task: ShardTask, counter: Any = None) -> tup
         return known, ShardNotes(**known.notes)
     notes = ShardNotes(task.plan)
     try:
-        samples = _samples(recipe, task, notes, counter)
+        samples = _samples(recipe, task, notes, meter)
         return write_shard(storage, task.name, task.round, samples, notes.__dict__), notes
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -179,34 +180,11 @@ def rejection(item: Any, cause: str, detail: str) -> dict[str, str]:
     return {"key": str(item), "file": "", "cause": cause, "detail": detail}
 
 
-class _Stopped(Exception):
-    """The driver wants no more of a task."""
-
-
-class _Counter:
-    """Holds how many samples of each shard are done, and whether the workers are to go on; a Ray actor."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.stopped = False
-
-    def set(self, name: str, count: int) -> bool:
-        """Note how far a shard is; return whether to stop."""
-        self.counts[name] = count
-        return self.stopped
-
-    def get(self, names: list[str]) -> list[int]:
-        return [self.counts.get(name, 0) for name in names]
-
-    def stop(self) -> None:
-        self.stopped = True
-
-
-def _samples(recipe: SampleMaker, task: ShardTask, notes: ShardNotes, counter: Any) -> Iterator[Sample]:
+def _samples(recipe: SampleMaker, task: ShardTask, notes: ShardNotes, meter: TaskMeter | None) -> Iterator[Sample]:
     reported = -math.inf
     for number, item in enumerate(task.items):
-        if counter is not None and time.monotonic() - reported >= _REPORT_EVERY_SECONDS:
-            _report(counter, task.name, number)
+        if meter is not None and time.monotonic() - reported >= _REPORT_EVERY_SECONDS:
+            meter.report(task.name, number)
             reported = time.monotonic()
         try:
             sample = recipe.make_sample(item)
@@ -217,37 +195,12 @@ def _samples(recipe: SampleMaker, task: ShardTask, notes: ShardNotes, counter: A
         yield sample
 
 
-def _report(counter: Any, name: str, count: int) -> None:
-    """Tell the counter how far a shard is; raises `_Stopped` if the driver wants no more of it."""
-    import ray
-
-    with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-        if ray.get(counter.set.remote(name, count), timeout=_REPORT_EVERY_SECONDS):
-            raise _Stopped
-
-
-def _tell(counter: Any, waiting: dict[Any, ShardTask], seen: dict[str, int], advance: Callable[[int], None]) -> None:
-    """Ask the counter how far the tasks are that run; one that was repeated counts from its start again."""
-    import ray
-
+def _advance(
+    meter: TaskMeter, waiting: dict[Any, ShardTask], seen: dict[str, int], advance: Callable[[int], None]
+) -> None:
+    """Count how far the tasks are that run; one that was repeated counts from its start again."""
     names = [task.name for task in waiting.values()]
-    try:
-        counts = ray.get(counter.get.remote(names), timeout=_REPORT_EVERY_SECONDS)
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-        return
-    advance(sum(counts) - sum(seen.get(name, 0) for name in names))
-    seen.update(zip(names, counts, strict=True))
-
-
-def _stop(counter: Any, references: list[Any]) -> None:
-    """Let the workers end their tasks and remove their temporary files, which one that is killed would leave.
-
-    `ray.cancel` would raise KeyboardInterrupt anywhere on the worker: within a callback of libsndfile it is printed
-    and forgotten, and the recording is cut short without a word.
-    """
-    import ray
-
-    if references:
-        counter.stop.remote()
-        ray.wait(references, num_returns=len(references), timeout=_STOP_SECONDS)
-    ray.kill(counter)
+    counts = meter.counts(names)
+    if counts is not None:
+        advance(sum(counts) - sum(seen.get(name, 0) for name in names))
+        seen.update(zip(names, counts, strict=True))

@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "recipe_options",
         "shard_tasks",
         "source",
+        "task_meter",
     ),
     ("analysis", "benchmarks", "training"),
     ("experiments", "serving"),

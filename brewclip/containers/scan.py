@@ -24,9 +24,9 @@ from brewclip.data.storage import ObjectMissing, Storage, open_storage
 from brewclip.data.stream import one_ahead
 from brewclip.data.tars import DamagedTar, TarBytes, is_compressed, iter_decompressed, iter_tar
 from brewclip.progress import Progress
+from brewclip.task_meter import TaskMeter
 
 _PIECE_BYTES = 8 * 2**20
-_STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ def scan_tars(label: str, tasks: list[ScanTask]) -> list[Digest]:
     connect()
     import ray
 
-    meter: Any = ray.remote(_Meter).options(num_cpus=0).remote()
+    meter = TaskMeter()
     remote = ray.remote(_scan_on_worker).options(max_retries=3)
     progress = Progress(label, max(1, sum(_megabytes(task) for task in tasks)), "MB")
     found: dict[int, Digest] = {}
+    num_done_bytes = 0
     pending = iter(enumerate(tasks))
     waiting: dict[Any, int] = {}
     try:
@@ -79,19 +80,20 @@ def scan_tars(label: str, tasks: list[ScanTask]) -> list[Digest]:
             done, _ = ray.wait(list(waiting), timeout=1.0)
             for one in done:
                 try:
-                    found[waiting.pop(one)] = ray.get(one)
+                    number = waiting.pop(one)
+                    found[number] = ray.get(one)
+                    num_done_bytes += tasks[number].tar.size_bytes
                 except ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, UserError):
                         raise error.cause from None
                     raise
-            read_megabytes = min(ray.get(meter.read_bytes.remote()) // 10**6, progress.total - 1)
+            running = sum(meter.counts([tasks[number].plan for number in waiting.values()]) or [0])
+            read_megabytes = min((num_done_bytes + running) // 10**6, progress.total - 1)
             whole = progress.total if len(found) == len(tasks) else read_megabytes
             if whole > progress.done:
                 progress.advance(whole - progress.done, f"{len(found)} of {len(tasks)} tars")
     finally:
-        meter.stop.remote()  # the workers end by themselves and remove their temporary files
-        if waiting:
-            ray.wait(list(waiting), num_returns=len(waiting), timeout=_STOP_SECONDS)
+        meter.end(list(waiting))
     return [found[number] for number in range(len(tasks))]
 
 
@@ -99,34 +101,13 @@ def _megabytes(task: ScanTask) -> int:
     return task.tar.size_bytes // 10**6
 
 
-class _Stopped(Exception):
-    """The driver wants no more of a tar."""
-
-
-class _Meter:
-    """Bytes that the workers have read, and whether they are to go on; a Ray actor."""
-
-    def __init__(self) -> None:
-        self._count, self._stopped = 0, False
-
-    def add(self, count: int) -> bool:
-        """Count bytes; return whether to stop."""
-        self._count += count
-        return self._stopped
-
-    def read_bytes(self) -> int:
-        return self._count
-
-    def stop(self) -> None:
-        self._stopped = True
-
-
-def _scan_on_worker(task: ScanTask, meter: Any) -> Digest:
-    import ray
+def _scan_on_worker(task: ScanTask, meter: TaskMeter) -> Digest:
+    num_bytes = 0
 
     def advance(count: int) -> None:
-        if ray.get(meter.add.remote(count)):
-            raise _Stopped
+        nonlocal num_bytes
+        num_bytes += count
+        meter.report(task.plan, num_bytes)
 
     return scan_tar(task, advance)
 
