@@ -5,8 +5,10 @@
     python jobs/evaluate.py scenes --systems scenes-pipeline-0 scenes-pipeline-0@ground_truth
 
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint; `@asr` or `@ground_truth` behind it says
-what the pipeline reads where that is not --data.transcript. Writes results.json, table.md, report.html and the rank of
-every query below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, and the metrics to the systems' MLflow runs.
+what the pipeline reads where that is not --data.transcript. Each evaluation has a folder of its own below
+STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, found again by the same systems, split and settings; latest.json beside the
+folders names the last one. A folder holds results.json, table.md, report.html and the rank of every query; the systems'
+MLflow runs get the metrics.
 """
 
 from dataclasses import dataclass

@@ -3,9 +3,10 @@
     python jobs/look.py scenes --split test --systems zero_shot scenes-pipeline-0 scenes-brewclip-0
     python jobs/look.py scenes --systems scenes-brewclip-0 --keys scenetest000003-0 scenetest000007-1
 
-Writes PNG files below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT/look: gallery-SYSTEM-best, gallery-SYSTEM-worst, and
-attention-KEY with a row for each system. The maps show what each patch of the right picture and each frame of the
-recording adds to their similarity; the sound is that of systems with an acoustic channel.
+Writes PNG files to a folder of their own below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-look, whose latest.json
+names the last one: gallery-SYSTEM-best, gallery-SYSTEM-worst, and attention-KEY with a row for each system. The maps
+show what each patch of the right picture and each frame of the recording adds to their similarity; the sound is that of
+systems with an acoustic channel.
 """
 
 from dataclasses import dataclass

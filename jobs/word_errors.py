@@ -5,7 +5,8 @@
 
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. Prints WER, silence and hallucination of
 the split, recall by WER, and the logistic regression of the R@5 hit on the WER of the utterance; writes
-word_errors.json, word_errors.md and word_errors.png below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, and to MLflow.
+word_errors.json, word_errors.md and word_errors.png to a folder of their own below
+STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-word_errors, whose latest.json names the last one, and to MLflow.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def main() -> None:
         utterances, num_samples = load_utterances(config, config.split)
         connect()
         outcomes = [evaluate_system(system, config.split).outcome for system in systems]
-        study_word_errors(config, config.split, utterances, num_samples, outcomes)
+        study_word_errors(config, config.split, utterances, num_samples, systems, outcomes)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """An evaluation from systems to what is kept of it: metrics in MLflow, JSON, tables, ranks, the report."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from brewclip.analysis.folders import EvaluationFolder, file_name, open_folder, study_name
 from brewclip.analysis.outcomes import Difference, compare_all
 from brewclip.analysis.report import build_report
 from brewclip.analysis.systems import ZERO_SHOT, System, SystemResult, evaluate_system
 from brewclip.analysis.tables import difference_lines, evaluation_page, text_table
 from brewclip.config import Config, UserError, flatten
-from brewclip.data.manifest import open_manifest
-from brewclip.data.storage import open_storage
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 from brewclip.provenance import record_origin
 from brewclip.tracking import Tracker
@@ -45,9 +43,11 @@ def evaluate_and_record(
         baseline: system that the others are compared with; see `choose_baseline`.
 
     Returns:
-        The URL of the folder that holds results.json, table.md, report.html and ranks/SYSTEM.npz.
+        The URL of the folder that holds results.json, table.md, report.html and ranks/SYSTEM.npz; see `open_folder`.
     """
     baseline = choose_baseline(systems, baseline)
+    settings = {"baseline": baseline, "num_report_queries": num_report_queries}
+    folder = open_folder(config, study_name(config, split), systems, [split], **settings)
     results = []
     for number, system in enumerate(systems, start=1):
         result = evaluate_system(system, split)
@@ -57,33 +57,20 @@ def evaluate_and_record(
         results.append(result)
     outcomes = {one.system.name: one.outcome for one in results}
     differences = compare_all(outcomes, baseline, DIRECTIONS, RECALL_AT)
-    storage = open_storage(evaluation_url(config, split))
     records = [_record(one, split, baseline, differences) for one in results]
     files = {
         "results.json": json.dumps(records, indent=1),
         "table.md": evaluation_page(results, config.data.corpus, split, baseline, differences),
         "report.html": build_report(config, split, results, num_report_queries, baseline=baseline),
     }
-    for name, text in files.items():
-        storage.write(name, text.encode())
-    for name, outcome in outcomes.items():
-        storage.write(f"ranks/{file_name(name)}.npz", outcome.to_bytes())
+    ranks = {f"ranks/{file_name(name)}.npz": outcome.to_bytes() for name, outcome in outcomes.items()}
+    folder.write(ranks | {name: text.encode() for name, text in files.items()})
     for one in results:
         record_metrics(one, split)
-    _record_evaluation(config, split, results, differences, baseline, files)
+    _record_evaluation(config, folder, results, differences, baseline, files)
     print(f"\n{text_table({one.system.name: one.metrics for one in results})}", flush=True)
-    print(f"{difference_lines(differences, baseline)}\n\nreport: {storage.url}/report.html", flush=True)
-    return storage.url
-
-
-def evaluation_url(config: Config, split: str) -> str:
-    """Return where the evaluation of a split is kept."""
-    return f"{config.storage.rstrip('/')}/evaluations/{config.data.corpus}-{split}-{config.data.transcript}"
-
-
-def file_name(name: str) -> str:
-    """Return a name as one that files and MLflow's metrics may have."""
-    return re.sub(r"[^\w.-]+", "_", name)
+    print(f"{difference_lines(differences, baseline)}\n\nreport: {folder.storage.url}/report.html", flush=True)
+    return folder.storage.url
 
 
 def record_metrics(one: SystemResult, split: str) -> None:
@@ -124,17 +111,17 @@ def _record(one: SystemResult, split: str, baseline: str, differences: Differenc
 
 def _record_evaluation(
     config: Config,
-    split: str,
+    folder: EvaluationFolder,
     results: list[SystemResult],
     differences: Differences,
     baseline: str,
     files: dict[str, str],
 ) -> None:
     """Give the evaluation a run of its own in MLflow, with table and report."""
-    tracking, url = config.tracking, evaluation_url(config, split)
-    tracker = Tracker(tracking.uri, tracking.experiment, url.rpartition("/")[2], url)
-    manifest = open_manifest(f"{config.features_url}/{split}")
-    record_origin(tracker, config, "evaluation", sha256={"manifest": manifest.sha256})
+    tracking = config.tracking
+    tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
+    ((split, sha256),) = folder.identity["splits"].items()
+    record_origin(tracker, config, "evaluation", sha256={"manifest": sha256})
     names = ", ".join(one.system.name for one in results)
     tracker.log_params({"systems": names, "split": split, "baseline": baseline})
     for one in results:

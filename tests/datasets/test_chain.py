@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from brewclip.analysis.folders import latest_evaluation
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import exists, open_storage
 from tests.datasets.miniatures import CHECKOUT
@@ -124,6 +125,6 @@ def test_120_real_recordings_become_a_trained_and_evaluated_model(
     ):
         done = run(*words)
         assert done.returncode == 0, f"{words}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
-    results = open_storage(f"{bucket}/evaluations/digits-test-asr")
+    results = latest_evaluation(bucket, "digits-test-asr")
     assert b"digits-brewclip-0" in results.read("results.json")
     assert open_manifest(f"{bucket}/digits/whisper-base/test").summary.num_samples == 40
