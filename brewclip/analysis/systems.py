@@ -23,7 +23,7 @@ from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import LoadedClip, load_clip
 from brewclip.registry import resolve_model
-from brewclip.training.checkpoint import Checkpoint, check_frozen, load_checkpoint, open_checkpoint
+from brewclip.training.checkpoint import FOLDER, Checkpoint, check_frozen, load_checkpoint, open_checkpoint
 
 ZERO_SHOT: Final = "zero_shot"
 _RECORDINGS_PER_TASK = 2_000
@@ -117,7 +117,8 @@ def describe_system(config: Config, name: str) -> System:
     try:
         checkpoint = open_system(url)
     except UserError as error:
-        raise error if is_url else UserError(f"{error}{_nearest_run(config, name)}") from None
+        raise error if is_url else UserError(f"{error}{nearest_run(config, name)}") from None
+    url = url.rstrip("/")
     trained = unflatten(checkpoint.facts.config)
     for part in ("clip", "whisper"):
         here, there = getattr(config.model, part), getattr(trained.model, part)
@@ -128,7 +129,7 @@ def describe_system(config: Config, name: str) -> System:
         config, model=trained.model, loss=trained.loss, run=replace(config.run, precision=trained.run.precision)
     )
     return System(
-        name=trained.run_name + suffix,
+        name=_label(url) + suffix,
         url=url,
         config=own,
         step=checkpoint.facts.step,
@@ -136,6 +137,12 @@ def describe_system(config: Config, name: str) -> System:
         trained_on=trained.data.corpus,
         weights_sha256=checkpoint.facts.files.get("model.safetensors", ""),
     )
+
+
+def _label(url: str) -> str:
+    """Return what tables call a checkpoint: the name of its run, with the step if one was asked for."""
+    run_url, _, step = url.partition(f"/{FOLDER}/")
+    return run_url.rpartition("/")[2] + (f"/{step}" if step else "")
 
 
 def _tell_other_inputs(name: str, trained: Config, config: Config) -> None:
@@ -156,7 +163,7 @@ def _split_transcript(config: Config, name: str) -> tuple[str, Config, str]:
     return front, replace(config, data=replace(config.data, transcript=cast(Transcript, transcript))), suffix
 
 
-def _nearest_run(config: Config, name: str) -> str:
+def nearest_run(config: Config, name: str) -> str:
     """Return a hint at the run that was meant, among those in storage."""
     storage = open_storage(config.storage)
     runs = sorted({path.split("/")[1] for path in storage.list_names("runs/")} | {ZERO_SHOT})
@@ -291,7 +298,8 @@ def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, reject
 
 
 def open_system(url: str) -> Checkpoint:
-    """Open a checkpoint by URL; a run without a best one gives its latest."""
+    """Open a checkpoint by URL or by its name in MLflow; a run without a best one gives its latest."""
+    url = resolve_model(url)
     try:
         return open_checkpoint(url)
     except UserError:
