@@ -170,6 +170,31 @@ def test_uploads_happen_in_order_and_failures_surface(storage, tmp_path):
         blocked.close()
 
 
+@pytest.mark.parametrize("kind", [KeyError, OSError, MemoryError, SystemExit])
+def test_any_exception_of_an_upload_reaches_the_loop(storage, monkeypatch, kind):
+    """The third put would wait for ever for a thread that is gone."""
+
+    def fail(name, data):
+        raise kind("storage is broken")
+
+    monkeypatch.setattr(storage, "write", fail)
+    saver = CheckpointSaver(storage, keep=1)
+    with pytest.raises(kind, match="storage is broken"):
+        for step in range(1, 9):
+            saver.put(PendingCheckpoint(checkpoint_at(step), best=False))
+            saver.wait()
+    with pytest.raises(kind, match="storage is broken"):
+        saver.close()
+
+
+def test_a_lost_checkpoint_is_told_at_the_end(storage, monkeypatch):
+    monkeypatch.setattr(storage, "write", lambda name, data: {}[name])
+    saver = CheckpointSaver(storage, keep=1)
+    saver.put(PendingCheckpoint(checkpoint_at(1), best=False))
+    with pytest.raises(KeyError):
+        saver.close()
+
+
 def test_nothing_is_pickled(storage):
     save_checkpoint(storage, checkpoint_at(1), best=True, keep=2)
     for name in storage.list_names("checkpoints/step-"):
