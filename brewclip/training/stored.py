@@ -4,6 +4,7 @@ Everything that is read is checked before it is used: sizes before memory is tak
 does not fit is a `CheckpointError` of one line. Where the bytes lie is the matter of `checkpoint`.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -275,6 +276,7 @@ def _check_types(settings: dict[str, Any], url: str) -> None:
         raise CheckpointError(f"{url} cannot be used: its setting 'run.seed' is {_short(seed)}, not 0..2**63")
 
 
+@functools.cache
 def _kinds_of(kind: Any, prefix: str = "") -> dict[str, Any]:
     """Return the type of each setting by its flat name."""
     defaults, kinds = flatten(Config()), {}
