@@ -1,6 +1,7 @@
 """A system under evaluation: a checkpoint or plain CLIP, loaded, and run over a split by the whole cluster."""
 
 import difflib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, cast, get_args
@@ -23,7 +24,15 @@ from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import LoadedClip, load_clip
 from brewclip.registry import resolve_model
-from brewclip.training.checkpoint import FOLDER, Checkpoint, check_frozen, load_checkpoint, open_checkpoint
+from brewclip.training.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    NoCheckpoint,
+    check_frozen,
+    load_checkpoint,
+    open_checkpoint,
+)
+from brewclip.training.stored import check_usable
 
 ZERO_SHOT: Final = "zero_shot"
 _RECORDINGS_PER_TASK = 2_000
@@ -298,12 +307,14 @@ def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, reject
 
 
 def open_system(url: str) -> Checkpoint:
-    """Open a checkpoint by URL or by its name in MLflow; a run without a best one gives its latest."""
+    """Open a checkpoint by URL or by its name in MLflow; a run that has no best one yet gives its latest, with a note."""
     url = resolve_model(url)
     try:
         return open_checkpoint(url)
-    except UserError:
+    except NoCheckpoint:
         latest = load_checkpoint(open_storage(url))
         if latest is None:
             raise
+        check_usable(latest, url)
+        print(f"note: {url} has no best checkpoint, its latest is used: step {latest.facts.step}", file=sys.stderr)
         return latest
