@@ -106,8 +106,9 @@ def draw_attention(
     looks: list[list[Look]] = [[] for _ in keys]
     squares: list[Image.Image] = []
     for one in results:
-        model, clip = load_system(one.system, audio_dim_of(samples.features.manifest))
-        decode = build_decoder(one.system.config, clip)
+        audio_dim = audio_dim_of(samples.features.manifest)
+        model, clip = load_system(one.system, audio_dim)
+        decode = build_decoder(one.system.config, clip, audio_dim=audio_dim)
         squares = []
         for number, (key, place) in enumerate(zip(keys, places, strict=True)):
             pair = decode(found[place])

@@ -239,7 +239,8 @@ def embed_share(system: System, split: str, rank: int, world_size: int) -> Share
     torch.set_num_threads(1)
     try:
         reader = SplitReader(open_manifest(f"{system.config.features_url}/{split}"))
-        model, clip = load_system(system, audio_dim_of(reader.manifest))
+        audio_dim = audio_dim_of(reader.manifest)
+        model, clip = load_system(system, audio_dim)
         check_pictures(reader.manifest, clip)
     except (UserError, ValueError, FileNotFoundError) as error:
         return Share(problem=str(error))
@@ -251,10 +252,9 @@ def embed_share(system: System, split: str, rank: int, world_size: int) -> Share
         cuts.add(pair.lengths for pair in pairs)
         return collate(pairs, clip.mean, clip.std, device)
 
+    decode = build_decoder(system.config, clip, audio_dim=audio_dim)
     with build_autocast(system.config, device):
-        share = embed_split(
-            model, reader, build_decoder(system.config, clip), to_batch, rejections, rank=rank, world_size=world_size
-        )
+        share = embed_split(model, reader, decode, to_batch, rejections, rank=rank, world_size=world_size)
     return Share(share, rejections.counts, rejections.listed, cuts)
 
 

@@ -144,7 +144,7 @@ class Worker:
         check_pictures(self.manifest, self.clip)
         self.model = build_model(config, PromptedCLIP(self.clip.model), self.audio_dim).to(self.device)
         left_bytes = config.data.memory_bytes - self.manifest.summary.size_bytes  # by a split that is read once
-        self.decoder = build_decoder(config, self.clip, kept_bytes=max(0, left_bytes))
+        self.decoder = build_decoder(config, self.clip, kept_bytes=max(0, left_bytes), audio_dim=self.audio_dim)
         self.clip_identity = identify_clip(self.clip)
         self.optimizer = build_optimizer(self.model.trained_parameters(), config.optim)
         self.progress, self.run_id = self._resume()
