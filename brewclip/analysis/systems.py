@@ -307,7 +307,7 @@ def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, reject
 
 
 def open_system(url: str) -> Checkpoint:
-    """Open a checkpoint by URL or by its name in MLflow; a run that has no best one yet gives its latest, with a note."""
+    """Open a checkpoint by URL or by its name in MLflow; without a best one, the latest of a run, with a note."""
     url = resolve_model(url)
     try:
         return open_checkpoint(url)
