@@ -228,7 +228,7 @@ class Embedder:
 
 
 # The other half of a pair where there is only one.
-_NO_FRAMES = np.zeros((0, 1), np.float16)
+_NO_FRAMES = np.zeros((0, 2), np.float16)
 _BLANK_PICTURE = read_picture(np.zeros((1, 1), np.uint8))
 
 
