@@ -3,11 +3,14 @@
     python jobs/emotion.py flickr8k --data.corpus ravdess --storage s3://bucket --systems zero_shot RUN
     python jobs/emotion.py scenes --data.corpus scenes_emotion --methods probe finetune --systems scenes-brewclip-0
 
-A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. The corpus has emotions and speakers, as
-datasets/ravdess.py or datasets/scenes.py --style emotion write it. Prints accuracy with its interval beside the
-majority baseline, and confusion matrices; writes emotion.json and emotion.md into a folder of its own below
-STORAGE/evaluations/CORPUS-emotion, and the metrics to MLflow. A few hundred clips need no cluster: this runs in one
-process, on a GPU if there is one.
+    python jobs/emotion.py scenes --data.corpus mine --probe.folds speakers --systems zero_shot RUN
+
+A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. The corpus has emotions and speakers:
+datasets/ravdess.py, datasets/scenes.py --style emotion, or datasets/table.py with the columns emotion and speaker (and
+text, the sentence spoken; else --probe.transcript asr). With few speakers, --probe.folds speakers tests each in turn.
+Prints accuracy with its interval beside the majority baseline, accuracy by speaker, and confusion matrices; writes
+emotion.json and emotion.md into a folder of its own below STORAGE/evaluations/CORPUS-emotion, and the metrics to
+MLflow. A few hundred clips need no cluster: this runs in one process, on a GPU if there is one.
 """
 
 import sys
@@ -39,7 +42,7 @@ def main() -> None:
             raise UserError(str(error)) from None
         for line in ignored_probe_settings(config.probe, "finetune" in config.methods):
             print(f"warning: {line}", file=sys.stderr)
-        from brewclip.analysis.clips import load_clip_split
+        from brewclip.analysis.clips import load_folds, splits_of
         from brewclip.analysis.emotion import can_finetune, channels_to_probe, probe_system, probe_whisper
         from brewclip.analysis.emotion_tables import emotion_text, record_emotion
         from brewclip.analysis.folders import study_url
@@ -48,10 +51,10 @@ def main() -> None:
 
         check_reachable(config.storage)
         systems = describe_systems(config, config.systems)
-        clips = load_clip_split(config, config.probe.test_split, config.probe.transcript)
-        splits = sorted({config.data.train_split, config.probe.test_split})
+        folds = load_folds(config, config.probe)
+        splits = splits_of(config, config.probe)
         url = study_url(config, "emotion", f"{config.data.corpus}-emotion", splits, systems)
-        results = [probe_whisper(clips, config.probe)]
+        results = [probe_whisper(folds, config.probe)]
         for system in systems:
             for method in config.methods:
                 if method == "finetune" and not can_finetune(system):
@@ -59,7 +62,7 @@ def main() -> None:
                     continue
                 for channel in channels_to_probe(system):
                     results.append(
-                        probe_system(config, system, channel=channel, method=method, probe=config.probe, clips=clips)
+                        probe_system(config, system, channel=channel, method=method, probe=config.probe, folds=folds)
                     )
                     print(f"emotion {system.name}: {method} on {channel} done", flush=True)
         record_emotion(config, systems, results, url)

@@ -3,10 +3,13 @@
     python jobs/reproduce.py table2 spoken_coco localized_narratives --storage s3://bucket --seeds 0 1 2
     python jobs/reproduce.py table2 scenes scenes_narratives scenes_noisy --seeds 0 1 2 --markdown docs/RESULTS.md
     python jobs/reproduce.py table3 scenes_noisy --emotion-corpus scenes_emotion
+    python jobs/reproduce.py real_speech scenes --speech DIR --systems scenes-brewclip-0 --markdown docs/RESULTS.md
 
 First the table, then the presets of the corpora; further flags are those of jobs/train.py and hold for every preset.
 table1: retrieval. table2: what each channel gives. table3: emotion. table4: ASR against ground truth, zero-shot.
 table5: every training corpus against every test corpus. The corpora must have been extracted (jobs/extract.py).
+real_speech: word errors on a folder of real recordings beside whisper.transcribe, and emotions by speaker; it takes one
+preset for Whisper and CLIP, and no corpus.
 Finished runs and measured cells are kept, so that a second call only prints. Writes STORAGE/experiments/NAME/table.md
 and results.json.
 """
@@ -20,7 +23,8 @@ from pathlib import Path
 
 from brewclip.config import Config, UserError, exit_on_user_error, parse_command_line, preset
 
-NAMES = ("table1", "table2", "table3", "table4", "table5")
+REAL_SPEECH = "real_speech"
+NAMES = ("table1", "table2", "table3", "table4", "table5", REAL_SPEECH)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class ReproduceConfig(Config):
     """Split that is measured."""
     emotion_corpus: str = ""
     """Corpus of table3, with emotions and speakers; empty: ravdess, or scenes_emotion for the scenes world."""
+    speech: str = ""
+    """Folder of recordings of real_speech: ravdess/Actor_NN/*.flac, digits/*.wav, jfk.flac, any of them."""
+    systems: tuple[str, ...] = ()
+    """Systems whose acoustic channel real_speech probes for emotions: names or URLs of runs."""
     markdown: str = ""
     """Markdown file whose section of this table is written anew; empty writes none."""
     only_kept: bool = False
@@ -55,6 +63,10 @@ def main() -> None:
 
             emotion = form.emotion_corpus or ("scenes_emotion" if form.model.clip == "scenes" else "ravdess")
             text = reproduce_emotion(configs, emotion, form.seeds, command, keeps_only=form.only_kept)
+        elif name == REAL_SPEECH:
+            from brewclip.experiments.real_speech import reproduce_real_speech
+
+            text = reproduce_real_speech(plain(form), Path(form.speech), form.systems, command)
         else:
             text = reproduce_table(name, configs, form.seeds, form.split, command, keeps_only=form.only_kept)
         if form.markdown:
@@ -93,7 +105,24 @@ def parse(words: list[str]) -> tuple[str, dict[str, ReproduceConfig]]:
         if not form.seeds or len(set(form.seeds)) < len(form.seeds):
             raise UserError(f"--seeds {' '.join(map(str, form.seeds))}: give one or more, each once")
         forms[form.data.corpus] = form
+    check_real_speech(name, list(forms.values()))
     return name, forms
+
+
+def check_real_speech(name: str, forms: list[ReproduceConfig]) -> None:
+    """Find settings that are missing for real_speech, or are for it alone.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    form = forms[0]
+    if name == REAL_SPEECH:
+        if len(forms) > 1:
+            raise UserError(f"{REAL_SPEECH} takes one preset, which names Whisper and CLIP; there are {len(forms)}")
+        if not Path(form.speech).is_dir() or not form.speech:
+            raise UserError(f"--speech {form.speech!r} is not a folder: name one with ravdess/, digits/ or jfk.flac")
+    elif form.speech or form.systems:
+        raise UserError(f"--speech and --systems are for {REAL_SPEECH}, not for {name}")
 
 
 def plain(form: ReproduceConfig) -> Config:

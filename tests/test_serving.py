@@ -178,10 +178,26 @@ def test_names_that_load_understands(storage, monkeypatch):
     assert brewclip.load("one").identity == identity
     plain = brewclip.load("zero_shot", clip="scenes")
     assert plain.identity == identity | {"weights_sha256": "", "step": 0}
-    with pytest.raises(UserError, match=r"no checkpoint at .*/runs/none"):
+    with pytest.raises(UserError, match=r"no such run below file:.* \(BREWCLIP_STORAGE\); did you mean 'one'\?"):
         brewclip.load("none")
     with pytest.raises(UserError, match="names its own CLIP"):
         brewclip.load("one", clip="scenes")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nonexistent", "there is no folder '/nonexistent': give the folder of a run or of a checkpoint, its URL"),
+        ("file:///nonexistent", "no checkpoint at file:///nonexistent: give the URL of a run"),
+        ("https://host/run", "storage URL 'https://host/run' must be s3://"),
+        ("models:/spoken@best", "models:/spoken@best is looked up in MLflow: give --tracking.uri or set MLFLOW"),
+    ],
+)
+def test_what_load_cannot_find_is_named_as_it_was_given(name, message, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError) as caught:
+        brewclip.load(name)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_other_frozen_weights_is_refused(tmp_path):

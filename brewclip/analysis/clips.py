@@ -1,12 +1,13 @@
 """Recordings with a speaker and an emotion, and no picture: read from a split, divided by speaker, augmented."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brewclip.config import Config, UserError
-from brewclip.data.manifest import open_manifest
+from brewclip.config.probe import ProbeConfig
+from brewclip.data.manifest import ManifestError, open_manifest
 from brewclip.data.reader import Rejections, SplitReader, iter_split
 from brewclip.data.schema import HEARD_FIELDS, TEXT_FIELDS, BadSample, Sample, npy_to_array
 
@@ -103,10 +104,34 @@ def load_clips(config: Config, split: str, transcript: str) -> list[Clip]:
     return clips
 
 
-def load_clip_split(config: Config, test_split: str, transcript: str) -> ClipSplit:
-    """Read training and test clips and divide them by speaker, as `divide_by_speaker` does."""
-    train = load_clips(config, config.data.train_split, transcript)
-    return divide_by_speaker(train, load_clips(config, test_split, transcript))
+def load_folds(config: Config, probe: ProbeConfig) -> list[ClipSplit]:
+    """Read the clips of a corpus and divide them by speaker, as `--probe.folds` says.
+
+    Returns:
+        One division, that of the splits (see `divide_by_speaker`); or one for each speaker, who is tested on in it.
+
+    Raises:
+        UserError: as `load_clips`, or if there are too few speakers or emotions, or no test split.
+    """
+    splits = splits_of(config, probe)
+    loaded = [load_clips(config, split, probe.transcript) for split in splits]
+    if probe.folds == "speakers":
+        return hold_out_each_speaker([clip for clips in loaded for clip in clips])
+    if len(loaded) < 2:
+        raise UserError(
+            f"{config.features_url} has no split {probe.test_split!r} to test on: name it by --probe.test-split, or "
+            "test on each speaker in turn with --probe.folds speakers"
+        )
+    return [divide_by_speaker(*loaded)]
+
+
+def splits_of(config: Config, probe: ProbeConfig) -> list[str]:
+    """Return the training split and, if it is there, the test split."""
+    try:
+        open_manifest(f"{config.features_url}/{probe.test_split}", retry_seconds=10)
+    except ManifestError:
+        return [config.data.train_split]
+    return [config.data.train_split, probe.test_split]
 
 
 def divide_by_speaker(train: list[Clip], test: list[Clip]) -> ClipSplit:
@@ -137,6 +162,25 @@ def divide_by_speaker(train: list[Clip], test: list[Clip]) -> ClipSplit:
     if unknown:
         raise UserError(f"emotion {unknown[0]!r} is tested but no training speaker has it; there are {labels}")
     return ClipSplit(train, test, tuple(labels), how)
+
+
+def hold_out_each_speaker(clips: list[Clip]) -> list[ClipSplit]:
+    """Return a division for each speaker, in order of name, in which they alone are tested on.
+
+    Raises:
+        UserError: as `divide_by_speaker`.
+    """
+    speakers = sorted({clip.speaker for clip in clips})
+    if len(speakers) < 3:
+        raise UserError(
+            f"--probe.folds speakers needs 3 speakers, one to test on and 2 to learn from; there are {len(speakers)}"
+        )
+    folds = []
+    for speaker in speakers:
+        train, test = ([clip for clip in clips if (clip.speaker == speaker) == own] for own in (False, True))
+        fold = divide_by_speaker(train, test)
+        folds.append(replace(fold, how=f"each of {len(speakers)} speakers tested on once, learned from all others"))
+    return folds
 
 
 def last_speakers(clips: list[Clip]) -> set[str]:

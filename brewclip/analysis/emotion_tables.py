@@ -1,6 +1,7 @@
 """Emotion results as people read them, and where they are kept: table, confusion matrices, JSON, MLflow."""
 
 import json
+from collections.abc import Sequence
 
 from brewclip.analysis.columns import align
 from brewclip.analysis.emotion import EmotionResult
@@ -28,6 +29,14 @@ def emotion_rows(results: list[EmotionResult]) -> list[list[str]]:
     ]
 
 
+def speaker_rows(results: list[EmotionResult]) -> list[list[str]]:
+    """Return header and one row for each result: accuracy on each speaker tested on."""
+    speakers = results[0].test_speakers
+    return [["system", "features", "method", *speakers]] + [
+        [one.system, one.channel, one.method, *(f"{one.by_speaker[name]:.1f}" for name in speakers)] for one in results
+    ]
+
+
 def confusion_rows(result: EmotionResult) -> list[list[str]]:
     """Return header and one row for each true emotion: how often it was taken for which."""
     header = ["true \\ predicted", *result.labels]
@@ -42,13 +51,18 @@ def emotion_text(results: list[EmotionResult], *, markdown: bool = False) -> str
         f"{first.num_train} clips learned from, {first.num_test} clips of {len(first.test_speakers)} other speakers "
         f"tested: {first.split}. The interval is over clips, not over speakers."
     )
-    parts = [about, layout(emotion_rows(results))]
+    parts = [about, layout(emotion_rows(results)), "Accuracy on each speaker, in %:", layout(speaker_rows(results))]
     for one in results:
-        chosen = f"C {one.inverse_regularisation:g}"
-        chosen += f", {one.num_epochs} epochs at {one.lr:g}" if one.method == "finetune" else ""
+        chosen = f"C {_listed(one.inverse_regularisation)}"
+        chosen += f", {_listed(one.num_epochs)} epochs at {_listed(one.lr)}" if one.method == "finetune" else ""
         parts.append(f"{one.system}, {one.channel}, {one.method} ({chosen}):")
         parts.append(layout(confusion_rows(one)))
     return "\n\n".join(parts) + "\n"
+
+
+def _listed(values: Sequence[float]) -> str:
+    """Return the choices of all divisions; one, where all are the same."""
+    return ", ".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
 def record_emotion(config: Config, systems: list[System], results: list[EmotionResult], url: str) -> None:

@@ -29,7 +29,9 @@ _ABSENT_BIAS = -30.0  # of an emotion that the clips at hand do not have: never 
 
 
 def choose_regularisation(features: NDArray, targets: NDArray[np.int64], speakers: NDArray) -> float:
-    """Return the strength of regularisation with the best accuracy in cross-validation by speaker.
+    """Choose the strength of regularisation by cross-validation over speakers.
+
+    Source: the rule of one standard error (Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3).
 
     Args:
         features: (views, n, D); view 0 are the clips as they are, the only ones that are validated on.
@@ -37,14 +39,31 @@ def choose_regularisation(features: NDArray, targets: NDArray[np.int64], speaker
         speakers: (n,).
 
     Returns:
-        C of `INVERSE_REGULARISATION`; of equal ones the strongest regularisation.
+        C of `INVERSE_REGULARISATION`: the strongest regularisation whose accuracy is within one standard error of the
+        best one's, as folds by speaker hardly tell neighbours apart.
     """
-    right = np.zeros(len(INVERSE_REGULARISATION), np.int64)
-    for learn, validate in _folds(targets, speakers):
-        for number, strength in enumerate(INVERSE_REGULARISATION):
-            linear = fit_probe(features[:, learn], targets[learn], strength)
-            right[number] += (linear.predict(features[0, validate]) == targets[validate]).sum()
-    return INVERSE_REGULARISATION[int(right.argmax())]
+    accuracies = np.array(
+        [
+            [_accuracy(features, targets, learn, validate, strength) for strength in INVERSE_REGULARISATION]
+            for learn, validate in _folds(targets, speakers)
+        ]
+    ).reshape(-1, len(INVERSE_REGULARISATION))
+    if not len(accuracies):  # nothing to choose by
+        return INVERSE_REGULARISATION[0]
+    return INVERSE_REGULARISATION[_simplest(accuracies)]
+
+
+def _accuracy(features: NDArray, targets: NDArray, learn: NDArray, validate: NDArray, strength: float) -> float:
+    linear = fit_probe(features[:, learn], targets[learn], strength)
+    return float((linear.predict(features[0, validate]) == targets[validate]).mean())
+
+
+def _simplest(accuracies: NDArray[np.float64]) -> int:
+    """Return the first column (folds, choices) whose mean is within one standard error of the best mean."""
+    mean = accuracies.mean(axis=0)
+    best = int(mean.argmax())
+    error = accuracies[:, best].std(ddof=1) / np.sqrt(len(accuracies)) if len(accuracies) > 1 else 0.0
+    return int(np.argmax(mean >= mean[best] - error))
 
 
 def fit_probe(features: NDArray, targets: NDArray[np.int64], strength: float) -> Pipeline:

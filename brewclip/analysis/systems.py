@@ -117,7 +117,7 @@ def describe_system(config: Config, name: str) -> System:
     try:
         checkpoint = open_system(url)
     except UserError as error:
-        raise error if is_url else UserError(f"{error}{_nearest_run(config, name)}") from None
+        raise error if is_url else UserError(f"{error}{nearest_run(config, name)}") from None
     trained = unflatten(checkpoint.facts.config)
     for part in ("clip", "whisper"):
         here, there = getattr(config.model, part), getattr(trained.model, part)
@@ -156,7 +156,7 @@ def _split_transcript(config: Config, name: str) -> tuple[str, Config, str]:
     return front, replace(config, data=replace(config.data, transcript=cast(Transcript, transcript))), suffix
 
 
-def _nearest_run(config: Config, name: str) -> str:
+def nearest_run(config: Config, name: str) -> str:
     """Return a hint at the run that was meant, among those in storage."""
     storage = open_storage(config.storage)
     runs = sorted({path.split("/")[1] for path in storage.list_names("runs/")} | {ZERO_SHOT})
@@ -291,7 +291,8 @@ def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, reject
 
 
 def open_system(url: str) -> Checkpoint:
-    """Open a checkpoint by URL; a run without a best one gives its latest."""
+    """Open a checkpoint by URL or by its name in MLflow; a run without a best one gives its latest."""
+    url = resolve_model(url)
     try:
         return open_checkpoint(url)
     except UserError:

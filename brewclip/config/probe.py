@@ -1,6 +1,7 @@
 """Settings of the emotion probe, and the checks on them. No torch here, as in all of the command line."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from brewclip.config.settings import Transcript
 
@@ -11,6 +12,9 @@ class ProbeConfig:
 
     test_split: str = "test"
     """Split whose speakers are tested on; if they speak in the training split as well, speakers are held out."""
+    folds: Literal["split", "speakers"] = "split"
+    """`split` tests once, on the speakers of the test split. `speakers` is for few speakers: the clips of both splits,
+    each speaker tested on in turn by a probe that learned from all others."""
     transcript: Transcript = "ground_truth"
     """Text of the channels that read: the sentence spoken, the same for all emotions, or what Whisper heard of it."""
     augmented_copies: int = 0

@@ -3,10 +3,10 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
-from brewclip.analysis.clips import ClipSplit, load_clip_split
+from brewclip.analysis.clips import ClipSplit, load_folds
 from brewclip.analysis.emotion import EmotionResult, probe_system, probe_whisper
 from brewclip.analysis.outcomes import Difference
 from brewclip.analysis.published import EMOTION
@@ -102,17 +102,19 @@ def _results(
 ) -> tuple[EmotionResult | None, Results]:
     """Return the plain baseline and the results of every row, those of all seeds or none."""
     probe, results = ProbeConfig(), Results()
-    clips = None if keeps_only else load_clip_split(own, probe.test_split, probe.transcript)
-    baseline = _kept_or_run(own, "whisper", {}, lambda: probe_whisper(clips, probe) if clips else None)
+    folds = [] if keeps_only else load_folds(own, probe)
+    baseline = _kept_or_run(
+        own, "whisper", None if keeps_only else {}, lambda: probe_whisper(folds, probe) if folds else None
+    )
     for variant, channel, method in _ROWS:
         cells = plan_cells(config, own, variant, "asr", "asr", seeds, probe.test_split)  # type: ignore[arg-type]
-        found = [_run(cell, own, channel, method, clips) for cell in cells]
+        found = [_run(cell, own, channel, method, folds) for cell in cells]
         results[variant, channel, method] = [one for one in found if one is not None] if all(found) else []
     return baseline, results
 
 
-def _run(cell: Cell, own: Config, channel: str, method: str, clips: ClipSplit | None) -> EmotionResult | None:
-    if clips is None:
+def _run(cell: Cell, own: Config, channel: str, method: str, folds: list[ClipSplit]) -> EmotionResult | None:
+    if not folds:
         return _kept_or_run(own, f"{cell.train.run_name}-{channel}-{method}", None, lambda: None)
     train_cell(cell)
     system = describe_system(own, cell.train.run_url)
@@ -120,7 +122,7 @@ def _run(cell: Cell, own: Config, channel: str, method: str, clips: ClipSplit | 
         own,
         f"{cell.train.run_name}-{channel}-{method}",
         {"weights_sha256": system.weights_sha256},
-        lambda: probe_system(own, system, channel=channel, method=method, clips=clips),
+        lambda: probe_system(own, system, channel=channel, method=method, folds=folds),
     )
 
 
@@ -131,8 +133,12 @@ def _kept_or_run(own: Config, name: str, identity: dict[str, Any] | None, run: A
         kept = json.loads(storage.read(f"{name}.json"))
     except ObjectMissing:
         kept = {}
+    if kept and "hits" not in kept["result"]:  # of a version that kept less
+        kept = {}
     if identity is not None:
-        identity = identity | {"clips": _clips_sha256(own)}
+        # `choice` is how regularisation is chosen: results from before it was changed are not taken for today's.
+        identity = identity | {"clips": _clips_sha256(own), "probe": asdict(ProbeConfig()), "choice": "one_error"}
+        identity = json.loads(json.dumps(identity))  # as it is read again
     if kept and identity in (None, kept["identity"]):
         return _from_record(kept["result"])
     result = run()
@@ -155,7 +161,8 @@ def _clips_sha256(own: Config) -> list[str]:
 
 def _from_record(record: dict[str, Any]) -> EmotionResult:
     fields: dict[str, Any] = {name: value for name, value in record.items() if name != "num_test"}
-    fields |= {name: tuple(fields[name]) for name in ("labels", "test_speakers")}
+    for name in ("labels", "hits", "inverse_regularisation", "lr", "num_epochs"):
+        fields[name] = tuple(fields[name])
     return EmotionResult(**fields)
 
 

@@ -107,7 +107,7 @@ def record(outcomes: Outcomes, verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def put_section(page: str, name: str, text: str) -> str:
-    """Return a page with the section of a table put in or replaced; sections stand in the order of their names.
+    """Return a page with a section put in or replaced; tables stand in the order of their names, then the others.
 
     Args:
         page: the whole page; empty begins one.
@@ -116,8 +116,12 @@ def put_section(page: str, name: str, text: str) -> str:
     """
     sections = dict(_sections(page))
     sections[name] = text.strip()
-    parts = [f"<!-- {key} -->\n{sections[key]}\n<!-- end of {key} -->\n" for key in sorted(sections)]
+    parts = [f"<!-- {key} -->\n{sections[key]}\n<!-- end of {key} -->\n" for key in sorted(sections, key=_place)]
     return "\n".join([PREAMBLE, *parts])
+
+
+def _place(name: str) -> tuple[bool, str]:
+    return not name.startswith("table"), name
 
 
 def _sections(page: str) -> list[tuple[str, str]]:

@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brewclip.analysis.systems import ZERO_SHOT, open_system
+from brewclip.analysis.systems import ZERO_SHOT, nearest_run, open_system
 from brewclip.assembly import build_autocast, build_decoder, build_model
 from brewclip.clip_identity import identify_clip
 from brewclip.config import Config, ModelConfig, UserError, unflatten
 from brewclip.data.batches import Pair, collate
 from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, array_to_npy
+from brewclip.data.storage import check_reachable, open_storage
 from brewclip.models.clip import PromptedCLIP
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained import load_clip, load_whisper
 from brewclip.serving.index import Index, Match
 from brewclip.serving.media import Picture, Recording, read_picture, read_recording
-from brewclip.training.checkpoint import Checkpoint, check_frozen
+from brewclip.training.checkpoint import Checkpoint, check_frozen, checkpoint_name
 
 _BATCH = 64
 
@@ -42,9 +43,11 @@ def checkpoint_url(name: str) -> str:
     """Return the URL that a name stands for: a URL itself, a folder here, or a run below BREWCLIP_STORAGE.
 
     Raises:
-        UserError: if it is a path, and no folder is there.
+        UserError: if it is a path and no folder is there, a name and there is no such run, or storage is away.
     """
     if ":/" in name:
+        if not name.startswith("models:/"):
+            check_reachable(name)  # a server that is away would be asked for minutes
         return name
     if Path(name).is_dir():
         return Path(name).resolve().as_uri()
@@ -53,7 +56,13 @@ def checkpoint_url(name: str) -> str:
             f"there is no folder {name!r}: give the folder of a run or of a checkpoint, its URL (s3://, file://), the "
             f"name of a run below BREWCLIP_STORAGE, models:/NAME@ALIAS, or {ZERO_SHOT}"
         )
-    return f"{Config().storage.rstrip('/')}/runs/{name}"
+    config = Config()
+    check_reachable(config.storage)
+    url = f"{config.storage.rstrip('/')}/runs/{name}"
+    if not checkpoint_name(open_storage(url)):
+        where = f"{config.storage} (BREWCLIP_STORAGE)"
+        raise UserError(f"there is no folder {name!r} here, and no such run below {where}{nearest_run(config, name)}")
+    return url
 
 
 class Embedder:

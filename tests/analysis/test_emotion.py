@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from brewclip.analysis.clips import Clip, augment, divide_by_speaker, load_clip_split
+from brewclip.analysis import probing
+from brewclip.analysis.clips import Clip, augment, divide_by_speaker, load_folds
 from brewclip.analysis.emotion import probe_system, probe_whisper
 from brewclip.analysis.emotion_tables import confusion_rows, emotion_rows, emotion_text
 from brewclip.analysis.probing import Learner, choose_regularisation, fit_probe, targets_of
@@ -33,7 +34,8 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(config):
-    return load_clip_split(config, "test", "ground_truth")
+    (found,) = load_folds(config, PROBE)
+    return found
 
 
 def system_of(config: Config, variant: str) -> System:
@@ -42,7 +44,7 @@ def system_of(config: Config, variant: str) -> System:
 
 
 def test_sound_tells_emotions_of_new_speakers(config, clips):
-    for result in (probe_whisper(clips, PROBE), probe_system(config, system_of(config, "acoustic"), clips=clips)):
+    for result in (probe_whisper([clips], PROBE), probe_system(config, system_of(config, "acoustic"), folds=[clips])):
         assert result.accuracy == result.high == 100.0
         assert result.majority == 50.0  # neutral comes twice as often
         assert result.test_speakers == ("eve", "fay")
@@ -64,10 +66,10 @@ def test_a_transcript_that_names_the_emotion_would_be_found_out(config):
 
 def test_channels_of_the_full_model(config, clips):
     full = system_of(config, "brewclip")
-    assert probe_system(config, full, clips=clips).channel == "acoustic"
-    assert probe_system(config, full, clips=clips, channel="speech").accuracy > 90
+    assert probe_system(config, full, folds=[clips]).channel == "acoustic"
+    assert probe_system(config, full, folds=[clips], channel="speech").accuracy > 90
     with pytest.raises(UserError, match="pipeline: a pipeline model has no channel 'acoustic'"):
-        probe_system(config, system_of(config, "pipeline"), clips=clips, channel="acoustic")
+        probe_system(config, system_of(config, "pipeline"), folds=[clips], channel="acoustic")
 
 
 def test_finetuning_starts_as_the_probe_and_choosing_epochs_leaves_it_as_it_was(config, clips):
@@ -85,10 +87,10 @@ def test_finetuning_starts_as_the_probe_and_choosing_epochs_leaves_it_as_it_was(
 
 
 def test_finetuning_is_tested_on_the_same_speakers(config, clips):
-    result = probe_system(config, system_of(config, "acoustic"), clips=clips, method="finetune", probe=PROBE)
+    result = probe_system(config, system_of(config, "acoustic"), folds=[clips], method="finetune", probe=PROBE)
     assert (result.method, result.accuracy) == ("finetune", 100.0)
     with pytest.raises(UserError, match="zero_shot has neither prompts nor an acoustic layer to finetune"):
-        probe_system(config, system_of(config, "zero_shot"), clips=clips, method="finetune")
+        probe_system(config, system_of(config, "zero_shot"), folds=[clips], method="finetune")
 
 
 def test_two_emotions_have_a_head_of_two(config, clips):
@@ -107,7 +109,7 @@ def test_two_emotions_have_a_head_of_two(config, clips):
 
 def test_augmentation_of_the_probe(config, clips):
     probe = replace(PROBE, augmented_copies=2)
-    assert probe_system(config, system_of(config, "acoustic"), clips=clips, probe=probe).accuracy == 100.0
+    assert probe_system(config, system_of(config, "acoustic"), folds=[clips], probe=probe).accuracy == 100.0
 
 
 def clip_of(speaker: str, emotion: str = "happy") -> Clip:
@@ -115,11 +117,41 @@ def clip_of(speaker: str, emotion: str = "happy") -> Clip:
 
 
 def test_speakers_of_both_splits_are_held_out_from_both(config):
-    found = load_clip_split(config, "same", "ground_truth")
+    (found,) = load_folds(config, replace(PROBE, test_split="same"))
     assert {clip.speaker for clip in found.train} == set(TRAIN)
     assert {clip.speaker for clip in found.test} == {"eve", "fay"}
     assert len(found.train) == 4 * 32 + 2 * 32
     assert "eve, fay held out" in found.how
+
+
+def test_each_speaker_is_tested_on_once_by_a_probe_that_never_heard_them(config):
+    probe = replace(PROBE, folds="speakers")
+    folds = load_folds(config, probe)
+    speakers = sorted([*TRAIN, "eve", "fay"])
+    assert [{clip.speaker for clip in fold.test} for fold in folds] == [{name} for name in speakers]
+    for fold, speaker in zip(folds, speakers, strict=True):
+        assert {clip.speaker for clip in fold.train} == set(speakers) - {speaker}
+    result = probe_system(config, system_of(config, "acoustic"), probe=probe, folds=folds)
+    assert result.accuracy == 100.0 and result.num_test == 6 * 32 == len(result.hits)
+    assert result.by_speaker == dict.fromkeys(speakers, 100.0)
+    assert len(result.inverse_regularisation) == 6
+    text = emotion_text([result])
+    assert "each of 6 speakers tested on once" in text and "eve" in text
+    few = replace(config, data=replace(config.data, train_split="test"))
+    with pytest.raises(UserError, match=r"--probe.folds speakers needs 3 speakers, .*; there are 2"):
+        load_folds(few, replace(probe, test_split="missing"))
+    with pytest.raises(UserError, match=r"no split 'missing' to test on: .* --probe.folds speakers"):
+        load_folds(config, replace(PROBE, test_split="missing"))
+
+
+def test_of_strengths_that_folds_hardly_tell_apart_the_most_regularised_is_taken(monkeypatch):
+    """Of five speakers, four are told alike by C from 0.01 on, and one a little better by the largest."""
+    known = {1e-4: [30] * 5, 1e-3: [50] * 5, 1e-2: [70, 60, 80, 65, 70]}
+    known |= {1e-1: [70, 60, 80, 65, 72], 1.0: [70, 60, 80, 65, 73], 10.0: [70, 60, 80, 65, 75]}
+    folds = iter(range(5))
+    monkeypatch.setattr(probing, "_folds", lambda targets, speakers: ((fold, fold) for fold in folds))
+    monkeypatch.setattr(probing, "_accuracy", lambda x, y, learn, validate, strength: known[strength][validate] / 100)
+    assert choose_regularisation(np.zeros((1, 5, 1)), np.zeros(5, np.int64), np.arange(5)) == 1e-2
 
 
 def test_splits_of_other_speakers_stay_as_they_are():
@@ -141,7 +173,7 @@ def test_too_little_to_learn_from():
 
 def test_a_corpus_without_emotions(config):
     with pytest.raises(UserError, match=r"none of the 32 samples .* lack \{'emotion': 32\}: an emotion probe needs"):
-        load_clip_split(config, "unlabelled", "ground_truth")
+        load_folds(config, replace(PROBE, test_split="unlabelled"))
 
 
 def test_regularisation_is_chosen_across_speakers():
@@ -152,7 +184,7 @@ def test_regularisation_is_chosen_across_speakers():
     hint = targets + rng.normal(scale=0.5, size=120)
     memory = rng.normal(scale=1.0, size=(120, 300))
     chosen = choose_regularisation(np.concatenate([hint[:, None], memory], axis=1)[None], targets, speakers)
-    assert chosen < 10.0
+    assert chosen < 1.0
     assert choose_regularisation(np.zeros((1, 120, 4)), targets, speakers) == 1e-4  # nothing to learn: the strongest
 
 
@@ -178,15 +210,15 @@ def test_augmentation_masks_one_stretch_with_the_mean_and_adds_noise():
 def test_a_recording_without_frames_is_no_error(config, clips):
     silent = replace(clips.test[0], audio=np.zeros((0, AUDIO_DIM), np.float16))
     with_silence = replace(clips, test=[silent, *clips.test[1:]])
-    assert np.isfinite(probe_whisper(with_silence, PROBE).accuracy)
+    assert np.isfinite(probe_whisper([with_silence], PROBE).accuracy)
     assert torch.isfinite(
-        torch.tensor(probe_system(config, system_of(config, "acoustic"), clips=with_silence).accuracy)
+        torch.tensor(probe_system(config, system_of(config, "acoustic"), folds=[with_silence]).accuracy)
     )
 
 
 def test_tables_show_the_baseline_beside_the_accuracy(clips):
     result = replace(
-        probe_whisper(clips, PROBE), accuracy=75.0, low=60.04, high=90.0, confusion=[[1, 0, 0], [0, 2, 0], [1, 0, 4]]
+        probe_whisper([clips], PROBE), accuracy=75.0, low=60.04, high=90.0, confusion=[[1, 0, 0], [0, 2, 0], [1, 0, 4]]
     )
     assert emotion_rows([result])[1] == ["whisper", "mean frame", "probe", "75.0 [60.0, 90.0]", "50.0"]
     assert confusion_rows(result) == [

@@ -55,8 +55,9 @@ def test_a_section_is_replaced_and_the_others_stay(tmp_path):
 def emotion(accuracy: float, half: float = 4.0) -> EmotionResult:
     return EmotionResult(
         system="x", channel="acoustic", method="probe", accuracy=accuracy, low=accuracy - half, high=accuracy + half,
-        majority=50.0, labels=("sad", "calm"), confusion=[[25, 25], [25, 25]], num_train=80, test_speakers=("ann",),
-        split="by speaker", inverse_regularisation=1.0, lr=0.0, num_epochs=0,
+        majority=50.0, labels=("sad", "calm"), confusion=[[25, 25], [25, 25]], num_train=80,
+        by_speaker={"ann": accuracy}, hits=(), split="by speaker",
+        inverse_regularisation=(1.0,), lr=(0.0,), num_epochs=(0,),
     )  # fmt: skip
 
 
