@@ -1,6 +1,5 @@
 """Parts built from a configuration: one function for each, used alike by training, evaluation and serving."""
 
-import contextlib
 import math
 
 import torch
@@ -10,7 +9,7 @@ from brewclip.data.batches import PairDecoder
 from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
-from brewclip.data.schema import BadSample, npy_to_array
+from brewclip.data.schema import BadSample, read_features
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import LoadedClip
@@ -39,8 +38,15 @@ def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
         )
 
 
-def build_decoder(config: Config, clip: LoadedClip, *, kept_bytes: int = 0) -> PairDecoder:
-    """Build what turns stored samples into pairs for this CLIP, and keeps pictures up to a bound of bytes."""
+def build_decoder(config: Config, clip: LoadedClip, *, kept_bytes: int = 0, audio_dim: int = 0) -> PairDecoder:
+    """Build what turns stored samples into pairs for this CLIP.
+
+    Args:
+        config: of the run.
+        clip: whose tokenizer and image transform are used.
+        kept_bytes: bound of the decoded images that are kept.
+        audio_dim: width of the features that the model takes, so that others are bad samples; 0 takes any.
+    """
     data, model = config.data, config.model
     prompts = 0 if model.variant == "zero_shot" else model.prompt_length
     red, green, blue = (round(255 * value) for value in clip.mean)  # zero once it is normalised
@@ -55,6 +61,7 @@ def build_decoder(config: Config, clip: LoadedClip, *, kept_bytes: int = 0) -> P
         fill=(red, green, blue),
         interpolation=clip.interpolation,
         kept_bytes=kept_bytes,
+        audio_dim=audio_dim,
     )
 
 
@@ -95,6 +102,8 @@ def audio_dim_of(manifest: Manifest) -> int:
         elif sample.features is None:
             break
         else:
-            with contextlib.suppress(BadSample):
-                return int(npy_to_array(sample.features).shape[1])
+            try:
+                return int(read_features(sample.features).shape[1])
+            except BadSample as error:
+                problem = str(error)
     raise UserError(f"{manifest.url} holds no Whisper features ({problem}): run jobs/extract.py first")

@@ -18,11 +18,14 @@ import soxr
 from numpy.typing import NDArray
 
 SAMPLE_RATE_HZ = 16_000
-MAX_BYTES = 1 << 28  # 256 MiB: ten minutes of 96 kHz stereo in float32 are 230 MB
+MAX_BYTES = 1 << 28  # 256 MiB: ten minutes of 96 kHz stereo in 16 bits are 230 MB
 # A block that fails is lost whole. Blocks of 0.1 s for all files would take 13 (Ogg) to 68 % (MP3) longer.
 _BLOCK_SECONDS, _BLOCK_SECONDS_IF_DAMAGED = 1.0, 0.05
-_SAMPLE_RATES_HZ = (1_000, 768_000)  # what a header may claim; a damaged one asks for absurd resampling
-_MAX_CHANNELS = 64
+_SAMPLE_RATES_HZ = (1_000, 384_000)  # what a header may claim; a damaged one asks for absurd resampling
+_MAX_CHANNELS = 32
+# What may be decoded: ten minutes are 2^25 samples at 48 kHz. A waveform is held twice, as blocks and whole: 0.5 GB.
+_MAX_SAMPLES, _MAX_SAMPLES_OF_CHANNELS = 2**26, 2**28
+_MAX_CHUNKS = 10_000  # of a WAV or AIFF file, before its sound
 # Programs that write WAV to a pipe do not know its size: they say 0, all bits set, or (sox) almost 2 GiB.
 _SMALLEST_UNKNOWN_BYTES = 2**31 - 2**16
 _DECODER_LINE = re.compile(rb"\[[^\]]*libmpg123/|Note: |Warning: |\s*$")
@@ -125,16 +128,31 @@ def encode_flac(waveform: NDArray[np.floating]) -> bytes:
 def _check_header(file: soundfile.SoundFile, max_seconds: float) -> float:
     """Return how long the header says the recording is; infinite if it does not say."""
     low_hz, high_hz = _SAMPLE_RATES_HZ
-    if not low_hz <= file.samplerate <= high_hz or file.channels > _MAX_CHANNELS:
+    if not low_hz <= file.samplerate <= high_hz or not 1 <= file.channels <= _MAX_CHANNELS:
         raise UndecodableAudio(
             "corrupt",
-            f"the recording claims {file.samplerate} Hz and {file.channels} channels; its header is damaged",
+            f"the recording claims {file.samplerate} Hz and {file.channels} channels; its header is damaged, or it is "
+            f"outside of {low_hz} to {high_hz} Hz and 1 to {_MAX_CHANNELS} channels",
         )
     # A stream of unknown length has the largest number there is.
     seconds = file.frames / file.samplerate if file.frames < 2**62 else math.inf
-    if math.isfinite(seconds) and seconds > max_seconds:
-        raise UndecodableAudio("too_long", f"the recording lasts {seconds:.1f} s, the limit is {max_seconds:.0f} s")
+    if math.isfinite(seconds):
+        _check_length(file, file.frames, max_seconds)
     return seconds
+
+
+def _check_length(file: soundfile.SoundFile, num_samples: int, max_seconds: float) -> None:
+    """Refuse a recording of so many samples in each channel if that is too long, or too many to decode."""
+    if num_samples > max_seconds * file.samplerate:
+        seconds = num_samples / file.samplerate
+        raise UndecodableAudio("too_long", f"the recording lasts {seconds:.1f} s, the limit is {max_seconds:.0f} s")
+    most = min(_MAX_SAMPLES, _MAX_SAMPLES_OF_CHANNELS // file.channels)
+    if num_samples > most:
+        raise UndecodableAudio(
+            "too_long",
+            f"the recording has {num_samples} samples in each of {file.channels} channels, the limit is {most}: "
+            "store it at a lower rate or as mono",
+        )
 
 
 def _read_blocks(
@@ -152,8 +170,7 @@ def _read_blocks(
         if not len(block):
             return blocks, False
         num_read += len(block)
-        if num_read > max_seconds * file.samplerate:
-            raise UndecodableAudio("too_long", f"the recording lasts longer than the limit of {max_seconds:.0f} s")
+        _check_length(file, num_read, max_seconds)
         mono = _downmix(block)
         if not np.isfinite(mono).all():  # a float file can hold anything
             warnings.warn("the recording holds samples that are not finite; they become silence", stacklevel=2)
@@ -184,7 +201,9 @@ def _find_sound(data: bytes) -> tuple[int, int]:
     """
     order = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}.get(data[:4])
     position, long_size = 12, 0
-    while order and position + 8 <= len(data):
+    for _ in range(_MAX_CHUNKS if order else 0):
+        if position + 8 > len(data):
+            break
         name, size = struct.unpack_from(f"{order}4sI", data, position)
         position += 8
         if name == b"ds64" and position + 16 <= len(data):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,14 @@ from brewclip.data.schema import BadSample
 from brewclip.data.storage import FolderStorage, ObjectMissing, Storage, StorageError, open_storage
 
 _PIECE_BYTES = 8 * 2**20  # of a text file, read at a time
+_LONGEST_LINE_BYTES = 64 * 2**20
+_SPECIAL_FILES = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class Source:
@@ -122,6 +131,7 @@ class Source:
         Raises:
             UserError: if it is missing or not UTF-8.
         """
+        self._require_regular(name)
         data = self.storage.read(name)
         try:
             return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -132,7 +142,7 @@ class Source:
         """Yield the lines of a text file that are not blank, holding little of it; they end at a line feed only.
 
         Raises:
-            UserError: if it is missing or not UTF-8.
+            UserError: if it is missing, not a file or not UTF-8, or a line is longer than 64 MiB.
         """
         try:
             for number, line in enumerate(self._byte_lines(name)):
@@ -143,12 +153,20 @@ class Source:
             raise UserError(f"{self.location}/{name} is not UTF-8 text: {error}") from None
 
     def _byte_lines(self, name: str) -> Iterator[bytes]:
+        self._require_regular(name)
         start, rest = 0, b""
         while piece := self.storage.read_range(name, start, start + _PIECE_BYTES):
             start += len(piece)
             *lines, rest = (rest + piece).split(b"\n")
+            if len(rest) > _LONGEST_LINE_BYTES:
+                raise UserError(f"{self.location}/{name} has a line of more than {_LONGEST_LINE_BYTES} bytes")
             yield from lines
         yield rest
+
+    def _require_regular(self, name: str) -> None:
+        problem = _special_file(self.storage, name)
+        if problem:
+            raise UserError(f"{self.location}/{name} {problem}")
 
     def json(self, name: str, text: str | None = None, line: int = 0) -> Any:
         """Parse a JSON file, or one line of it.
@@ -158,7 +176,7 @@ class Source:
         """
         try:
             return json.loads(self.text(name) if text is None else text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             where = f"line {line} of " if line else ""
             raise UserError(f"{where}{self.location}/{name} is not JSON ({error}): download it again") from None
 
@@ -173,14 +191,31 @@ class Source:
         try:
             if cell is not None:
                 return self._cells.read(cell)
+            problem = _special_file(storage, name)
+            if problem:
+                raise BadSample(f"unreadable_{kind}", f"{storage.url}/{name} {problem}")
             # One byte more than the limit is enough to see that a file is too large.
             return storage.read_range(name, 0, MAX_BYTES + 1)
         except ObjectMissing as error:
             raise BadSample(f"missing_{kind}", str(error)) from error
-        except StorageError:
+        except (StorageError, BadSample):
             raise
         except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
             raise BadSample(f"unreadable_{kind}", str(error)) from error
+
+
+def _special_file(storage: Storage, name: str) -> str:
+    """Return what a name on disk is that is neither a file nor missing; to open a pipe could last for ever."""
+    if not isinstance(storage, FolderStorage):
+        return ""
+    try:
+        mode = os.stat(storage.folder / name).st_mode
+    except OSError:  # reading it says why
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    kind = next((kind for is_kind, kind in _SPECIAL_FILES if is_kind(mode)), "something else")
+    return f"is {kind}, not a file: only files are read"
 
 
 def _walk(folder: Path) -> Iterator[str]:

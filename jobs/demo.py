@@ -136,11 +136,10 @@ def fetch_report(services, state: Path) -> Path:
     """Copy the report out of the bucket and return where it lies."""
     import os
 
-    from brewclip.analysis.folders import latest_url
-    from brewclip.data.storage import open_storage
+    from brewclip.analysis.folders import latest_evaluation
 
     os.environ.update(services.environment())
-    storage = open_storage(latest_url(services.bucket_url, "scenes-test-asr", "evaluate"))
+    storage = latest_evaluation(services.bucket_url, "scenes-test-asr")
     path = state / "report.html"
     path.write_bytes(storage.read("report.html"))
     return path

@@ -8,9 +8,10 @@
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. The corpus has emotions and speakers:
 datasets/ravdess.py, datasets/scenes.py --style emotion, or datasets/table.py with the columns emotion and speaker (and
 text, the sentence spoken; else --probe.transcript asr). With few speakers, --probe.folds speakers tests each in turn.
-Prints accuracy with its interval beside the majority baseline, accuracy by speaker, and confusion matrices; writes
-emotion.json and emotion.md into a folder of its own below STORAGE/evaluations/CORPUS-emotion, and the metrics to
-MLflow. A few hundred clips need no cluster: this runs in one process, on a GPU if there is one.
+Prints accuracy with its interval beside the majority baseline, accuracy by speaker, and confusion matrices. Each
+experiment has a folder of its own with emotion.json and emotion.md below STORAGE/evaluations/CORPUS-emotion, whose
+latest.json names the last one; MLflow gets the metrics. A few hundred clips need no cluster: this runs in one process,
+on a GPU if there is one.
 """
 
 import sys
@@ -42,18 +43,15 @@ def main() -> None:
             raise UserError(str(error)) from None
         for line in ignored_probe_settings(config.probe, "finetune" in config.methods):
             print(f"warning: {line}", file=sys.stderr)
-        from brewclip.analysis.clips import load_folds, splits_of
+        from brewclip.analysis.clips import load_folds
         from brewclip.analysis.emotion import can_finetune, channels_to_probe, probe_system, probe_whisper
         from brewclip.analysis.emotion_tables import emotion_text, record_emotion
-        from brewclip.analysis.folders import study_url
         from brewclip.analysis.systems import describe_systems
         from brewclip.data.storage import check_reachable
 
         check_reachable(config.storage)
         systems = describe_systems(config, config.systems)
         folds = load_folds(config, config.probe)
-        splits = splits_of(config, config.probe)
-        url = study_url(config, "emotion", f"{config.data.corpus}-emotion", splits, systems)
         results = [probe_whisper(folds, config.probe)]
         for system in systems:
             for method in config.methods:
@@ -65,7 +63,7 @@ def main() -> None:
                         probe_system(config, system, channel=channel, method=method, probe=config.probe, folds=folds)
                     )
                     print(f"emotion {system.name}: {method} on {channel} done", flush=True)
-        record_emotion(config, systems, results, url)
+        url = record_emotion(config, systems, results, config.probe, config.methods)
         print(f"\n{emotion_text(results)}\nwritten: {url}", flush=True)
 
 

@@ -5,9 +5,10 @@
     python jobs/evaluate.py scenes --systems scenes-pipeline-0 scenes-pipeline-0@ground_truth
 
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint; `@asr` or `@ground_truth` behind it says
-what the pipeline reads where that is not --data.transcript. Writes results.json, table.md, report.html and the rank of
-every query into a folder of this evaluation below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, whose file
-`latest-evaluate` names the newest, and the metrics to the systems' MLflow runs.
+what the pipeline reads where that is not --data.transcript. Each evaluation has a folder of its own below
+STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, found again by the same systems, split and settings; latest.json beside the
+folders names the last one. A folder holds results.json, table.md, report.html and the rank of every query; the systems'
+MLflow runs get the metrics.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,6 @@ def main() -> None:
     with exit_on_user_error():
         config = parse_command_line(__doc__, EvaluateConfig)
         from brewclip.analysis.evaluate import choose_baseline, evaluate_and_record
-        from brewclip.analysis.folders import evaluation_group, study_url
         from brewclip.analysis.systems import describe_systems
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
@@ -44,9 +44,8 @@ def main() -> None:
         open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
         systems = describe_systems(config, config.systems)
         baseline = choose_baseline(systems, config.baseline)
-        url = study_url(config, "evaluate", evaluation_group(config, config.split), [config.split], systems)
         connect()
-        evaluate_and_record(config, systems, config.split, config.num_report_queries, url, baseline)
+        evaluate_and_record(config, systems, config.split, config.num_report_queries, baseline)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     python jobs/inputs.py scenes_narratives --split dev --systems zero_shot
 
 For each system: the centre crop against the whole picture between bars (--data.image-transform letterbox), the text cut
-at CLIP's 77 tokens less the prompts against windows over all of it (--data.long-text windows), the first --data.max-
-audio-frames of the speech against all of it (0). Prints the table, and writes inputs.json into a folder of its own
-below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT. The run stays as it was trained: to see what training on whole inputs
-gives, train with the same flags and use jobs/evaluate.py.
+at CLIP's 77 tokens less the prompts against windows over all of it (--data.long-text windows), the first
+--data.max-audio-frames of the speech against all of it (0). Prints the table, and writes inputs.json to a folder of its
+own below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-inputs, whose latest.json names the last one. The run stays as it
+was trained: to see what training on whole inputs gives, train with the same flags and use jobs/evaluate.py.
 """
 
 from dataclasses import dataclass
@@ -31,24 +31,22 @@ def main() -> None:
         config = parse_command_line(__doc__, InputsConfig)
         import json
 
-        from brewclip.analysis.folders import evaluation_group, name_latest, study_url
+        from brewclip.analysis.folders import open_folder, study_name
         from brewclip.analysis.inputs import inputs_record, inputs_table, measure_inputs
         from brewclip.analysis.systems import describe_systems
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
-        from brewclip.data.storage import check_reachable, open_storage
+        from brewclip.data.storage import check_reachable
 
         check_reachable(config.storage)
         open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
         systems = describe_systems(config, config.systems)
-        url = study_url(config, "inputs", evaluation_group(config, config.split), [config.split], systems)
         connect()
         effects = [effect for system in systems for effect in measure_inputs(system, config.split)]
-        storage = open_storage(url)
-        storage.write("inputs.json", json.dumps(inputs_record(effects), indent=1).encode())
-        name_latest(url, "inputs")
+        folder = open_folder(config, study_name(config, config.split, "inputs"), systems, [config.split])
+        folder.write({"inputs.json": json.dumps(inputs_record(effects), indent=1).encode()})
         print("\nspeech -> image, recall in %, and what the whole input gains [95 % interval]")
-        print(f"{inputs_table(effects)}\n{storage.url}/inputs.json", flush=True)
+        print(f"{inputs_table(effects)}\n{folder.storage.url}/inputs.json", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python jobs/look.py scenes --split test --systems zero_shot scenes-pipeline-0 scenes-brewclip-0
     python jobs/look.py scenes --systems scenes-brewclip-0 --keys scenetest000003-0 scenetest000007-1
 
-Writes PNG files into a folder of its own below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT: gallery-SYSTEM-best,
-gallery-SYSTEM-worst, and attention-KEY with a row for each system. The maps show what each patch of the right picture
-and each frame of the recording adds to their similarity; the sound is that of systems with an acoustic channel.
+Writes PNG files to a folder of their own below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-look, whose latest.json
+names the last one: gallery-SYSTEM-best, gallery-SYSTEM-worst, and attention-KEY with a row for each system. The maps
+show what each patch of the right picture and each frame of the recording adds to their similarity; the sound is that of
+systems with an acoustic channel.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ def main() -> None:
         config = parse_command_line(__doc__, LookConfig)
         if config.num_queries < 1:
             raise UserError(f"--num-queries {config.num_queries} must be 1 or more")
-        from brewclip.analysis.folders import evaluation_group, study_url
         from brewclip.analysis.look import look_and_record
         from brewclip.analysis.systems import describe_systems
         from brewclip.cluster import connect
@@ -43,9 +43,8 @@ def main() -> None:
         check_reachable(config.storage)
         open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
         systems = describe_systems(config, config.systems)
-        folder = study_url(config, "look", evaluation_group(config, config.split), [config.split], systems)
         connect()
-        for url in look_and_record(config, systems, config.split, config.num_queries, config.keys, folder):
+        for url in look_and_record(config, systems, config.split, config.num_queries, config.keys):
             print(url, flush=True)
 
 

@@ -119,8 +119,8 @@ def check_real_speech(name: str, forms: list[ReproduceConfig]) -> None:
     if name == REAL_SPEECH:
         if len(forms) > 1:
             raise UserError(f"{REAL_SPEECH} takes one preset, which names Whisper and CLIP; there are {len(forms)}")
-        if not Path(form.speech).is_dir() or not form.speech:
-            raise UserError(f"--speech {form.speech!r} is not a folder: name one with ravdess/, digits/ or jfk.flac")
+        if not form.speech:
+            raise UserError(f"{REAL_SPEECH} needs --speech: name a folder with ravdess/, digits/ or jfk.flac")
     elif form.speech or form.systems:
         raise UserError(f"--speech and --systems are for {REAL_SPEECH}, not for {name}")
 

@@ -5,8 +5,8 @@
 
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. Prints WER, silence and hallucination of
 the split, recall by WER, and the logistic regression of the R@5 hit on the WER of the utterance; writes
-word_errors.json, word_errors.md and word_errors.png into a folder of its own below
-STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, and to MLflow.
+word_errors.json, word_errors.md and word_errors.png to a folder of their own below
+STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-word_errors, whose latest.json names the last one, and to MLflow.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,6 @@ def main() -> None:
     """Parse the configuration, read the split's texts, evaluate the systems over Ray, write."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, WordErrorsConfig)
-        from brewclip.analysis.folders import evaluation_group, study_url
         from brewclip.analysis.systems import describe_systems, evaluate_system
         from brewclip.analysis.word_error_record import study_word_errors
         from brewclip.analysis.word_errors import load_utterances
@@ -38,10 +37,9 @@ def main() -> None:
         check_reachable(config.storage)
         systems = describe_systems(config, config.systems)
         utterances, num_samples = load_utterances(config, config.split)
-        url = study_url(config, "word_errors", evaluation_group(config, config.split), [config.split], systems)
         connect()
         outcomes = [evaluate_system(system, config.split).outcome for system in systems]
-        study_word_errors(config, config.split, utterances, num_samples, outcomes, url)
+        study_word_errors(config, config.split, utterances, num_samples, systems, outcomes)
 
 
 if __name__ == "__main__":

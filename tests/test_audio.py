@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -231,3 +232,57 @@ def test_threads_may_decode_mp3_at_once(capfd):
         counts = list(pool.map(lambda _: decode_audio_with_damage(data[:-2000]).decoder_warnings, range(40)))
     os.write(2, b"as before")
     assert set(counts) == {counts[0]} and counts[0] > 0 and capfd.readouterr().err == "as before"
+
+
+def flac_that_claims(rate_hz: int, channels: int, num_samples: int) -> bytes:
+    """Return a FLAC file of two seconds whose STREAMINFO says something else; no samples mean an unknown number."""
+    data = bytearray(write(np.zeros((32_000, channels)), format="FLAC"))
+    facts = int.from_bytes(data[18:26], "big")
+    bits = (facts >> 36) & 31
+    claimed = rate_hz << 44 | (channels - 1) << 41 | bits << 36 | num_samples
+    data[18:26] = claimed.to_bytes(8, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "cause", "message"),
+    [
+        (write(tone(), 999), "corrupt", "999 Hz and 1 channels"),
+        (write(tone(), 384_001), "corrupt", "outside of 1000 to 384000 Hz"),
+        (write(np.zeros((100, 33))), "corrupt", "33 channels"),
+        (flac_that_claims(500_000, 1, 32_000), "corrupt", "500000 Hz"),
+        (flac_that_claims(16_000, 1, 16_000 * 600 + 1), "too_long", "600.0 s, the limit is 600 s"),
+        (flac_that_claims(384_000, 1, 2**26 + 1), "too_long", "67108865 samples in each of 1 channels"),
+        (flac_that_claims(192_000, 8, 2**25 + 1), "too_long", "the limit is 33554432: store it at a lower rate"),
+        (flac_that_claims(16_000, 1, 2**36 - 1), "too_long", "the limit is 600 s"),
+    ],
+)
+def test_what_would_cost_memory_is_refused_by_its_header(data, cause, message):
+    with pytest.raises(UndecodableAudio, match=message) as caught:
+        decode_audio(data)
+    assert caught.value.cause == cause and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{}, {"format": "FLAC"}, {"format": "AIFF"}])
+def test_rates_and_channels_at_the_limits_decode(settings):
+    for rate_hz, channels in ((1_000, 1), (384_000, 1), (16_000, 8)):
+        waveform = np.repeat(tone(seconds=0.5, rate_hz=rate_hz, frequency_hz=100.0)[:, None], channels, axis=1)
+        assert len(decode_audio(write(waveform, rate_hz, **settings))) == pytest.approx(8_000, abs=1)
+    assert len(decode_audio(write(np.zeros((8_000, 32))))) == 8_000
+
+
+def test_a_file_of_unknown_length_is_stopped_while_it_is_decoded(monkeypatch):
+    data = flac_that_claims(16_000, 2, 0)
+    assert len(decode_audio(data)) >= 31_200
+    monkeypatch.setattr("brewclip.audio._MAX_SAMPLES_OF_CHANNELS", 40_000)
+    with pytest.raises(UndecodableAudio, match="samples in each of 2 channels, the limit is 20000") as caught:
+        decode_audio(data)
+    assert caught.value.cause == "too_long"
+
+
+def test_millions_of_empty_chunks_take_no_time():
+    data = write(tone())
+    start = time.process_time()
+    with pytest.raises(UndecodableAudio):
+        decode_audio(data[:36] + b"junk\0\0\0\0" * 2_000_000 + b"junk")
+    assert time.process_time() - start < 5

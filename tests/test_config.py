@@ -133,6 +133,44 @@ def test_mistakes_are_one_line(words, message):
     assert "\n" not in str(caught.value)
 
 
+UNSAFE_NAMES = [
+    *("..", "../up", "a/../b", "/absolute", "a//b", "a/", ".hidden", "./a", "a\\b", "a\0b", "a\nb", "a\x7fb"),
+    *("a#1", "a?b", "%2e%2e", "%2e%2e%2fup", "a:b", "a'b", 'a"b', "a*", " a", "a ", "x" * 201, "\u00e4" * 101),
+]
+
+
+@pytest.mark.parametrize("name", UNSAFE_NAMES)
+def test_names_that_are_no_single_folder_are_refused(name):
+    for flag in ("--run.name", "--data.train-split", "--data.dev-split", "--extraction.splits"):
+        with pytest.raises(UserError) as caught:
+            parse_command_line(None, Config, ["scenes", flag, name])
+        message = str(caught.value)
+        assert message.startswith(f"{flag} ") and "names a folder" in message
+        assert message.isprintable() and len(message) < 400, "one line, whatever the name"
+    with pytest.raises(UserError, match=r"--data\.corpus"):
+        parse_command_line(None, Config, ["scenes", "--data.corpus", name])
+
+
+@pytest.mark.parametrize("name", ["a", "scenes-brewclip-0", "Versuch_2.1+x@asr", "two words", "\u00fcbung", "x" * 200])
+def test_names_of_one_folder_are_taken(name):
+    config = parse_command_line(None, Config, ["scenes", "--run.name", name, "--data.corpus", f"group/{name}"])
+    assert config.run_url.endswith(f"/runs/{name}")
+
+
+@pytest.mark.parametrize("split", ["test", "Test", "TEST", "test_unseen", "tEsT-2", "./test", "test/", "te/../test"])
+def test_test_is_neither_trained_nor_selected_on(split):
+    for flag in ("--data.train-split", "--data.dev-split"):
+        with pytest.raises(UserError, match=r"test is never trained on|never chosen on test|names a folder"):
+            parse_command_line(None, Config, ["scenes", flag, split])
+    with pytest.raises(UserError, match=r"never chosen on test|must be a metric of dev"):
+        parse_command_line(None, Config, ["scenes", "--run.selection-metric", f"{split}/speech_to_image/R1"])
+
+
+def test_dev_in_other_letters_is_no_other_data():
+    with pytest.raises(UserError, match="choose on other data"):
+        parse_command_line(None, Config, ["scenes", "--data.train-split", "Dev"])
+
+
 def test_settings_without_effect_are_named(capsys):
     parse_command_line(None, Config, ["scenes", "--model.variant", "acoustic", "--data.transcript", "ground_truth"])
     assert "warning: --data.transcript has no effect" in capsys.readouterr().err

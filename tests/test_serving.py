@@ -187,7 +187,8 @@ def test_names_that_load_understands(storage, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/nonexistent", "there is no folder '/nonexistent': give the folder of a run or of a checkpoint, its URL"),
+        ("/nonexistent", "no folder '/nonexistent' on this machine: give the folder of a run, its URL"),
+        ("./none", "no folder './none' on this machine"),
         ("file:///nonexistent", "no checkpoint at file:///nonexistent: give the URL of a run"),
         ("https://host/run", "storage URL 'https://host/run' must be s3://"),
         ("models:/spoken@best", "models:/spoken@best is looked up in MLflow: give --tracking.uri or set MLFLOW"),

@@ -95,8 +95,8 @@ def load_clips(config: Config, split: str, transcript: str) -> list[Clip]:
     if not clips:
         raise UserError(
             f"none of the {len(reader.manifest)} samples of {reader.manifest.url} can be used, they lack "
-            f"{rejections.counts}: an emotion probe needs the columns emotion and speaker of datasets/table.py, or "
-            "datasets/ravdess.py, or datasets/scenes.py --style emotion"
+            f"{rejections.counts}: emotions need the columns speaker and emotion of datasets/table.py (and text, or "
+            "--probe.transcript asr), datasets/ravdess.py, or datasets/scenes.py --style emotion"
         )
     rejections.check(len(reader.manifest))
     if rejections.counts:

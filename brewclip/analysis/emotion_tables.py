@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from brewclip.analysis.clips import splits_of
 from brewclip.analysis.columns import align
 from brewclip.analysis.emotion import EmotionResult
-from brewclip.analysis.folders import file_name, name_latest
+from brewclip.analysis.folders import file_name, open_folder
 from brewclip.analysis.systems import System
 from brewclip.analysis.tables import markdown_table
 from brewclip.config import Config
-from brewclip.data.storage import open_storage
+from brewclip.config.probe import ProbeConfig
 from brewclip.provenance import record_origin
 from brewclip.tracking import Tracker
 
@@ -65,22 +67,33 @@ def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
-def record_emotion(config: Config, systems: list[System], results: list[EmotionResult], url: str) -> None:
+def record_emotion(
+    config: Config, systems: list[System], results: list[EmotionResult], probe: ProbeConfig, methods: Sequence[str]
+) -> str:
     """Write emotion.json and emotion.md, and the accuracies to MLflow.
 
     Args:
         config: settings of the evaluation.
         systems: those with an MLflow run of their training get the metrics there, too.
         results: of the systems and of the baseline.
-        url: of the folder; see `study_url`.
+        probe, methods: settings of the classifiers.
+
+    Returns:
+        The URL of the folder; see `open_folder`.
     """
-    storage = open_storage(url)
+    folder = open_folder(
+        config,
+        f"{config.data.corpus}-emotion",
+        systems,
+        splits_of(config, probe),
+        probe=asdict(probe),
+        methods=list(methods),
+    )
     files = {
         "emotion.json": json.dumps([one.record() for one in results], indent=1),
         "emotion.md": emotion_text(results, markdown=True),
     }
-    for name, text in files.items():
-        storage.write(name, text.encode())
+    folder.write({name: text.encode() for name, text in files.items()})
     tracking = config.tracking
     for system in systems:
         own = {k: v for one in results if one.system == system.name for k, v in _metrics(one).items()}
@@ -88,8 +101,7 @@ def record_emotion(config: Config, systems: list[System], results: list[EmotionR
             tracker = Tracker(tracking.uri, tracking.experiment, system.name, system.url.partition("/checkpoints/")[0])
             tracker.log_metrics({f"emotion/{name}": value for name, value in own.items()}, system.step)
             tracker.finish()
-    name_latest(url, "emotion")
-    tracker = Tracker(tracking.uri, tracking.experiment, f"{config.data.corpus}-emotion", url)
+    tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
     record_origin(tracker, config, "emotion")
     tracker.log_params({"systems": ", ".join(system.name for system in systems), "speakers": results[0].split})
     steps = {system.name: system.step for system in systems}
@@ -99,6 +111,7 @@ def record_emotion(config: Config, systems: list[System], results: list[EmotionR
     for name, text in files.items():
         tracker.log_text(text, name)
     tracker.finish()
+    return folder.storage.url
 
 
 def _metrics(one: EmotionResult) -> dict[str, float]:

@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from brewclip.analysis.folders import evaluation_group, file_name, name_latest
+from brewclip.analysis.folders import EvaluationFolder, file_name, open_folder, study_name
 from brewclip.analysis.outcomes import Difference, compare_all
 from brewclip.analysis.report import build_report
 from brewclip.analysis.systems import ZERO_SHOT, System, SystemResult, evaluate_system
 from brewclip.analysis.tables import difference_lines, evaluation_page, text_table
 from brewclip.config import Config, UserError, flatten
-from brewclip.data.manifest import open_manifest
-from brewclip.data.storage import open_storage
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 from brewclip.provenance import record_origin
 from brewclip.tracking import Tracker
@@ -33,8 +31,8 @@ def choose_baseline(systems: list[System], name: str) -> str:
 
 
 def evaluate_and_record(
-    config: Config, systems: list[System], split: str, num_report_queries: int, url: str, baseline: str = ""
-) -> None:
+    config: Config, systems: list[System], split: str, num_report_queries: int, baseline: str = ""
+) -> str:
     """Evaluate systems on a split, print the tables, and keep results, ranks, tables and report.
 
     Args:
@@ -42,10 +40,14 @@ def evaluate_and_record(
         systems: of different names.
         split: that is evaluated.
         num_report_queries: shown in the report.
-        url: of the folder that gets results.json, table.md, report.html and ranks/SYSTEM.npz; see `study_url`.
         baseline: system that the others are compared with; see `choose_baseline`.
+
+    Returns:
+        The URL of the folder that holds results.json, table.md, report.html and ranks/SYSTEM.npz; see `open_folder`.
     """
     baseline = choose_baseline(systems, baseline)
+    settings = {"baseline": baseline, "num_report_queries": num_report_queries}
+    folder = open_folder(config, study_name(config, split), systems, [split], **settings)
     results = []
     for number, system in enumerate(systems, start=1):
         result = evaluate_system(system, split)
@@ -55,23 +57,20 @@ def evaluate_and_record(
         results.append(result)
     outcomes = {one.system.name: one.outcome for one in results}
     differences = compare_all(outcomes, baseline, DIRECTIONS, RECALL_AT)
-    storage = open_storage(url)
     records = [_record(one, split, baseline, differences) for one in results]
     files = {
         "results.json": json.dumps(records, indent=1),
         "table.md": evaluation_page(results, config.data.corpus, split, baseline, differences),
         "report.html": build_report(config, split, results, num_report_queries, baseline=baseline),
     }
-    for name, text in files.items():
-        storage.write(name, text.encode())
-    for name, outcome in outcomes.items():
-        storage.write(f"ranks/{file_name(name)}.npz", outcome.to_bytes())
+    ranks = {f"ranks/{file_name(name)}.npz": outcome.to_bytes() for name, outcome in outcomes.items()}
+    folder.write(ranks | {name: text.encode() for name, text in files.items()})
     for one in results:
         record_metrics(one, split)
-    name_latest(url, "evaluate")
-    _record_evaluation(config, url, split, results, differences, baseline, files)
+    _record_evaluation(config, folder, results, differences, baseline, files)
     print(f"\n{text_table({one.system.name: one.metrics for one in results})}", flush=True)
-    print(f"{difference_lines(differences, baseline)}\n\nreport: {storage.url}/report.html", flush=True)
+    print(f"{difference_lines(differences, baseline)}\n\nreport: {folder.storage.url}/report.html", flush=True)
+    return folder.storage.url
 
 
 def record_metrics(one: SystemResult, split: str) -> None:
@@ -112,8 +111,7 @@ def _record(one: SystemResult, split: str, baseline: str, differences: Differenc
 
 def _record_evaluation(
     config: Config,
-    url: str,
-    split: str,
+    folder: EvaluationFolder,
     results: list[SystemResult],
     differences: Differences,
     baseline: str,
@@ -121,9 +119,9 @@ def _record_evaluation(
 ) -> None:
     """Give the evaluation a run of its own in MLflow, with table and report."""
     tracking = config.tracking
-    tracker = Tracker(tracking.uri, tracking.experiment, evaluation_group(config, split), url)
-    manifest = open_manifest(f"{config.features_url}/{split}")
-    record_origin(tracker, config, "evaluation", sha256={"manifest": manifest.sha256})
+    tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
+    ((split, sha256),) = folder.identity["splits"].items()
+    record_origin(tracker, config, "evaluation", sha256={"manifest": sha256})
     names = ", ".join(one.system.name for one in results)
     tracker.log_params({"systems": names, "split": split, "baseline": baseline})
     for one in results:

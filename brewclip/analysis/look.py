@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brewclip.analysis.attention import frame_relevance, patch_relevance
-from brewclip.analysis.folders import file_name, name_latest
+from brewclip.analysis.folders import file_name, open_folder, study_name
 from brewclip.analysis.gallery import GalleryRow, Look, draw_gallery, draw_looks
 from brewclip.analysis.queries import QuerySamples, evenly_spaced, nearest_pictures, picture_places
 from brewclip.analysis.systems import System, SystemResult, evaluate_system, load_system
@@ -19,7 +19,6 @@ from brewclip.config import Config, UserError
 from brewclip.data.batches import collate
 from brewclip.data.pictures import open_picture
 from brewclip.data.schema import Sample
-from brewclip.data.storage import open_storage
 from brewclip.models.audio_chunks import FRAME_SAMPLES
 
 TOP = 5
@@ -27,7 +26,7 @@ _NUM_MELS = 80
 
 
 def look_and_record(
-    config: Config, systems: list[System], split: str, num_queries: int, keys: Sequence[str], url: str
+    config: Config, systems: list[System], split: str, num_queries: int, keys: Sequence[str]
 ) -> list[str]:
     """Draw the galleries of every system and the maps of some queries.
 
@@ -37,10 +36,9 @@ def look_and_record(
         split: that is evaluated.
         num_queries: in each gallery; and for maps where no keys are given, evenly spaced over the split.
         keys: of the queries whose maps are drawn.
-        url: of the folder; see `study_url`.
 
     Returns:
-        The URLs of the PNG files.
+        The URLs of the PNG files; see `open_folder`.
 
     Raises:
         UserError: if a key is not one of the split.
@@ -61,11 +59,10 @@ def look_and_record(
             )
     for key, png in zip(keys, draw_attention(config, results, samples, keys), strict=True):
         files[f"attention-{file_name(key)}.png"] = png
-    storage = open_storage(url)
-    for name, png in files.items():
-        storage.write(name, png)
-    name_latest(url, "look")
-    return [f"{storage.url}/{name}" for name in files]
+    settings = {"num_queries": num_queries, "keys": list(keys)}
+    folder = open_folder(config, study_name(config, split, "look"), systems, [split], **settings)
+    folder.write(files)
+    return [f"{folder.storage.url}/{name}" for name in files]
 
 
 def best_and_worst(one: SystemResult, count: int) -> tuple[list[int], list[int]]:
@@ -109,8 +106,9 @@ def draw_attention(
     looks: list[list[Look]] = [[] for _ in keys]
     squares: list[Image.Image] = []
     for one in results:
-        model, clip = load_system(one.system, audio_dim_of(samples.features.manifest))
-        decode = build_decoder(one.system.config, clip)
+        audio_dim = audio_dim_of(samples.features.manifest)
+        model, clip = load_system(one.system, audio_dim)
+        decode = build_decoder(one.system.config, clip, audio_dim=audio_dim)
         squares = []
         for number, (key, place) in enumerate(zip(keys, places, strict=True)):
             pair = decode(found[place])

@@ -1,6 +1,7 @@
 """A system under evaluation: a checkpoint or plain CLIP, loaded, and run over a split by the whole cluster."""
 
 import difflib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, cast, get_args
@@ -23,7 +24,15 @@ from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import LoadedClip, load_clip
 from brewclip.registry import resolve_model
-from brewclip.training.checkpoint import Checkpoint, check_frozen, load_checkpoint, open_checkpoint
+from brewclip.training.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    NoCheckpoint,
+    check_frozen,
+    load_checkpoint,
+    open_checkpoint,
+)
+from brewclip.training.stored import check_usable
 
 ZERO_SHOT: Final = "zero_shot"
 _RECORDINGS_PER_TASK = 2_000
@@ -118,6 +127,7 @@ def describe_system(config: Config, name: str) -> System:
         checkpoint = open_system(url)
     except UserError as error:
         raise error if is_url else UserError(f"{error}{nearest_run(config, name)}") from None
+    url = url.rstrip("/")
     trained = unflatten(checkpoint.facts.config)
     for part in ("clip", "whisper"):
         here, there = getattr(config.model, part), getattr(trained.model, part)
@@ -128,7 +138,7 @@ def describe_system(config: Config, name: str) -> System:
         config, model=trained.model, loss=trained.loss, run=replace(config.run, precision=trained.run.precision)
     )
     return System(
-        name=trained.run_name + suffix,
+        name=_label(url) + suffix,
         url=url,
         config=own,
         step=checkpoint.facts.step,
@@ -136,6 +146,12 @@ def describe_system(config: Config, name: str) -> System:
         trained_on=trained.data.corpus,
         weights_sha256=checkpoint.facts.files.get("model.safetensors", ""),
     )
+
+
+def _label(url: str) -> str:
+    """Return what tables call a checkpoint: the name of its run, with the step if one was asked for."""
+    run_url, _, step = url.partition(f"/{FOLDER}/")
+    return run_url.rpartition("/")[2] + (f"/{step}" if step else "")
 
 
 def _tell_other_inputs(name: str, trained: Config, config: Config) -> None:
@@ -223,7 +239,8 @@ def embed_share(system: System, split: str, rank: int, world_size: int) -> Share
     torch.set_num_threads(1)
     try:
         reader = SplitReader(open_manifest(f"{system.config.features_url}/{split}"))
-        model, clip = load_system(system, audio_dim_of(reader.manifest))
+        audio_dim = audio_dim_of(reader.manifest)
+        model, clip = load_system(system, audio_dim)
         check_pictures(reader.manifest, clip)
     except (UserError, ValueError, FileNotFoundError) as error:
         return Share(problem=str(error))
@@ -235,10 +252,9 @@ def embed_share(system: System, split: str, rank: int, world_size: int) -> Share
         cuts.add(pair.lengths for pair in pairs)
         return collate(pairs, clip.mean, clip.std, device)
 
+    decode = build_decoder(system.config, clip, audio_dim=audio_dim)
     with build_autocast(system.config, device):
-        share = embed_split(
-            model, reader, build_decoder(system.config, clip), to_batch, rejections, rank=rank, world_size=world_size
-        )
+        share = embed_split(model, reader, decode, to_batch, rejections, rank=rank, world_size=world_size)
     return Share(share, rejections.counts, rejections.listed, cuts)
 
 
@@ -291,12 +307,14 @@ def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, reject
 
 
 def open_system(url: str) -> Checkpoint:
-    """Open a checkpoint by URL or by its name in MLflow; a run without a best one gives its latest."""
+    """Open a checkpoint by URL or by its name in MLflow; without a best one, the latest of a run, with a note."""
     url = resolve_model(url)
     try:
         return open_checkpoint(url)
-    except UserError:
+    except NoCheckpoint:
         latest = load_checkpoint(open_storage(url))
         if latest is None:
             raise
+        check_usable(latest, url)
+        print(f"note: {url} has no best checkpoint, its latest is used: step {latest.facts.step}", file=sys.stderr)
         return latest

@@ -5,20 +5,25 @@ from dataclasses import asdict
 from typing import Any
 
 from brewclip.analysis.columns import align
-from brewclip.analysis.folders import evaluation_group, file_name, name_latest
+from brewclip.analysis.folders import EvaluationFolder, file_name, open_folder, study_name
 from brewclip.analysis.outcomes import Outcome
+from brewclip.analysis.systems import System
 from brewclip.analysis.tables import markdown_table
 from brewclip.analysis.word_error_tables import band_rows, count_rows, draw_effects, record_of, slope_rows
 from brewclip.analysis.word_errors import Utterance, WordErrorEffect, measure_effect, summarise
 from brewclip.config import Config
-from brewclip.data.storage import open_storage
 from brewclip.provenance import record_origin
 from brewclip.tracking import Tracker
 
 
 def study_word_errors(
-    config: Config, split: str, utterances: list[Utterance], num_samples: int, outcomes: list[Outcome], url: str
-) -> None:
+    config: Config,
+    split: str,
+    utterances: list[Utterance],
+    num_samples: int,
+    systems: list[System],
+    outcomes: list[Outcome],
+) -> str:
     """Relate systems' ranks to word errors, print the tables, and keep tables, picture and every utterance.
 
     Args:
@@ -26,8 +31,11 @@ def study_word_errors(
         split: that was evaluated.
         utterances: from `load_utterances`.
         num_samples: of the split.
-        outcomes: one for each system.
-        url: of the folder that gets word_errors.json, word_errors.md and word_errors.png; see `study_url`.
+        systems: that were evaluated.
+        outcomes: one for each of them.
+
+    Returns:
+        The URL of the folder that holds word_errors.json, word_errors.md and word_errors.png.
     """
     summary = summarise(utterances, num_samples)
     effects = [measure_effect(outcome, utterances) for outcome in outcomes]
@@ -44,28 +52,25 @@ def study_word_errors(
     }
     title = f"{config.data.corpus}, {split}: hits against word errors"
     picture = draw_effects(effects, title)
-    storage = open_storage(url)
-    for name, text in texts.items():
-        storage.write(name, text.encode())
-    storage.write("word_errors.png", picture)
-    name_latest(url, "word_errors")
-    _record_in_mlflow(config, split, url, summary, effects, texts, picture)
+    folder = open_folder(config, study_name(config, split, "word_errors"), systems, [split])
+    folder.write({name: text.encode() for name, text in texts.items()} | {"word_errors.png": picture})
+    _record_in_mlflow(config, folder, summary, effects, texts, picture)
     print("\n" + "\n\n".join(align(rows) for rows in tables))
-    print(f"\nwritten: {storage.url}/word_errors.{{md,json,png}}", flush=True)
+    print(f"\nwritten: {folder.storage.url}/word_errors.{{md,json,png}}", flush=True)
+    return folder.storage.url
 
 
 def _record_in_mlflow(
     config: Config,
-    split: str,
-    url: str,
+    folder: EvaluationFolder,
     summary: dict[str, Any],
     effects: list[WordErrorEffect],
     texts: dict[str, str],
     picture: bytes,
 ) -> None:
     """Give the study a run of its own."""
-    tracking, name = config.tracking, f"{evaluation_group(config, split)}-word-errors"
-    tracker = Tracker(tracking.uri, tracking.experiment, name, url)
+    tracking = config.tracking
+    tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
     record_origin(tracker, config, "word_errors")
     tracker.log_params({"systems": ", ".join(one.system for one in effects)})
     tracker.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)}, 0)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from brewclip.config.names import describe_name, is_safe_name
 from brewclip.config.settings import Transcript
 
 
@@ -49,8 +50,9 @@ def check_probe(probe: ProbeConfig, train_split: str) -> None:
             f"--probe.lrs {' '.join(map(str, probe.lrs))} must be one or more numbers above 0",
         ),
         (probe.batch_size < 1, f"--probe.batch-size {probe.batch_size} must be 1 or more"),
+        (not is_safe_name(probe.test_split), describe_name("--probe.test-split", probe.test_split)),
         (
-            probe.test_split == train_split,
+            probe.test_split.casefold() == train_split.casefold(),
             f"--probe.test-split and --data.train-split are both {train_split!r}: test on another split",
         ),
     ]

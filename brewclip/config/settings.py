@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+from brewclip.config.names import describe_name, is_safe_name, is_safe_path, is_test
 from brewclip.config.submitted import default_storage
 
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
@@ -289,8 +290,9 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             not config.storage.startswith(("s3://", "file:///")),
             f"--storage {config.storage!r} must start with s3:// or file:///",
         ),
+        *_name_rules(config),
         (
-            data.dev_split.startswith("test") or run.selection_metric.startswith("test"),
+            is_test(data.dev_split) or is_test(run.selection_metric),
             f"the best checkpoint is never chosen on test (--data.dev-split {data.dev_split!r}, "
             f"--run.selection-metric {run.selection_metric!r}): choose on dev, evaluate test once at the end",
         ),
@@ -299,7 +301,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"--run.selection-metric {run.selection_metric!r} must be a metric of dev, e.g. dev/speech_to_image/R10",
         ),
         (
-            data.train_split == data.dev_split,
+            is_test(data.train_split),
+            f"--data.train-split {data.train_split!r}: test is never trained on, it is evaluated once at the end",
+        ),
+        (
+            data.train_split.casefold() == data.dev_split.casefold(),
             f"--data.train-split and --data.dev-split are both {data.dev_split!r}: choose on other data",
         ),
         (batch < 2, f"--run.global-batch-size {batch} leaves no negatives: at least 2"),
@@ -337,10 +343,18 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             not 0 <= data.max_bad_fraction <= 1,
             f"--data.max-bad-fraction {data.max_bad_fraction} must be in 0..1",
         ),
-        (
-            "/" in run.name or run.name.startswith("."),
-            f"--run.name {run.name!r} names a folder: no slash, no leading dot",
-        ),
+    ]
+
+
+def _name_rules(config: Config) -> list[tuple[bool, str]]:
+    """Refuse names that would leave their folder, or that storage and MLflow would read as something else."""
+    data = config.data
+    splits = [("--data.train-split", data.train_split), ("--data.dev-split", data.dev_split)]
+    splits += [("--extraction.splits", split) for split in config.extraction.splits]
+    return [
+        (not is_safe_path(data.corpus), describe_name("--data.corpus", data.corpus)),
+        *[(not is_safe_name(split), describe_name(flag, split)) for flag, split in splits],
+        (not is_safe_name(config.run_name), describe_name("--run.name", config.run_name)),
     ]
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import math
 import struct
 import threading
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from brewclip.data.image_modes import to_rgb
 from brewclip.data.schema import BadSample
 
 MAX_IMAGE_PIXELS = 100_000_000
+# The decoders of these formats hold the image several times: 100 megapixels of WebP took 1.6 GB, of JPEG 0.8 GB.
+_MOST_PIXELS = {"WEBP": 50_000_000, "AVIF": 50_000_000, "JPEG2000": 50_000_000}
+_LONGEST_SIDE = 1_000_000  # Pillow keeps an address for each row: 1 x 100,000,000 pixels took 2 GB
 # Of Pillow's formats those that photographs come in. Others hand the file to programs (EPS to Ghostscript), or are
 # told by their extension only.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -23,6 +27,11 @@ CLIP_SIDES = (96, 224, 240, 256, 280, 288, 320, 336, 378, 384, 448)
 # which gives 0.9987 (docs/LOG.md, 2026-11-26).
 _JPEG_QUALITY, _NO_SUBSAMPLING = 95, 0
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_LONGEST_JPEG_SIDE = 65_500  # libjpeg writes no longer one
+# Images longer than this many times their short side are cut before they are resized: of a 1 x 65535 image, the
+# resized one would have 3.3 billion pixels, of which the crop takes 50,176.
+_LONG_ASPECT = 16
+_FILTER_PIXELS = 2  # how far the bicubic filter reaches to either side, in pixels of the smaller scale
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -33,13 +42,15 @@ def open_picture(data: bytes | None) -> Image.Image:
         data: an image file of one of `FORMATS`. For its pixels see `image_modes.to_rgb`.
 
     Raises:
-        BadSample: if there is none, it cannot be decoded or shown, or it has more than 100 megapixels.
+        BadSample: if there is none, it cannot be decoded or shown, or it has more than 100 megapixels
+            (50 in a format whose decoder takes twice as much memory).
     """
     if data is None:
         raise BadSample("picture", "there is none")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_IMAGE_PIXELS:
+            most = _MOST_PIXELS.get(opened.format or "", MAX_IMAGE_PIXELS)
+            if opened.width * opened.height > most or max(opened.size) > _LONGEST_SIDE:
                 raise BadSample("picture", f"{opened.width} x {opened.height} pixels are too many")
             ImageOps.exif_transpose(opened, in_place=True)
             return to_rgb(opened)
@@ -99,13 +110,15 @@ def reduce_image(data: bytes, side_pixels: int, *, exact: bool) -> bytes:
             `stored_size`.
 
     Raises:
-        BadSample: as `open_picture`.
+        BadSample: as `open_picture`, and if what is to be stored is longer than a JPEG can be.
     """
     image = open_picture(data)
     size = stored_size(image.size, side_pixels, exact=exact) if side_pixels else image.size
     is_jpeg = data.startswith(_JPEG_MAGIC)
     if is_jpeg and size == image.size:
         return data
+    if max(size) > _LONGEST_JPEG_SIDE:
+        raise BadSample("picture", f"{size[0]} x {size[1]} pixels; a JPEG has at most {_LONGEST_JPEG_SIDE} on a side")
     buffer = io.BytesIO()
     _resize(image, size, Image.Resampling.BICUBIC).save(
         buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=_NO_SUBSAMPLING
@@ -160,9 +173,30 @@ def _resize(image: Image.Image, size: tuple[int, int], resampling: Image.Resampl
 
 
 def _crop(image: Image.Image, side_pixels: int, resampling: Image.Resampling) -> Image.Image:
+    if max(image.size) > _LONG_ASPECT * min(image.size):
+        return _crop_long(image, side_pixels, resampling)
     image = _resize(image, _cropped_size(image.size, side_pixels), resampling)
     left, top = (round((side - side_pixels) / 2) for side in image.size)
     return image.crop((left, top, left + side_pixels, top + side_pixels))
+
+
+def _crop_long(image: Image.Image, side_pixels: int, resampling: Image.Resampling) -> Image.Image:
+    """Return what `_crop` does for an image of an extreme aspect ratio, resizing only what the crop shows."""
+    scaled = _cropped_size(image.size, side_pixels)
+    axis = 0 if scaled[0] > scaled[1] else 1
+    scale = image.size[axis] / scaled[axis]
+    start = round((scaled[axis] - side_pixels) / 2) * scale
+    stop = min(start + side_pixels * scale, image.size[axis])
+    margin = math.ceil(_FILTER_PIXELS * max(1.0, scale)) + 1
+    first, last = max(0, int(start) - margin), min(image.size[axis], math.ceil(stop) + margin)
+    part, box = [0, 0, *image.size], [0.0, 0.0, *image.size]
+    part[axis], part[axis + 2] = first, last
+    box[axis], box[axis + 2] = start - first, stop - first  # from the part's edge: Pillow keeps them in 32 bits
+    image = image.crop((part[0], part[1], part[2], part[3]))
+    # One side after the other, as Pillow does it for the whole image: the other order differs where noise is clipped.
+    rows = image.height
+    image = image.resize((side_pixels, rows), resampling, (box[0], 0, box[2], rows))
+    return image.resize((side_pixels, side_pixels), resampling, (0, box[1], side_pixels, box[3] if axis else rows))
 
 
 def _letterbox(

@@ -29,9 +29,15 @@ TEXT_FIELDS = dict(zip(("asr", "asr_unfiltered", "ground_truth"), (*HEARD_FIELDS
 """Where the metadata have the text that a setting `data.transcript` names."""
 _BLOCK_BYTES = 512
 _HEADER = struct.Struct("100s24x11s21x1s100x5s")  # name, size in octal digits, kind of member, magic
+_MOST_EXTENDED_BYTES, _MOST_LENGTH_DIGITS = 2**20, 7  # of a header before a member, and of the length of its records
 _NPY_VERSION_1 = b"\x93NUMPY\x01\x00"
 _NPY_PREFIX_BYTES = len(_NPY_VERSION_1) + 2  # and the length of the header
 _EXTENSIONS = frozenset({"jpg", "flac", "npy", "json"})
+_MOST_METADATA_BYTES = 2**20  # an hour of speech is 60,000 letters
+_MAX_DEPTH = 200  # levels of objects and lists in metadata; Python's json cannot write a thousand of them
+_MOST_DIMENSIONS, _LONGEST_SIDE = 4, 2**40  # of an array; an empty one may claim any length for its other sides
+_MOST_LETTERS = 200  # of what another library says
+_NUMBERS = "fiub"  # kinds of numpy's types that hold one number
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -93,32 +99,75 @@ def array_to_npy(array: np.ndarray) -> bytes:
 
 
 def npy_to_array(data: bytes | memoryview) -> np.ndarray:
-    """Read .npy bytes; never unpickles.
+    """Read .npy bytes; never unpickles, and takes no memory but for the numbers that are there.
 
     Raises:
-        BadSample: if the bytes are not an array of numbers.
+        BadSample: if the bytes are not just one array of numbers.
     """
-    try:
-        start = bytes(data[:_NPY_PREFIX_BYTES])
-        if start[:-2] != _NPY_VERSION_1:
-            return np.load(io.BytesIO(data), allow_pickle=False)
-        end = _NPY_PREFIX_BYTES + int.from_bytes(start[-2:], "little")
-        shape, order, dtype = _parse_npy_header(bytes(data[:end]))
-        # np.load would copy the array twice on its way through a file object
-        return np.frombuffer(data, dtype, count=math.prod(shape), offset=end).reshape(shape, order=order).copy()
-    except (ValueError, EOFError, OSError) as error:
-        raise BadSample("features", str(error)) from error
+    start = bytes(data[:_NPY_PREFIX_BYTES])
+    if not start.startswith(_NPY_VERSION_1):
+        raise BadSample("features", _what_else(start))
+    end = _NPY_PREFIX_BYTES + int.from_bytes(start[-2:], "little")
+    shape, order, dtype, size = _parse_npy_header(bytes(data[:end]))
+    if len(data) - end != size:
+        raise BadSample("features", f"{dtype} {shape} has {size} bytes of numbers, there are {len(data) - end}")
+    # np.load would copy the array twice on its way through a file object
+    return np.frombuffer(data, dtype, offset=end).reshape(shape, order=order).copy()
+
+
+def read_features(data: bytes | memoryview, audio_dim: int = 0) -> np.ndarray:
+    """Read Whisper features.
+
+    Args:
+        data: of an .npy file.
+        audio_dim: width that they must have; 0 takes any from 2 on.
+
+    Returns:
+        (frames, dim) float16, all of them finite.
+
+    Raises:
+        BadSample: if they are something else.
+    """
+    features = npy_to_array(data)
+    if features.ndim != 2 or features.dtype != np.float16 or features.shape[1] < 2:
+        raise BadSample("features", f"{features.dtype} {features.shape}, not float16 (frames, dim)")
+    if audio_dim and features.shape[1] != audio_dim:
+        raise BadSample("features", f"a width of {features.shape[1]}, those of this split have {audio_dim}")
+    if not _is_finite(features):
+        raise BadSample("features", "numbers that are not finite: extract it again")
+    return features
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Return whether every float16 is a finite number, in a fifth of the time of `np.isfinite`, which converts each."""
+    return not array.size or int((array.view(np.uint16) & 0x7FFF).max()) < 0x7C00
+
+
+def _what_else(start: bytes) -> str:
+    """Return what bytes are that are no .npy file of version 1.0, the one that numpy writes for plain numbers."""
+    if start.startswith(_NPY_VERSION_1[:-2]):
+        return f"an .npy file of version {start[6:7].hex()}.{start[7:8].hex()}, which plain numbers do not need"
+    return f"no .npy file but {'an .npz or other zip archive' if start[:2] == b'PK' else repr(start)}"
 
 
 @functools.lru_cache(maxsize=4096)  # a few shapes come again and again, and parsing is slower than decoding a picture
-def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
-    """Return shape, order and type of an array from the beginning of its .npy file of version 1.0."""
+def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
+    """Return shape, order, type and size in bytes of an array, from the beginning of its .npy file of version 1.0."""
     file = io.BytesIO(header)
-    np.lib.format.read_magic(file)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject:
-        raise ValueError("an array of objects, not of numbers")
-    return shape, "F" if fortran_order else "C", dtype
+    try:
+        np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # numpy evaluates the header as Python: anything can come of it
+        raise BadSample("features", f"the header cannot be read: {first_line(error)}") from error
+    possible = len(shape) <= _MOST_DIMENSIONS and all(type(side) is int and 0 <= side < _LONGEST_SIDE for side in shape)
+    if dtype.kind not in _NUMBERS or not possible:
+        raise BadSample("features", f"an array of {str(dtype)[:40]} {str(shape)[:40]}, not of numbers")
+    return shape, "F" if fortran_order else "C", dtype, math.prod(shape) * dtype.itemsize
+
+
+def first_line(error: object) -> str:
+    """Return the first line of what an error says, no longer than a line may be."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_MOST_LETTERS]
 
 
 def pack_sample(sample: Sample) -> bytes:
@@ -159,7 +208,7 @@ def unpack_sample(data: bytes | memoryview, *, copy: bool = True) -> Sample:
     return Sample(key, _read_metadata(key, parts["json"]), parts.get("jpg"), parts.get("flac"), parts.get("npy"))
 
 
-def _read_header(view: memoryview, position: int) -> tuple[str, int, int]:
+def _read_header(view: memoryview, position: int, after_extended: bool = False) -> tuple[str, int, int]:
     """Return name, size and start of the body of the member at a position (ustar, or pax for the name).
 
     Ten times faster than `tarfile`, which parses owners and times that a shard does not have.
@@ -175,32 +224,52 @@ def _read_header(view: memoryview, position: int) -> tuple[str, int, int]:
         raise BadSample("tar", f"no header at byte {position}")
     if kind != tarfile.XHDTYPE:
         return name, size, start
+    if after_extended or size > _MOST_EXTENDED_BYTES:
+        raise BadSample("tar", f"an extended header of {size} bytes at byte {position}, or one after another")
     records = bytes(view[start : start + size])
-    name, size, body = _read_header(view, start + size + -size % _BLOCK_BYTES)
+    name, size, body = _read_header(view, start + size + -size % _BLOCK_BYTES, after_extended=True)
     return _pax_path(records) or name, size, body
 
 
 def _pax_path(records: bytes) -> str | None:
     """Return the path of a pax header: records of length, key, equals sign, value and line feed."""
-    while records:
-        digits = records.partition(b" ")[0]
-        length = int(digits) if digits.isdigit() else 0
-        if not length:
-            raise BadSample("tar", f"no length in the extended header {records[:20]!r}")
-        key, _, value = records[:length].partition(b" ")[2].partition(b"=")
-        if key == b"path":
-            return value.rstrip(b"\n").decode()
-        records = records[length:]
+    position = 0
+    while position < len(records):
+        digits = records[position : position + _MOST_LENGTH_DIGITS + 1].partition(b" ")[0]
+        end = position + (int(digits) if digits.isdigit() else 0)
+        if not position + len(digits) < end <= len(records):
+            raise BadSample("tar", f"no length in the extended header {records[position : position + 20]!r}")
+        start = position + len(digits) + 1
+        if records.startswith(b"path=", start):
+            return records[start + len(b"path=") : end].rstrip(b"\n").decode(errors="replace")
+        position = end
     return None
 
 
+def is_deeper(value: Any, max_depth: int) -> bool:
+    """Return whether parsed JSON has objects and lists within each other on more than `max_depth` levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(max_depth):
+        if not level:
+            return False
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [one for part in parts for one in part if isinstance(one, dict | list)]
+    return bool(level)
+
+
 def _read_metadata(key: str, data: bytes | memoryview) -> dict[str, Any]:
+    if len(data) > _MOST_METADATA_BYTES:
+        raise BadSample(
+            "json", f"sample {key!r} has {len(data)} bytes of metadata, the limit is {_MOST_METADATA_BYTES}"
+        )
     try:
         metadata = orjson.loads(data)  # a tenth of the time of json, which was a third of unpacking
     except orjson.JSONDecodeError as error:
         raise BadSample("json", f"sample {key!r}: {error}") from error
     if not isinstance(metadata, dict):
         raise BadSample("json", f"sample {key!r} has {type(metadata).__name__} for metadata, not an object")
+    if len(data) > 2 * _MAX_DEPTH and is_deeper(metadata, _MAX_DEPTH):  # each level takes two bytes or more
+        raise BadSample("json", f"sample {key!r} has metadata nested deeper than {_MAX_DEPTH} levels")
     missing = [name for name, kind in REQUIRED_FIELDS.items() if not isinstance(metadata.get(name), kind)]
     if missing:
         raise BadSample("json", f"sample {key!r} lacks {', '.join(missing)}")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 _BLOCK_BYTES = 512
 _PIECE_BYTES = 8 * 2**20
 _MOST_NAME_BYTES = 2**20
+_MOST_LENGTH_DIGITS = 7  # of a record of an extended header
 _EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
 _NO_BODY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _OPENERS: dict[bytes, Callable[[BinaryIO], Any]] = {
@@ -174,21 +175,23 @@ def _read_extended(tar: TarBytes, info: tarfile.TarInfo, start: int) -> bytes:
 
 def _parse_pax(body: bytes, name: str, start: int) -> tuple[str, int]:
     """Return name and size that a pax header gives to the file after it; a size of -1 if it gives none."""
-    size = -1
-    while body.strip(b"\0"):
-        digits = body.partition(b" ")[0]
-        length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
-        key, equals, value = body[len(digits) + 1 : length].partition(b"=")
-        if not equals or not value.endswith(b"\n"):
-            raise DamagedTar(start, f"an extended header that cannot be read: {body[:20]!r}")
-        value = value[:-1]
+    size, position = -1, 0
+    body = body.rstrip(b"\0")
+    while position < len(body):
+        space = body.find(b" ", position, position + _MOST_LENGTH_DIGITS + 1)
+        digits = body[position : max(position, space)]
+        end = position + (int(digits) if digits.isdigit() else 0)
+        equals = body.find(b"=", space, end)
+        if equals < 0 or end > len(body) or body[end - 1 : end] != b"\n":
+            raise DamagedTar(start, f"an extended header that cannot be read: {body[position : position + 20]!r}")
+        key, value = body[space + 1 : equals], body[equals + 1 : end - 1]
         if key == b"path":
             name = value.decode(errors="surrogateescape")
         elif key == b"size" and value.isdigit() and len(value) < 20:
             size = int(value)
         elif key.startswith(b"GNU.sparse"):
             raise DamagedTar(start, "a sparse file, which WebDataset's tars do not have")
-        body = body[length:]
+        position = end
     return name, size
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from brewclip.analysis.evaluate import file_name, record_metrics
+from brewclip.analysis.evaluate import record_metrics
+from brewclip.analysis.folders import file_name
 from brewclip.analysis.outcomes import Outcome
 from brewclip.analysis.systems import ZERO_SHOT, System, describe_system, evaluate_system
 from brewclip.cluster import connect

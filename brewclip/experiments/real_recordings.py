@@ -51,8 +51,10 @@ def load_kinds(folder: Path) -> dict[str, list[SpokenClip]]:
     """Read the recordings of a folder, by kind of speech.
 
     Raises:
-        UserError: if none of the kinds is there, or a file cannot be decoded.
+        UserError: if there is no such folder, none of the kinds is there, or a file cannot be decoded.
     """
+    if not folder.is_dir():
+        raise UserError(f"--speech {folder} is not a folder: name one with ravdess/, digits/ or jfk.flac")
     ravdess = [path for path in sorted(folder.glob("ravdess/Actor_*/*")) if _RAVDESS_NAME.fullmatch(path.stem)]
     digits = [path for path in sorted(folder.glob("digits/*.wav")) if _DIGIT_NAME.fullmatch(path.stem)]
     kinds = {

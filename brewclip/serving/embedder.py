@@ -43,23 +43,24 @@ def checkpoint_url(name: str) -> str:
     """Return the URL that a name stands for: a URL itself, a folder here, or a run below BREWCLIP_STORAGE.
 
     Raises:
-        UserError: if it is a path and no folder is there, a name and there is no such run, or storage is away.
+        UserError: if it is a path and no folder is there, or a name and there is no run of it.
     """
     if ":/" in name:
         if not name.startswith("models:/"):
-            check_reachable(name)  # a server that is away would be asked for minutes
+            check_reachable(name)  # or a server that is away would be asked for minutes
         return name
-    if Path(name).is_dir():
-        return Path(name).resolve().as_uri()
-    if "/" in name or name.startswith((".", "~")):
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve().as_uri()
+    if not name or name[0] in "/~.\\":
         raise UserError(
-            f"there is no folder {name!r}: give the folder of a run or of a checkpoint, its URL (s3://, file://), the "
+            f"there is no folder {name!r} on this machine: give the folder of a run, its URL (s3:// or file:///), the "
             f"name of a run below BREWCLIP_STORAGE, models:/NAME@ALIAS, or {ZERO_SHOT}"
         )
     config = Config()
     check_reachable(config.storage)
     url = f"{config.storage.rstrip('/')}/runs/{name}"
-    if not checkpoint_name(open_storage(url)):
+    if not checkpoint_name(open_storage(url.partition("/checkpoints/")[0])):
         where = f"{config.storage} (BREWCLIP_STORAGE)"
         raise UserError(f"there is no folder {name!r} here, and no such run below {where}{nearest_run(config, name)}")
     return url

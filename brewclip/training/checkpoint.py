@@ -10,73 +10,69 @@ Below the folder of a run:
 A folder without a checkpoint.json, or with files that differ from it, is not a checkpoint and is never loaded.
 """
 
-import contextlib
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+import re
+import sys
+from dataclasses import replace
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from brewclip.config import Config, UserError, flatten
-from brewclip.data.storage import ObjectMissing, Storage, open_storage
+from brewclip.data.storage import ObjectMissing, Storage, exists, open_storage
 from brewclip.registry import resolve_model
+from brewclip.training.compatibility import check_frozen, check_initial, check_same_run
+from brewclip.training.stored import (
+    FACTS,
+    LARGEST_FACTS_BYTES,
+    MODEL,
+    OPTIMIZER,
+    Checkpoint,
+    CheckpointError,
+    CheckpointFacts,
+    check_header,
+    check_optimizer,
+    check_usable,
+    facts_from_bytes,
+    facts_to_bytes,
+    header_bytes,
+    sha256_of,
+    tensors_from_bytes,
+)
 
-if TYPE_CHECKING:  # it loads open_clip, which reading a checkpoint does not need
-    from brewclip.clip_identity import ClipIdentity
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointFacts",
+    "NoCheckpoint",
+    "begin_removal",
+    "check_frozen",
+    "check_initial",
+    "check_same_run",
+    "checkpoint_name",
+    "finish_removal",
+    "is_being_removed",
+    "load_checkpoint",
+    "load_optimizer_state",
+    "load_resume_point",
+    "open_checkpoint",
+    "optimizer_state",
+    "read_facts",
+    "read_files",
+    "remove_checkpoints",
+    "save_checkpoint",
+    "step_name",
+]
 
 FOLDER = "checkpoints"
-# Settings that may differ when a run goes on: they change neither data nor arithmetic.
-_FREE_SETTINGS = (
-    *("storage", "cluster.", "tracking.", "extraction.", "run.name", "run.fresh", "run.log_every_steps"),
-    *("run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints", "data.memory_bytes"),
-    *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction"),
-)
-_NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.cls_std")
-_MODEL, _OPTIMIZER, _FACTS = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+# Written before a run's checkpoints are removed, removed after them: whoever finds it removes the rest.
+REMOVAL = f"{FOLDER}/removing"
+_POINTERS = ("latest", "best")
+_HEAD_BYTES = 2**16  # holds the header of a few hundred tensors
+_LONGEST_NAME = 64
 
 
-class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or does not fit; the message names it and the remedy."""
-
-
-@dataclass(frozen=True)
-class CheckpointFacts:
-    """The content of checkpoint.json.
-
-    Attributes:
-        step: optimiser steps done; the stream goes on from here.
-        config: the settings of the run, flattened.
-        frozen_sha256: hash of the frozen weights by the name of their model; checked on load.
-        audio_dim: width of Whisper's features.
-        mlflow_run_id: where the run is recorded, or empty.
-        metrics: dev metrics at this step, if it was evaluated.
-        best: metric and step of the best checkpoint so far.
-        files: sha256 of the files beside it.
-        frozen_settings: what the features of a frozen model depend on beside its weights, by its name, see
-            `clip_identity.ClipIdentity`; checked on load. Checkpoints before 2026-11-26 have none.
-    """
-
-    step: int
-    config: dict[str, Any]
-    frozen_sha256: dict[str, str]
-    audio_dim: int
-    mlflow_run_id: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    frozen_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint in memory: tensors on the CPU."""
-
-    facts: CheckpointFacts
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+class NoCheckpoint(CheckpointError):
+    """There is no checkpoint, and nothing that says that there was one."""
 
 
 def step_name(step: int) -> str:
@@ -97,49 +93,73 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint, *, best: bool, kee
         The name of the checkpoint.
     """
     name = step_name(checkpoint.facts.step)
-    files = {_MODEL: save(checkpoint.model), _OPTIMIZER: save(checkpoint.optimizer)}
+    files = {MODEL: save(checkpoint.model), OPTIMIZER: save(checkpoint.optimizer)}
     for file, data in files.items():
         storage.write(f"{FOLDER}/{name}/{file}", data)
-    facts = asdict(checkpoint.facts) | {"files": {file: _sha256(data) for file, data in files.items()}}
-    storage.write(f"{FOLDER}/{name}/{_FACTS}", json.dumps(facts, indent=1, sort_keys=True).encode())
-    storage.write(f"{FOLDER}/latest", name.encode())
+    facts = replace(checkpoint.facts, files={file: sha256_of(data) for file, data in files.items()})
+    storage.write(f"{FOLDER}/{name}/{FACTS}", facts_to_bytes(facts))
+    # `best` first: a run that is interrupted between the two does the steps again and finds the same best one.
     if best:
         storage.write(f"{FOLDER}/best", name.encode())
-    _remove_old(storage, keep)
+    storage.write(f"{FOLDER}/latest", name.encode())
+    _remove_old(storage, checkpoint.facts, keep)
     return name
 
 
 def load_checkpoint(storage: Storage, which: str = "latest") -> Checkpoint | None:
     """Load `latest`, `best` or a named checkpoint of a run.
 
+    A `latest` that is missing or damaged, or names what is, gives the newest whole checkpoint, with a line.
+
     Returns:
         The checkpoint, or None if the run has none of that name.
 
     Raises:
-        CheckpointError: if its files are not those that its json names.
+        CheckpointError: if its files are not those that its json names, or a run has checkpoints and none is whole.
     """
-    name = checkpoint_name(storage, which) if which in ("latest", "best") else which
-    facts = read_facts(storage, name)
-    if facts is None:
-        return None
-    tensors = {}
-    for file, sha256 in facts.files.items():
-        try:
-            data = storage.read(f"{FOLDER}/{name}/{file}")
-        except ObjectMissing as error:
-            raise CheckpointError(f"checkpoint {storage.url}/{FOLDER}/{name} is not whole: {error}") from error
-        if _sha256(data) != sha256:
-            raise CheckpointError(f"{storage.url}/{FOLDER}/{name}/{file} is damaged: its sha256 is not {sha256}")
-        tensors[file] = load(data)
-    return Checkpoint(facts, tensors[_MODEL], tensors[_OPTIMIZER])
+    if which == "latest":
+        return _load_latest(storage)
+    if which != "best":
+        return _load_named(storage, which)
+    name = checkpoint_name(storage, "best")
+    try:
+        best = _load_named(storage, name) if name else None
+    except CheckpointError as error:
+        raise CheckpointError(f"the best checkpoint cannot be used: {error}; {_what_is_there(storage)}") from None
+    if name and best is None:
+        raise CheckpointError(
+            f"{storage.url}/{FOLDER}/best names {name}, which is not there: {_what_is_there(storage)}"
+        )
+    return best
+
+
+def load_resume_point(storage: Storage) -> Checkpoint | None:
+    """Load what a run goes on from, and point `latest` at it if that was damaged; None if the run is to begin.
+
+    Raises:
+        CheckpointError: if there were checkpoints, but none is whole.
+    """
+    checkpoint = load_checkpoint(storage)
+    if checkpoint is not None:
+        name = step_name(checkpoint.facts.step)
+        if _read_pointer(storage, "latest")[0] != name:
+            storage.write(f"{FOLDER}/latest", name.encode())
+    return checkpoint
 
 
 def checkpoint_name(storage: Storage, which: str = "latest") -> str:
-    """Return the name of the `latest` or `best` checkpoint without reading it; empty if the run has none."""
-    try:
-        return storage.read(f"{FOLDER}/{which}").decode()
-    except ObjectMissing:
-        return ""
+    """Return the name of the `latest` or `best` checkpoint without reading it; empty if the run has none.
+
+    Raises:
+        CheckpointError: if what is stored there is no name of a checkpoint.
+    """
+    name, problem = _read_pointer(storage, which)
+    if not name and not problem and f"{FOLDER}/{which}" in storage.list_names(f"{FOLDER}/"):
+        name, problem = _read_pointer(storage, which)  # it was missing for a moment
+        problem = problem or ("" if name else f"{storage.url}/{FOLDER}/{which} is listed and cannot be read")
+    if problem:
+        raise CheckpointError(f"{problem}: {_what_is_there(storage)}")
+    return name
 
 
 def read_facts(storage: Storage, name: str) -> CheckpointFacts | None:
@@ -150,17 +170,22 @@ def read_facts(storage: Storage, name: str) -> CheckpointFacts | None:
     """
     if not name:
         return None
+    url = f"{storage.url}/{FOLDER}/{name}/{FACTS}"
     try:
-        return CheckpointFacts(**json.loads(storage.read(f"{FOLDER}/{name}/{_FACTS}")))
+        data, size = storage.read_part(f"{FOLDER}/{name}/{FACTS}", 0, LARGEST_FACTS_BYTES)
     except ObjectMissing:
         return None
-    except (TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{storage.url}/{FOLDER}/{name}/{_FACTS} cannot be read: {error}") from error
+    if size > LARGEST_FACTS_BYTES:
+        raise CheckpointError(f"{url} cannot be read: it has {size} bytes, at most {LARGEST_FACTS_BYTES} are expected")
+    facts = facts_from_bytes(data, url)
+    if _is_step_name(name) and name != step_name(facts.step):
+        raise CheckpointError(f"{url} is damaged: it is of step {facts.step}")
+    return facts
 
 
 def read_files(storage: Storage, name: str) -> dict[str, bytes]:
     """Return what is needed to use a checkpoint, as it is stored: its weights and its json, not its optimiser."""
-    return {file: storage.read(f"{FOLDER}/{name}/{file}") for file in (_MODEL, _FACTS)}
+    return {file: storage.read(f"{FOLDER}/{name}/{file}") for file in (MODEL, FACTS)}
 
 
 def open_checkpoint(url: str, tracking_uri: str = "") -> Checkpoint:
@@ -171,80 +196,42 @@ def open_checkpoint(url: str, tracking_uri: str = "") -> Checkpoint:
         tracking_uri: where such a name is looked up; empty takes MLFLOW_TRACKING_URI.
 
     Raises:
-        CheckpointError: if there is none.
+        NoCheckpoint: if there is none.
+        CheckpointError: if it is damaged, or its settings and tensors do not belong together.
     """
     url = resolve_model(url, tracking_uri)
     run_url, separator, name = url.rstrip("/").partition(f"/{FOLDER}/")
     checkpoint = load_checkpoint(open_storage(run_url), name if separator else "best")
     if checkpoint is None:
-        raise CheckpointError(f"no checkpoint at {url}: give the URL of a run or of RUN/{FOLDER}/step-...")
+        raise NoCheckpoint(f"no checkpoint at {url}: give the URL of a run or of RUN/{FOLDER}/step-...")
+    check_usable(checkpoint, url)
     return checkpoint
 
 
-def remove_checkpoints(storage: Storage) -> None:
-    """Remove every checkpoint of a run, the pointers first."""
-    for name in ("latest", "best"):
+def begin_removal(storage: Storage) -> None:
+    """Decide that every checkpoint of a run is removed; from now on the run begins anew, whatever interrupts it."""
+    storage.write(REMOVAL, b"")
+
+
+def is_being_removed(storage: Storage) -> bool:
+    """Return whether a removal was begun and did not end."""
+    return exists(storage, REMOVAL)
+
+
+def finish_removal(storage: Storage) -> None:
+    """Remove every checkpoint of a run: the pointers first, then json before tensors, and last the note of removal."""
+    for name in _POINTERS:
         storage.delete(f"{FOLDER}/{name}")
-    for name in storage.list_names(f"{FOLDER}/"):
-        storage.delete(name)
+    for name in sorted(storage.list_names(f"{FOLDER}/"), key=lambda name: (not name.endswith(f"/{FACTS}"), name)):
+        if name != REMOVAL:
+            storage.delete(name)
+    storage.delete(REMOVAL)
 
 
-def check_frozen(checkpoint: Checkpoint, clip: "ClipIdentity") -> None:
-    """Compare the frozen CLIP at hand with the one that a checkpoint was trained on: weights, and how they are used.
-
-    Raises:
-        CheckpointError: if they differ.
-    """
-    for name, sha256 in checkpoint.facts.frozen_sha256.items():
-        if (name, sha256) != (clip.name, clip.weights_sha256):
-            here = clip.weights_sha256[:12] if name == clip.name else clip.name
-            raise CheckpointError(
-                f"the checkpoint was trained on {name} with sha256 {sha256[:12]}, here it is {here}: "
-                "use the same frozen weights"
-            )
-    recorded = checkpoint.facts.frozen_settings.get(clip.name)
-    trained = clip.unrecorded if recorded is None else recorded
-    for setting, here in clip.settings.items():
-        if trained.get(setting, here) != here:
-            remedy = "use the version of open_clip_torch that it was trained with, or train again (--run.fresh)"
-            if recorded is None:
-                remedy = f"an earlier version of brewclip built {clip.name} wrongly; train again (--run.fresh)"
-            raise CheckpointError(
-                f"the checkpoint was trained on {clip.name} with {setting} {trained[setting]}, here it is {here}: "
-                f"{remedy}"
-            )
-
-
-def check_same_run(config: Config, facts: CheckpointFacts) -> None:
-    """Refuse to go on with a run under other settings; one that did not exist yet had its default.
-
-    Raises:
-        CheckpointError: naming the first setting that changed what the run is.
-    """
-    now = flatten(config)
-    for name, before in (flatten(Config()) | facts.config).items():
-        if name.startswith(_FREE_SETTINGS) or name not in now or now[name] == before:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        raise CheckpointError(
-            f"run {config.run_name!r} was started with {flag} {before}, now it is {now[name]}: choose another "
-            f"--run.name, or start over with --run.fresh"
-        )
-
-
-def check_initial(config: Config, url: str, initial: Checkpoint) -> None:
-    """Refuse to start from the weights of a checkpoint whose model is another one.
-
-    Raises:
-        CheckpointError: naming the first setting of the model that differs.
-    """
-    now = flatten(config)
-    for name, before in initial.facts.config.items():
-        if name.startswith("model.") and name not in _NOT_OF_THE_SHAPE and now.get(name, before) != before:
-            flag = f"--{name.replace('_', '-')}"
-            raise CheckpointError(
-                f"--run.init-from {url} is a model with {flag} {before}, here it is {now[name]}: give {flag} {before}"
-            )
+def remove_checkpoints(storage: Storage) -> None:
+    """Remove every checkpoint of a run; interrupted, it leaves the old run whole or one that begins anew."""
+    begin_removal(storage)
+    finish_removal(storage)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -271,17 +258,108 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], sta
             }
 
 
-def _remove_old(storage: Storage, keep: int) -> None:
-    """Remove all but the newest checkpoints and the best; a folder loses its json first, so it is whole or none."""
-    folders = sorted({name.split("/")[1] for name in storage.list_names(f"{FOLDER}/step-")}, reverse=True)
-    kept = set(folders[:keep])
-    with contextlib.suppress(ObjectMissing):
-        kept.add(storage.read(f"{FOLDER}/best").decode())
+def _load_latest(storage: Storage) -> Checkpoint | None:
+    name, problem = _read_pointer(storage, "latest")
+    try:
+        checkpoint = _load_named(storage, name) if name else None
+    except CheckpointError as error:
+        checkpoint, problem = None, str(error)
+    if checkpoint is not None:
+        return checkpoint
+    listed = storage.list_names(f"{FOLDER}/")
+    folders = _whole_by_name(listed)
+    if REMOVAL in listed or not (folders or any(f"{FOLDER}/{pointer}" in listed for pointer in _POINTERS)):
+        return None  # nothing was ever whole: the run was interrupted before its first checkpoint, or starts over
+    problem = problem or f"{storage.url}/{FOLDER}/latest " + (
+        f"names {name}, which is not there" if name else "is missing"
+    )
     for folder in folders:
-        if folder not in kept:
-            for file in (_FACTS, _MODEL, _OPTIMIZER):
-                storage.delete(f"{FOLDER}/{folder}/{file}")
+        try:
+            checkpoint = _load_named(storage, folder)
+        except CheckpointError as error:
+            problem = str(error) if folder == folders[0] else problem
+            continue
+        if checkpoint is not None:
+            if folder != name:
+                print(
+                    f"note: {problem}; {folder} is the newest whole checkpoint and is used", file=sys.stderr, flush=True
+                )
+            return checkpoint
+    raise CheckpointError(f"{problem}; {_what_is_there(storage)}, none is whole: start over with --run.fresh")
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _load_named(storage: Storage, name: str) -> Checkpoint | None:
+    facts = read_facts(storage, name)
+    if facts is None:
+        return None
+    url = f"{storage.url}/{FOLDER}/{name}"
+    shapes, data = {}, {}
+    for file, sha256 in facts.files.items():
+        try:
+            shapes[file], data[file] = _read_tensors(storage, f"{FOLDER}/{name}/{file}", sha256)
+        except ObjectMissing as error:
+            raise CheckpointError(f"checkpoint {url} is not whole: {error}") from error
+    check_optimizer(shapes[MODEL], shapes[OPTIMIZER], url)
+    tensors = {file: tensors_from_bytes(content, f"{url}/{file}") for file, content in data.items()}
+    return Checkpoint(facts, tensors[MODEL], tensors[OPTIMIZER])
+
+
+def _read_tensors(storage: Storage, name: str, sha256: str) -> tuple[dict[str, tuple[int, ...]], bytes]:
+    """Return shapes and bytes of a safetensors file; the whole is read when its header fits its size."""
+    url = f"{storage.url}/{name}"
+    head, size = storage.read_part(name, 0, _HEAD_BYTES)
+    if len(head) < min(size, header_bytes(head)):
+        head = storage.read_range(name, 0, header_bytes(head))
+    shapes = check_header(head, size, url)
+    data = head if len(head) == size else storage.read(name)
+    if sha256_of(data) != sha256:
+        raise CheckpointError(f"{url} is damaged: its sha256 is not {sha256[:80]}")
+    return shapes, data
+
+
+def _read_pointer(storage: Storage, which: str) -> tuple[str, str]:
+    """Return the name that `latest` or `best` holds, or what is wrong with it; two empty texts if it is missing."""
+    try:
+        data, _ = storage.read_part(f"{FOLDER}/{which}", 0, _LONGEST_NAME)
+    except ObjectMissing:
+        return "", ""
+    name = data.decode(errors="replace")
+    if _is_step_name(name):
+        return name, ""
+    return "", f"{storage.url}/{FOLDER}/{which} is damaged: it holds {name[:20]!r}, no name of a checkpoint"
+
+
+def _is_step_name(name: str) -> bool:
+    return re.fullmatch("step-[0-9]{8,15}", name) is not None
+
+
+def _whole_by_name(listed: list[str]) -> list[str]:
+    """Return the folders that have their json, newest first."""
+    folders = {name.split("/")[1] for name in listed if name.endswith(f"/{FACTS}") and name.count("/") == 2}
+    return sorted(filter(_is_step_name, folders), key=lambda name: int(name[5:]), reverse=True)
+
+
+def _what_is_there(storage: Storage) -> str:
+    folders = _whole_by_name(storage.list_names(f"{FOLDER}/"))
+    return f"there are {', '.join(folders[:5])}" if folders else "there is no checkpoint"
+
+
+def _remove_old(storage: Storage, facts: CheckpointFacts, keep: int) -> None:
+    """Remove all but the newest checkpoints up to the one just written, and the best.
+
+    Later ones are left: they are of a run that was pointed back, and are written again when it comes there. A folder
+    loses its json first, so it is whole or none.
+    """
+    listed = storage.list_names(f"{FOLDER}/")
+    best, _ = _read_pointer(storage, "best")
+    whole, own = _whole_by_name(listed), step_name(facts.step)
+    if f"{FOLDER}/best" in listed and best not in whole:
+        return  # which one it means is not known
+    kept = {own, best, *[name for name in whole if int(name[5:]) <= facts.step][:keep]}
+    kept |= {name for name in whole if int(name[5:]) > facts.step}
+    if "step" in facts.best:
+        kept.add(step_name(int(facts.best["step"])))
+    folders = {name.split("/")[1] for name in listed if name.startswith(f"{FOLDER}/step-")}
+    for folder in sorted(folders - kept):
+        for file in (FACTS, MODEL, OPTIMIZER):
+            storage.delete(f"{FOLDER}/{folder}/{file}")

@@ -15,16 +15,18 @@ from brewclip.cluster import check_resources, demand_of
 from brewclip.config import Config, UserError, flatten
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
-from brewclip.data.storage import check_reachable, open_storage
+from brewclip.data.storage import Storage, check_reachable, open_storage
 from brewclip.registry import resolve_model
 from brewclip.tracking import describe_environment, supersede
 from brewclip.training.checkpoint import (
+    begin_removal,
     check_initial,
     check_same_run,
-    checkpoint_name,
+    finish_removal,
+    is_being_removed,
+    load_checkpoint,
+    load_resume_point,
     open_checkpoint,
-    read_facts,
-    remove_checkpoints,
 )
 from brewclip.training.lease import check_free, holding_lease
 from brewclip.training.loop import STOP_REQUESTED
@@ -51,7 +53,8 @@ def run_training(
     """
     config = _with_checkpoint_url(config)
     storage = open_storage(config.run_url)
-    latest = read_facts(storage, checkpoint_name(storage))
+    checkpoint = load_checkpoint(storage)
+    latest = checkpoint.facts if checkpoint is not None else None
     if latest is not None and latest.step >= config.optim.total_steps:
         print(f"run {config.run_name!r} is finished at step {latest.step}: nothing to do (--run.fresh starts over)")
         return _outcome(config, latest.step, latest.best, latest.mlflow_run_id)
@@ -123,15 +126,29 @@ def prepare(config: Config) -> None:
     check_free(storage, config.run_name)
     storage.delete(OUTCOME)
     storage.delete(STOP)
-    if config.run.fresh:
-        remove_checkpoints(storage)
-        supersede(config.tracking.uri, config.tracking.experiment, config.run_url)
     config = _with_checkpoint_url(config)
-    latest = read_facts(storage, checkpoint_name(storage))
+    if config.run.fresh or is_being_removed(storage):
+        _start_over(config, storage)
+    latest = load_resume_point(storage)
     if latest is not None:
-        check_same_run(config, latest)
+        check_same_run(config, latest.facts)
     elif config.run.init_from:
         check_initial(config, config.run.init_from, open_checkpoint(config.run.init_from))
+
+
+def _start_over(config: Config, storage: Storage) -> None:
+    """Remove what an earlier run of the name left, once it is known that this one can begin; or finish doing so."""
+    url = config.run.init_from
+    if url and f"{url.rstrip('/')}/".startswith(f"{config.run_url}/"):
+        raise UserError(f"--run.init-from {url} is of the run that starts over: choose another --run.name")
+    if url:
+        check_initial(config, url, open_checkpoint(url))
+    if config.run.fresh:
+        begin_removal(storage)
+    else:
+        print(f"run {config.run_name!r}: starting over was interrupted and is finished now", flush=True)
+    supersede(config.tracking.uri, config.tracking.experiment, config.run_url)
+    finish_removal(storage)
 
 
 def _with_checkpoint_url(config: Config) -> Config:

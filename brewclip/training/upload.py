@@ -4,7 +4,6 @@ import queue
 import threading
 from dataclasses import dataclass
 
-from brewclip.config import UserError
 from brewclip.data.storage import Storage
 from brewclip.training.checkpoint import Checkpoint, save_checkpoint
 
@@ -23,7 +22,7 @@ class CheckpointSaver:
     def __init__(self, storage: Storage, keep: int) -> None:
         self.storage, self.keep = storage, keep
         self._waiting: queue.Queue[PendingCheckpoint | None] = queue.Queue(maxsize=2)
-        self._problem: UserError | None = None
+        self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._upload, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -31,34 +30,42 @@ class CheckpointSaver:
         """Queue a checkpoint; waits while two are on their way.
 
         Raises:
-            UserError: if an earlier one could not be written.
+            BaseException: what an earlier upload raised, whatever it is.
         """
-        if self._problem is not None:
-            raise self._problem
+        self._raise_problem()
         self._waiting.put(saved)
 
     def wait(self) -> None:
-        """Return when what was handed over so far is written, or cannot be."""
+        """Return when what was handed over so far is written.
+
+        Raises:
+            BaseException: what an upload raised, whatever it is.
+        """
         self._waiting.join()
+        self._raise_problem()
 
     def close(self) -> None:
         """Wait until everything is written.
 
         Raises:
-            UserError: if something could not be written.
+            BaseException: what an upload raised, whatever it is.
         """
         if self._thread.is_alive():
             self._waiting.put(None)
             self._thread.join()
+        self._raise_problem()
+
+    def _raise_problem(self) -> None:
         if self._problem is not None:
             raise self._problem
 
     def _upload(self) -> None:
+        """Upload until told to end; after a failure the queue is emptied, so that nobody waits for room in it."""
         while (saved := self._waiting.get()) is not None:
             try:
                 if self._problem is None:
                     save_checkpoint(self.storage, saved.checkpoint, best=saved.best, keep=self.keep)
-            except UserError as error:
+            except BaseException as error:  # the thread must outlive it: it is raised in the loop
                 self._problem = error
             finally:
                 self._waiting.task_done()

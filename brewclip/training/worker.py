@@ -34,6 +34,7 @@ from brewclip.provenance import SystemMetrics, record_origin, repeat_command
 from brewclip.tracking import PARENT_TAG, Tracker, describe_environment, without_secrets
 from brewclip.training.checkpoint import (
     Checkpoint,
+    CheckpointError,
     CheckpointFacts,
     check_frozen,
     check_initial,
@@ -44,6 +45,7 @@ from brewclip.training.checkpoint import (
     open_checkpoint,
     optimizer_state,
     read_files,
+    step_name,
 )
 from brewclip.training.loop import Progress, train
 from brewclip.training.optimizer import build_optimizer
@@ -142,7 +144,7 @@ class Worker:
         check_pictures(self.manifest, self.clip)
         self.model = build_model(config, PromptedCLIP(self.clip.model), self.audio_dim).to(self.device)
         left_bytes = config.data.memory_bytes - self.manifest.summary.size_bytes  # by a split that is read once
-        self.decoder = build_decoder(config, self.clip, kept_bytes=max(0, left_bytes))
+        self.decoder = build_decoder(config, self.clip, kept_bytes=max(0, left_bytes), audio_dim=self.audio_dim)
         self.clip_identity = identify_clip(self.clip)
         self.optimizer = build_optimizer(self.model.trained_parameters(), config.optim)
         self.progress, self.run_id = self._resume()
@@ -262,10 +264,10 @@ class Worker:
 
     def _record_checkpoint(self) -> None:
         """Record the best checkpoint as an artifact; the run is done without it, too."""
-        name = checkpoint_name(self.storage, "best") if self.tracker.uri else ""
         try:
+            name = checkpoint_name(self.storage, "best") if self.tracker.uri else ""
             files = read_files(self.storage, name) if name else {}
-        except StorageError as error:
+        except (StorageError, CheckpointError) as error:
             print(f"train {self.config.run_name}: its checkpoint is not recorded in MLflow: {error}", flush=True)
             return
         for file, data in files.items():
@@ -275,8 +277,7 @@ class Worker:
         return open_manifest(f"{self.config.features_url}/{split}", retry_seconds=self.config.data.retry_seconds)
 
     def _resume(self) -> tuple[Progress, str]:
-        name = self._agreed_checkpoint()
-        checkpoint = load_checkpoint(self.storage, name) if name else None
+        checkpoint = self._agreed_checkpoint()
         if checkpoint is None:
             self._load_initial_weights()
             return Progress(), ""
@@ -297,12 +298,31 @@ class Worker:
         check_frozen(initial, self.clip_identity)
         self.model.load_trained_state(initial.model)
 
-    def _agreed_checkpoint(self) -> str:
-        """Return the name of the newest checkpoint as rank 0 sees it, empty if there is none."""
-        name = [checkpoint_name(self.storage) if self.rank == 0 else ""]
+    def _agreed_checkpoint(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint as rank 0 sees it, None if there is none.
+
+        Raises:
+            CheckpointError: on every rank if rank 0 finds none whole, or on one that does not see what rank 0 sees.
+        """
+        checkpoint, problem = None, None
+        if self.rank == 0:
+            try:
+                checkpoint = load_checkpoint(self.storage)
+            except Exception as error:  # the others wait for word of it
+                problem = error
+        told = [step_name(checkpoint.facts.step) if checkpoint is not None else "", str(problem or "")]
         if dist.is_initialized():
-            dist.broadcast_object_list(name, src=0)
-        return name[0]
+            dist.broadcast_object_list(told, src=0)
+        if problem is not None:
+            raise problem
+        name, text = told
+        if text:
+            raise CheckpointError(text)
+        if self.rank != 0 and name:
+            checkpoint = load_checkpoint(self.storage, name)
+            if checkpoint is None:
+                raise CheckpointError(f"rank {self.rank} does not find checkpoint {name} of {self.storage.url}")
+        return checkpoint
 
     def _preempted(self) -> bool:
         """Return, once, that Ray was told that a machine of this group will go; all workers ask together."""

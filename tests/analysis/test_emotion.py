@@ -172,7 +172,9 @@ def test_too_little_to_learn_from():
 
 
 def test_a_corpus_without_emotions(config):
-    with pytest.raises(UserError, match=r"none of the 32 samples .* lack \{'emotion': 32\}: an emotion probe needs"):
+    with pytest.raises(
+        UserError, match=r"32 samples .* lack \{'emotion': 32\}: .*columns speaker and emotion of datasets"
+    ):
         load_folds(config, replace(PROBE, test_split="unlabelled"))
 
 

@@ -1,47 +1,62 @@
-"""Evaluations are stored apart: the same one in the same folder, another one in another, the latest by a pointer."""
+"""Folders of evaluations: another evaluation never overwrites one, the same one is found again, the latest is named."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from brewclip.analysis.folders import evaluation_group, latest_url, name_latest, study_url
+from brewclip.analysis.folders import latest_evaluation, open_folder, study_name
 from brewclip.analysis.systems import System
-from brewclip.config import Config, DataConfig, RunConfig, UserError
+from brewclip.config import Config, UserError, preset
 from tests.training.features import write_features
 
 
-def test_only_the_same_evaluation_has_the_same_folder(tmp_path):
-    storage = tmp_path.as_uri()
-    write_features(f"{storage}/scenes/whisper-base", "test", 2)
-    config = Config(storage=storage, data=DataConfig(corpus="scenes"))
-    system = System("a-run", "s3://bucket/runs/a-run", config, 10, weights_sha256="1234")
-
-    def url(config=config, study="evaluate", systems=(system,)):
-        return study_url(config, study, evaluation_group(config, "test"), ["test"], systems)
-
-    assert url().startswith(f"{storage}/evaluations/scenes-test-asr/evaluate-a-run-")
-    assert url(replace(config, run=RunConfig(global_batch_size=7))) == url(), (
-        "how a run is trained decides nothing here"
-    )
-    other_weights = replace(system, weights_sha256="5678")
-    letterboxed = replace(config, data=replace(config.data, image_transform="letterbox"))
-    zero_shot = System("zero_shot", "", config)
-    others = [url(systems=(other_weights,)), url(letterboxed), url(study="look"), url(systems=(zero_shot, system))]
-    write_features(f"{storage}/scenes/whisper-base", "test", 3)
-    others.append(url())
-    assert len({*others}) == len(others)
-
-    with pytest.raises(UserError, match=r"no evaluation at .*/evaluations/scenes-test-asr: run jobs/evaluate.py first"):
-        latest_url(storage, "scenes-test-asr", "evaluate")
-    for one in others[:2]:
-        name_latest(one, "evaluate")
-        assert latest_url(storage, "scenes-test-asr", "evaluate") == one
+@pytest.fixture
+def config(tmp_path) -> Config:
+    found = replace(preset("scenes"), storage=tmp_path.as_uri())
+    write_features(found.features_url, "test", 2)
+    return found
 
 
-def test_a_long_list_of_systems_is_a_name_that_storage_takes(tmp_path):
-    storage = tmp_path.as_uri()
-    write_features(f"{storage}/scenes/whisper-base", "test", 2)
-    config = Config(storage=storage, data=DataConfig(corpus="scenes"))
-    systems = [System(f"s3://bucket/a run#{n}", "", config) for n in range(30)]
-    name = study_url(config, "evaluate", "group", ["test"], systems).rpartition("/")[2]
-    assert len(name) < 120 and not set(name) & set("/#? ")
+def system(config: Config, name: str, sha256: str = "", **data: object) -> System:
+    own = replace(config, data=replace(config.data, **data))  # type: ignore[arg-type]
+    return System(name, "", own, weights_sha256=sha256)
+
+
+def test_every_difference_has_a_folder_of_its_own(config):
+    def folder(*systems: System, baseline: str = "a", study: str = "scenes-test-asr") -> str:
+        return open_folder(config, study, systems, ["test"], baseline=baseline).storage.url
+
+    first = folder(system(config, "a"), system(config, "b"))
+    others = [
+        folder(system(config, "a")),
+        folder(system(config, "a"), system(config, "b", "trained on")),
+        folder(system(config, "a"), system(config, "b"), baseline="b"),
+        folder(system(config, "a"), system(config, "b", long_text="windows")),
+        folder(system(config, "a"), system(config, "b"), study=study_name(config, "test", "look")),
+    ]
+    assert len({first, *others}) == 6
+    elsewhere = replace(config, tracking=replace(config.tracking, uri="http://other"))
+    assert folder(system(elsewhere, "a"), system(elsewhere, "b", num_threads=7)) == first, "neither where nor how fast"
+    write_features(config.features_url, "test", 3)
+    assert folder(system(config, "a"), system(config, "b")) != first, "another split"
+
+
+def test_names_of_systems_stand_in_the_folder(config):
+    one = open_folder(config, "scenes-test-asr", [system(config, "a"), system(config, "s3://b/runs/c")], ["test"])
+    assert one.name.startswith("a--s3_b_runs_c-") and one.run_name == f"scenes-test-asr-{one.name}"
+    many = open_folder(config, "scenes-test-asr", [system(config, f"run-{n}") for n in range(40)], ["test"])
+    assert len(many.name) < 100
+
+
+def test_the_latest_is_named(config):
+    with pytest.raises(UserError, match=r"no evaluation is finished at .*/evaluations/scenes-test-asr"):
+        latest_evaluation(config.storage, "scenes-test-asr")
+    for names in ("a", "b", "a"):
+        folder = open_folder(config, "scenes-test-asr", [system(config, names)], ["test"])
+        folder.write({"table.md": names.encode()})
+        assert latest_evaluation(config.storage, "scenes-test-asr").read("table.md") == names.encode()
+    assert len({name.partition("/")[0] for name in folder.parent.list_names()} - {"latest.json"}) == 2
+    latest = json.loads(folder.parent.read("latest.json"))
+    assert (latest["folder"], latest["url"], latest["systems"]) == (folder.name, folder.storage.url, ["a"])
+    assert json.loads(folder.storage.read("evaluation.json"))["splits"].keys() == {"test"}

@@ -69,6 +69,17 @@ def test_two_seeds_of_a_variant_have_names_of_their_own(tmp_path):
         save_run(config, name, named=False, variant="pipeline")
     names = [one.name for one in describe_systems(config, ["scenes-pipeline-0", "scenes-pipeline-1", "zero_shot"])]
     assert names == ["scenes-pipeline-0", "scenes-pipeline-1", "zero_shot"]
+    assert describe_systems(config, ["scenes-pipeline-0"])[0].name == "scenes-pipeline-0"
+
+
+def test_steps_of_a_run_and_runs_of_one_name_are_told_apart(tmp_path):
+    here, there = config_of(tmp_path / "here"), config_of(tmp_path / "there")
+    for config in (here, there):
+        save_run(config, "mine")
+    step = f"{here.storage}/runs/mine/checkpoints/step-00000003"
+    assert [one.name for one in describe_systems(here, ["mine", step])] == ["mine", "mine/step-00000003"]
+    other = f"{there.storage}/runs/mine"
+    assert [one.name for one in describe_systems(here, ["mine", other])] == ["mine", other]
 
 
 @pytest.mark.parametrize(

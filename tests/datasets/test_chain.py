@@ -16,7 +16,7 @@ import soundfile
 import webdataset
 from PIL import Image
 
-from brewclip.analysis.folders import latest_url
+from brewclip.analysis.folders import latest_evaluation
 from brewclip.data import as_webdataset
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import exists, open_storage
@@ -226,7 +226,7 @@ def test_120_real_recordings_in_shards_become_a_trained_and_evaluated_model(
     ):
         done = run(*words)
         assert done.returncode == 0, f"{words}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
-    results = open_storage(latest_url(bucket, "digits-test-asr", "evaluate"))
+    results = latest_evaluation(bucket, "digits-test-asr")
     assert b"digits-brewclip-0" in results.read("results.json")
     assert open_manifest(f"{bucket}/digits/whisper-base/test").summary.num_samples == 40
     assert not [name for name in open_storage(f"{bucket}/digits").list_names("train/") if name.endswith(".tar")]

@@ -7,8 +7,7 @@ import sys
 import mlflow
 import pytest
 
-from brewclip.analysis.folders import latest_url
-from brewclip.data.storage import open_storage
+from brewclip.analysis.folders import latest_evaluation
 from tests.analysis.clips import write_clips
 from tests.jobs.test_mistakes import CHECKOUT, complaint_of
 
@@ -44,7 +43,7 @@ def test_the_job_prints_keeps_and_records(storage, mlflow_server):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "zero_shot: nothing to finetune, left out" in done.stdout
     assert "majority in %" in done.stdout and done.stdout.count("true \\ predicted") == 2
-    kept = open_storage(latest_url(storage, "clips-emotion", "emotion"))
+    kept = latest_evaluation(storage, "clips-emotion")
     results = json.loads(kept.read("emotion.json"))
     assert [(one["system"], one["channel"]) for one in results] == [("whisper", "mean frame"), ("zero_shot", "text")]
     assert results[0]["accuracy"] > results[1]["accuracy"] == results[1]["majority"] == 50.0

@@ -15,7 +15,7 @@ import mlflow
 import pytest
 from safetensors.torch import load
 
-from brewclip.analysis.folders import latest_url
+from brewclip.analysis.folders import latest_evaluation
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
@@ -66,7 +66,7 @@ def report(trained, storage, mlflow_server, tmp_path_factory):
     flags = ("--storage", storage, "--tracking.uri", mlflow_server.tracking_uri, "--systems", "zero_shot", "small")
     run("jobs/evaluate.py", "scenes", *flags)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_bytes(open_storage(latest_url(storage, "scenes-test-asr", "evaluate")).read("report.html"))
+    path.write_bytes(latest_evaluation(storage, "scenes-test-asr").read("report.html"))
     return path
 
 
@@ -143,7 +143,7 @@ def test_the_evaluation_is_recorded_beside_the_training(report, storage, mlflow_
     experiment = client.get_experiment_by_name("brewclip").experiment_id
     (found,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{storage}/runs/small'")
     assert "test/image_to_speech/R10" in found.data.metrics
-    results = json.loads(open_storage(latest_url(storage, "scenes-test-asr", "evaluate")).read("results.json"))
+    results = json.loads(latest_evaluation(storage, "scenes-test-asr").read("results.json"))
     assert [one["system"] for one in results] == ["zero_shot", "small"]
     assert results[0]["num_recordings"] == results[0]["num_pictures"] == 12
 

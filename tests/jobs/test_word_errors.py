@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from brewclip.analysis.folders import latest_url
-from brewclip.data.storage import open_storage
+from brewclip.analysis.folders import latest_evaluation
 from tests.data.splits import write_split
 from tests.jobs.test_mistakes import CHECKOUT, complaint_of
 from tests.training.features import write_features
@@ -33,7 +32,7 @@ def test_the_job_prints_and_keeps(tmp_path, ray_head):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WER of the corpus in %" in done.stdout
-    kept = open_storage(latest_url(url, "scenes-test-asr", "word_errors"))
+    kept = latest_evaluation(url, "scenes-test-asr-word_errors")
     record = json.loads(kept.read("word_errors.json"))
     assert record["counts"]["utterances"] == len(record["utterances"]) == 18
     # "picture 3" was heard as "a picture number 3": two words too many for two spoken, in every utterance.

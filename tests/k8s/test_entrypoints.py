@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from brewclip.analysis.folders import latest_evaluation
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import exists, open_storage
 from brewclip.embedded import RayHead, free_port
@@ -127,9 +128,7 @@ def test_every_command_of_the_jobs(documents, cluster, tmp_path, monkeypatch):
     assert exists(storage, "runs/scenes-brewclip-0/checkpoints/latest")
 
     Submitted(cluster, "evaluate", jobs["evaluate"], tmp_path).finish()
-    group = "evaluations/scenes-test-asr"
-    latest = storage.read(f"{group}/latest-evaluate").decode()
-    results = json.loads(storage.read(f"{group}/{latest}/results.json"))
+    results = json.loads(latest_evaluation("s3://brewclip", "scenes-test-asr").read("results.json"))
     assert [one["system"] for one in results] == ["scenes-brewclip-0", "zero_shot"]
 
     sweep = Submitted(cluster, "sweep", jobs["sweep"], tmp_path)

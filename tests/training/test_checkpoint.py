@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from brewclip.clip_identity import ClipIdentity
-from brewclip.config import Config, LossConfig, flatten
+from brewclip.config import Config, LossConfig, ModelConfig, flatten
 from brewclip.data.storage import open_storage
 from brewclip.training.checkpoint import (
     Checkpoint,
@@ -24,10 +24,17 @@ from brewclip.training.checkpoint import (
 )
 from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
 
+# Nothing of it has a shape that its settings name.
+SETTINGS = flatten(Config(model=ModelConfig(variant="pipeline", prompt_length=0)))
+
 
 def checkpoint_at(step: int) -> Checkpoint:
-    facts = CheckpointFacts(step=step, config=flatten(Config()), frozen_sha256={"clip": "abc"}, audio_dim=8)
-    return Checkpoint(facts, {"w": torch.full((2, 3), float(step))}, {"w|exp_avg": torch.ones(2, 3)})
+    facts = CheckpointFacts(step=step, config=SETTINGS, frozen_sha256={"clip": "abc"}, audio_dim=8)
+    return Checkpoint(
+        facts,
+        {"w": torch.full((2, 3), float(step))},
+        {"w|exp_avg": torch.ones(2, 3)} | {"w|exp_avg_sq": torch.ones(2, 3), "w|step": torch.tensor(float(step))},
+    )
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def test_what_is_saved_is_loaded(storage):
     save_checkpoint(storage, checkpoint_at(7), best=False, keep=2)
     loaded = load_checkpoint(storage)
     assert loaded.facts.step == 7
-    assert loaded.facts.config == flatten(Config())
+    assert loaded.facts.config == SETTINGS
     assert torch.equal(loaded.model["w"], torch.full((2, 3), 7.0))
     assert torch.equal(loaded.optimizer["w|exp_avg"], torch.ones(2, 3))
 
@@ -168,6 +175,31 @@ def test_uploads_happen_in_order_and_failures_surface(storage, tmp_path):
     blocked.put(PendingCheckpoint(checkpoint_at(1), best=False))
     with pytest.raises(ValueError, match="cannot be written"):
         blocked.close()
+
+
+@pytest.mark.parametrize("kind", [KeyError, OSError, MemoryError, SystemExit])
+def test_any_exception_of_an_upload_reaches_the_loop(storage, monkeypatch, kind):
+    """The third put would wait for ever for a thread that is gone."""
+
+    def fail(name, data):
+        raise kind("storage is broken")
+
+    monkeypatch.setattr(storage, "write", fail)
+    saver = CheckpointSaver(storage, keep=1)
+    with pytest.raises(kind, match="storage is broken"):
+        for step in range(1, 9):
+            saver.put(PendingCheckpoint(checkpoint_at(step), best=False))
+            saver.wait()
+    with pytest.raises(kind, match="storage is broken"):
+        saver.close()
+
+
+def test_a_lost_checkpoint_is_told_at_the_end(storage, monkeypatch):
+    monkeypatch.setattr(storage, "write", lambda name, data: {}[name])
+    saver = CheckpointSaver(storage, keep=1)
+    saver.put(PendingCheckpoint(checkpoint_at(1), best=False))
+    with pytest.raises(KeyError):
+        saver.close()
 
 
 def test_nothing_is_pickled(storage):
