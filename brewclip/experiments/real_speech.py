@@ -1,11 +1,9 @@
 """Real speech: word errors of our extraction beside Whisper's own, and emotions of speakers never learned from.
 
-It takes a folder with any of `ravdess/Actor_NN/MM-VV-EE-II-SS-RR-AA.flac` (or .wav), `digits/DIGIT_SPEAKER_TAKE.wav` of
-the Free Spoken Digit Dataset, and `jfk.flac` of openai-whisper. Nothing here needs a corpus, Ray or MLflow.
+Nothing here needs a corpus, Ray or MLflow.
 """
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +20,10 @@ from brewclip.analysis.emotion import EmotionResult, probe_features, probe_plain
 from brewclip.analysis.systems import System, describe_systems
 from brewclip.analysis.tables import markdown_table
 from brewclip.analysis.word_errors import count_errors
-from brewclip.audio import UndecodableAudio, decode_audio
-from brewclip.config import Config, UserError
+from brewclip.config import Config
 from brewclip.config.probe import ProbeConfig
 from brewclip.data.storage import open_storage
+from brewclip.experiments.real_recordings import EMOTIONS, FOUR_CLASSES, RAVDESS, SpokenClip, load_kinds
 from brewclip.metrics import NUM_RESAMPLES, paired_difference
 from brewclip.models.acoustic import AcousticEncoder
 from brewclip.models.whisper import Speech, SpeechReader
@@ -33,37 +31,11 @@ from brewclip.pretrained import load_whisper
 
 TITLE: Final = "Real speech"
 TRANSCRIBE: Final = "whisper.transcribe"
-WAYS: Final = ("extraction", TRANSCRIBE, "extraction in chunks padded to 30 s")
-DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-EMOTIONS: Final = {"01": "neutral", "02": "calm", "03": "happy", "04": "sad", "05": "angry", "06": "fearful",
-                   "07": "disgust", "08": "surprised"}  # fmt: skip
-# As datasets/ravdess.py makes them.
-FOUR_CLASSES: Final = {"neutral": "neutral", "calm": "neutral", "happy": "happy", "sad": "sad", "angry": "angry"}
-STATEMENTS: Final = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
-JFK: Final = (
-    "And so my fellow Americans, ask not what your country can do for you, ask what you can do for your country."
-)
+EXTRACTION: Final = "extraction"
+UNFILTERED: Final = "extraction, rejected text kept"
+WHOLE: Final = "extraction, all chunks padded to 30 s"
+WAYS: Final = (EXTRACTION, UNFILTERED, WHOLE, TRANSCRIBE)
 _WIDTHS: Final = (128, 768)  # of the scenes CLIP, and of the paper's ViT-L-14
-_RAVDESS_NAME = re.compile(r"03-01-(\d\d)-\d\d-(\d\d)-\d\d-(\d\d)")
-_DIGIT_NAME = re.compile(r"(\d)_([a-z]+)_\d+")
-
-
-@dataclass(frozen=True)
-class SpokenClip:
-    """One recording of which is known what was said.
-
-    Attributes:
-        name: of the file, without its suffix.
-        text: what was said.
-        waveform: float32 mono at 16 kHz.
-        speaker, emotion: if known.
-    """
-
-    name: str
-    text: str
-    waveform: NDArray[np.float32]
-    speaker: str = ""
-    emotion: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,27 +58,6 @@ class WordErrors:
     rate: tuple[float, float, float]
     above_transcribe: tuple[float, float, float]
     num_rejected: int
-
-
-def load_kinds(folder: Path) -> dict[str, list[SpokenClip]]:
-    """Read the recordings of a folder, by kind of speech.
-
-    Raises:
-        UserError: if there is no such folder, none of the kinds is there, or a file cannot be decoded.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--speech {folder} is not a folder: name one with ravdess/, digits/ or jfk.flac")
-    ravdess = [path for path in sorted(folder.glob("ravdess/Actor_*/*")) if _RAVDESS_NAME.fullmatch(path.stem)]
-    digits = [path for path in sorted(folder.glob("digits/*.wav")) if _DIGIT_NAME.fullmatch(path.stem)]
-    kinds = {
-        "RAVDESS": [_ravdess_clip(path) for path in ravdess],
-        "spoken digits": [_digit_clip(path) for path in digits],
-        "jfk": [SpokenClip(path.stem, JFK, _waveform(path)) for path in folder.glob("jfk.flac")],
-    }
-    found = {kind: clips for kind, clips in kinds.items() if clips}
-    if not found:
-        raise UserError(f"--speech {folder} holds none of ravdess/Actor_01/*.flac, digits/*.wav and jfk.flac")
-    return found
 
 
 def measure_word_errors(
@@ -144,7 +95,7 @@ def measure_word_errors(
 def read_in_every_way(
     reader: SpeechReader, kind: str, clips: Sequence[SpokenClip]
 ) -> tuple[dict[str, list[str]], dict[str, int], list[Speech]]:
-    """Read clips by the extraction's reader, by `whisper.transcribe`, and by the same reader in chunks padded to 30 s.
+    """Read clips by the extraction's reader, by the same one with chunks of 30 s, and by `whisper.transcribe`.
 
     Returns:
         way -> texts; way -> number of rejected clips; and what the reader made of the clips.
@@ -152,7 +103,7 @@ def read_in_every_way(
     waveforms = [clip.waveform for clip in clips]
     whole = SpeechReader(reader.model, reader.language, reader.batch_size, first_30_seconds=True)
     speeches = {}
-    for way, one in ((WAYS[0], reader), (WAYS[2], whole)):
+    for way, one in ((EXTRACTION, reader), (WHOLE, whole)):
         speeches[way] = one.read(waveforms)
         _say(f"{kind}: {len(clips)} clips read by {way}")
     options: dict[str, Any] = {"language": reader.language, "fp16": reader.model.device.type == "cuda"}
@@ -160,8 +111,9 @@ def read_in_every_way(
     _say(f"{kind}: {len(clips)} clips read by {TRANSCRIBE}")
     texts = {way: [speech.transcript for speech in found] for way, found in speeches.items()}
     rejected = {way: sum(speech.rejected is not None for speech in found) for way, found in speeches.items()}
-    ordered = {way: (texts | {TRANSCRIBE: transcribed})[way] for way in WAYS}
-    return ordered, rejected, speeches[WAYS[0]]
+    texts[UNFILTERED] = [speech.unfiltered_transcript for speech in speeches[EXTRACTION]]
+    texts[TRANSCRIBE] = transcribed
+    return {way: texts[way] for way in WAYS}, rejected, speeches[EXTRACTION]
 
 
 def emotion_folds(clips: Sequence[SpokenClip], speeches: Sequence[Speech], names: dict[str, str]) -> list[ClipSplit]:
@@ -232,7 +184,7 @@ def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], co
     for kind, clips in kinds.items():
         heard, rejected, speeches = read_in_every_way(reader, kind, clips)
         errors += measure_word_errors(kind, clips, heard, rejected)
-        if kind == "RAVDESS":
+        if kind == RAVDESS and len({clip.speaker for clip in clips}) > 2:
             for title, classes in (
                 ("four classes", FOUR_CLASSES),
                 ("eight emotions", {e: e for e in EMOTIONS.values()}),
@@ -258,7 +210,8 @@ def real_speech_section(
     parts = [
         f"## {TITLE}\n\n```\n{command}\n```\n",
         f"### Word errors of Whisper {whisper_name}\n\nIn %, after Whisper's English normaliser, with the 95 % "
-        "interval over clips. A rejected clip has an empty transcript, and all its words count as errors.\n",
+        "interval over clips. A rejected clip has an empty transcript, and all its words count as errors; "
+        "`whisper.transcribe` keeps text that its checks distrust.\n",
         markdown_table(word_error_rows(errors)),
     ]
     for title, results in emotions.items():
@@ -283,7 +236,7 @@ def word_error_rows(errors: Sequence[WordErrors]) -> list[list[str]]:
             one.way,
             "{:.2f} [{:.2f}, {:.2f}]".format(*one.rate),
             "" if one.way == TRANSCRIBE else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*one.above_transcribe),
-            "" if one.way == TRANSCRIBE else str(one.num_rejected),
+            str(one.num_rejected) if one.way in (EXTRACTION, WHOLE) else "",
         ]
         for one in errors
     ]
@@ -315,25 +268,6 @@ def _rate(errors: NDArray[np.int64], words: NDArray[np.int64]) -> tuple[float, f
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)
     low, high = np.quantile(100.0 * (drawn @ errors) / (drawn @ words), [0.025, 0.975])
     return 100.0 * float(errors.sum() / words.sum()), float(low), float(high)
-
-
-def _ravdess_clip(path: Path) -> SpokenClip:
-    fields = _RAVDESS_NAME.fullmatch(path.stem)
-    if fields is None or fields[1] not in EMOTIONS or fields[2] not in STATEMENTS:
-        raise UserError(f"{path} has not the name of a clip of RAVDESS, such as 03-01-05-01-02-01-12")
-    return SpokenClip(path.stem, STATEMENTS[fields[2]], _waveform(path), fields[3], EMOTIONS[fields[1]])
-
-
-def _digit_clip(path: Path) -> SpokenClip:
-    digit, speaker, _ = path.stem.split("_")
-    return SpokenClip(path.stem, DIGITS[int(digit)], _waveform(path), speaker)
-
-
-def _waveform(path: Path) -> NDArray[np.float32]:
-    try:
-        return decode_audio(path.read_bytes())
-    except UndecodableAudio as error:
-        raise UserError(f"{path} cannot be used: {error}") from None
 
 
 def _say(line: str) -> None:

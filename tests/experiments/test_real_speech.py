@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import jiwer
 import numpy as np
@@ -12,10 +13,18 @@ import pytest
 from whisper.normalizers import EnglishTextNormalizer
 
 from brewclip.analysis.folders import latest_evaluation
-from brewclip.config import UserError
+from brewclip.config import UserError, preset
 from brewclip.data.manifest import open_manifest
 from brewclip.data.reader import Rejections, SplitReader, iter_split
-from brewclip.experiments.real_speech import TRANSCRIBE, WAYS, SpokenClip, load_kinds, measure_word_errors
+from brewclip.data.storage import open_storage
+from brewclip.experiments.real_recordings import DIGITS, JFK, STATEMENTS, SpokenClip, load_kinds
+from brewclip.experiments.real_speech import (
+    EXTRACTION,
+    TRANSCRIBE,
+    WAYS,
+    measure_word_errors,
+    reproduce_real_speech,
+)
 from tests.datasets.miniatures import CHECKOUT
 
 NO_SOUND = np.zeros(0, np.float32)
@@ -35,6 +44,35 @@ def test_a_folder_without_speech_is_one_line(tmp_path):
         load_kinds(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         load_kinds(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_digit_is_right_as_a_word_and_as_a_figure(number):
+    heard = {TRANSCRIBE: [f" {number}."], EXTRACTION: [DIGITS[number].capitalize()]}
+    clips = [SpokenClip("x", DIGITS[number], NO_SOUND)]
+    assert all(one.rate[0] == 0.0 for one in measure_word_errors("digits", clips, heard, {}))
+
+
+def test_recordings_of_each_kind_are_read_with_what_was_said(shared_directory):
+    kinds = load_kinds(shared_directory / "speech")
+    assert {kind: len(clips) for kind, clips in kinds.items()} == {"RAVDESS": 240, "spoken digits": 120, "jfk": 1}
+    first = kinds["RAVDESS"][0]
+    assert (first.text, first.speaker, first.emotion) == (STATEMENTS["01"], "01", "neutral")
+    assert kinds["jfk"][0].text == JFK
+    assert [one.text for one in kinds["spoken digits"][::12]] == list(DIGITS)
+
+
+def test_the_page_names_the_command_and_what_was_measured(shared_directory, tmp_path):
+    folder, name = tmp_path / "speech/ravdess/Actor_01", "03-01-01-01-01-01-01.flac"
+    folder.mkdir(parents=True)
+    shutil.copy(shared_directory / "speech/ravdess/Actor_01" / name, folder / name)
+    config = replace(preset("scenes"), storage=tmp_path.as_uri())
+    text = reproduce_real_speech(config, tmp_path / "speech", [], "python jobs/reproduce.py real_speech scenes")
+    assert "```\npython jobs/reproduce.py real_speech scenes\n```" in text
+    assert "| RAVDESS | 1 | 6 | extraction | 0.00 [0.00, 0.00] | +0.00 [+0.00, +0.00] | 0 |" in text
+    kept = open_storage(f"{tmp_path.as_uri()}/experiments/real_speech")
+    assert kept.read("table.md").decode() == text
+    assert {one["way"] for one in json.loads(kept.read("results.json"))["word_errors"]} == set(WAYS)
 
 
 def run(*words: str) -> str:
