@@ -15,13 +15,14 @@ from brewclip.data.schema import first_line, is_deeper
 MAX_MANIFEST_BYTES = 2**24
 _MOST_DEPTH = 32  # of objects and lists in details
 _MOST_BYTES_OF_A_ROW = 4096  # of shards.parquet, beside a megabyte for its schema
+_MOST_LETTERS = 2048  # of a name or URL
 _BLOCK_BYTES = 512  # no sample of a tar takes fewer
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KINDS = ("recordings", "features")
 _TEXT, _HASH, _COUNT = "a text", "64 hexadecimal digits", "a whole number from 0 to 2^62"
 _FIELDS = {
     **dict.fromkeys(("corpus", "split", "kind"), _TEXT),
-    **dict.fromkeys(("num_samples", "num_shards", "num_rounds", "num_images", "size_bytes"), _COUNT),
+    **dict.fromkeys(("schema_version", "num_samples", "num_shards", "num_rounds", "num_images", "size_bytes"), _COUNT),
     **dict.fromkeys(("shards_sha256", "index_sha256"), _HASH),
 }
 _COLUMNS = {  # least and most of numbers; None for texts
@@ -60,7 +61,7 @@ def check_fields(fields: dict[str, Any]) -> None:
     Raises:
         ValueError: naming a field that is missing, unknown or of another type.
     """
-    unknown = fields.keys() - _FIELDS.keys() - {"details", "schema_version"}
+    unknown = fields.keys() - _FIELDS.keys() - {"details"}
     if unknown:
         raise ValueError(f"unknown field {_shown(min(unknown))}")
     for name, kind in _FIELDS.items():
@@ -150,6 +151,8 @@ def _check_values(table: Any, columns: dict[str, tuple[int, int] | None]) -> dic
     found: dict[str, Any] = {}
     for name, limits in columns.items():
         found[name] = table.column(name).to_numpy() if limits else table.column(name).combine_chunks()
+        if not limits and (pc.max(pc.utf8_length(found[name])).as_py() or 0) > _MOST_LETTERS:
+            raise ValueError(f"its column {name} has a text of more than {_MOST_LETTERS} letters")
         if limits and len(table) and not limits[0] <= int(found[name].min()) <= int(found[name].max()) <= limits[1]:
             raise ValueError(f"its column {name} has numbers that are not in {limits[0]}..{limits[1]}")
     if any(found[name].sum(dtype=float) >= 2**62 for name in ("num_samples", "size_bytes")):

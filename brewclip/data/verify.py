@@ -158,7 +158,7 @@ def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
         return _ShardReport([*problems, str(error)], hashes, widths, count)
     except OSError as error:
         return _ShardReport([*problems, f"shard {name} cannot be read: {error.strerror}"], hashes, widths, count)
-    if len(without_picture) < count:  # else a corpus of recordings alone
+    if len(without_picture) < np.count_nonzero(hashes):  # else a corpus of recordings alone
         problems += without_picture
     return _ShardReport(problems, hashes, widths, count)
 
