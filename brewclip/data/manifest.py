@@ -27,7 +27,15 @@ import numpy as np
 
 from brewclip.config import UserError
 from brewclip.data.adopted import AdoptedSample, members_name, parse_members
-from brewclip.data.schema import SCHEMA_VERSION
+from brewclip.data.manifest_check import (
+    MAX_MANIFEST_BYTES,
+    check_fields,
+    check_index,
+    largest_table,
+    parse_fields,
+    read_table,
+)
+from brewclip.data.schema import SCHEMA_VERSION, first_line
 from brewclip.data.storage import FolderStorage, ObjectMissing, Storage, open_storage
 
 MANIFEST = "manifest.json"
@@ -156,7 +164,12 @@ class Manifest:
         """Return the absolute URL of a shard, wherever it is stored."""
         if not self.is_adopted(shard):
             return f"{self.url}/{self.name_of(shard)}"
-        return resolve_url(self.url, str(self._urls[shard]))
+        try:
+            return resolve_url(self.url, str(self._urls[shard]))
+        except ValueError as error:
+            raise ManifestError(
+                f"{self.url}/{SHARDS} has a URL that is none, {str(self._urls[shard])[:60]!r}"
+            ) from error
 
     def label_of(self, shard: int) -> str:
         """Return what lists of samples call a shard: its name, or the URL of a tar that lies elsewhere."""
@@ -186,7 +199,13 @@ class Manifest:
             raise ManifestError(f"{error}, the members of {self.url_of(shard)}: adopt it again") from error
         if zlib.crc32(data) != int(self._members_crc32[shard]):
             raise ManifestError(f"{self.url}/{name} does not hold the members of {self.url_of(shard)}: adopt it again")
-        return parse_members(data)
+        try:
+            members = parse_members(data)
+        except (ValueError, TypeError, LookupError) as error:
+            raise ManifestError(f"{self.url}/{name} cannot be read ({first_line(error)}): adopt it again") from error
+        if len(members) != self.num_samples[shard]:
+            raise ManifestError(f"{self.url}/{name} lists {len(members)} samples of {self.num_samples[shard]}")
+        return members
 
     def index_of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Return where each sample of a shard begins and ends, and its crc32.
@@ -209,6 +228,10 @@ class Manifest:
             raise ManifestError(f"{self.url}/{INDEX} does not hold the index of {self.name_of(shard)}: write it again")
         entries = np.frombuffer(data, INDEX_ENTRY)
         offsets = np.concatenate([[0], entries["end"].astype(np.int64)])
+        try:
+            check_index(offsets, int(self.size_bytes[shard]))
+        except ValueError as error:
+            raise ManifestError(f"{self.url}/{INDEX}, the index of {self.name_of(shard)}: {error}") from error
         return offsets, entries["crc32"]
 
     def _read_index_bytes(self, start: int, stop: int) -> bytes:
@@ -231,23 +254,27 @@ def open_manifest(url: str, *, retry_seconds: float = 180.0) -> Manifest:
     """
     storage = open_storage(url, retry_seconds=retry_seconds)
     try:
-        fields = json.loads(storage.read(MANIFEST))
+        fields = parse_fields(storage.read_range(MANIFEST, 0, MAX_MANIFEST_BYTES + 1))
         version = fields.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ManifestError(
-                f"{url}/{MANIFEST} has schema version {version}, this is {SCHEMA_VERSION}: write it again"
+                f"{url}/{MANIFEST} has schema version {repr(version)[:60]}, this is {SCHEMA_VERSION}: write it again"
             )
+        check_fields(fields)
         summary = Summary(**fields)
-        shards = storage.read(SHARDS)
+        shards = storage.read_range(SHARDS, 0, largest_table(summary.num_shards) + 1)
     except ObjectMissing as error:
         raise ManifestError(f"no whole split at {url}: {error}; write or extract it first") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, OSError) as error:
         if isinstance(error, UserError):
             raise
-        raise ManifestError(f"{url}/{MANIFEST} cannot be read: {error}") from error
+        raise ManifestError(f"{url}/{MANIFEST} cannot be read: {first_line(error)}") from error
     if hashlib.sha256(shards).hexdigest() != summary.shards_sha256:
         raise ManifestError(f"{url}/{SHARDS} is not the one that {MANIFEST} names: write the split again")
-    manifest = Manifest(storage, summary, _columns(shards))
+    try:
+        manifest = Manifest(storage, summary, read_table(shards, summary.num_shards))
+    except ValueError as error:
+        raise ManifestError(f"{url}/{SHARDS} cannot be read: {first_line(error)}: write the split again") from error
     for name, told, stored in manifest.counts():
         if told != stored:
             raise ManifestError(f"{url}/{MANIFEST} says {name} {told}, its shards have {stored}: write the split again")
@@ -255,8 +282,13 @@ def open_manifest(url: str, *, retry_seconds: float = 180.0) -> Manifest:
 
 
 def resolve_url(folder_url: str, url: str) -> str:
-    """Return the absolute URL of what lies at a URL relative to a folder, such as `../../raw/000.tar`."""
+    """Return the absolute URL of what lies at a URL relative to a folder, such as `../../raw/000.tar`.
+
+    Raises:
+        ValueError: if it is no URL.
+    """
     if "://" in url:
+        urlsplit(url)
         return url
     parts = urlsplit(folder_url)
     return f"{parts.scheme}://{parts.netloc}{posixpath.normpath(posixpath.join(parts.path or '/', url))}"
@@ -307,16 +339,3 @@ def shards_to_parquet(records: list[ShardRecord], index_crc32: list[int]) -> byt
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     return buffer.getvalue()
-
-
-def _columns(parquet: bytes) -> dict[str, Any]:
-    """Return the columns: numbers as arrays, text as arrow (a million names are no Python objects)."""
-    import pyarrow.parquet as pq
-
-    # Without threads: a program that ended right after they were started was aborted now and then.
-    table = pq.ParquetFile(io.BytesIO(parquet)).read(use_threads=False)
-    text = ("name", "sha256", "url")
-    return {
-        name: table.column(name).combine_chunks() if name in text else table.column(name).to_numpy()
-        for name in table.column_names
-    }

@@ -13,7 +13,7 @@ from brewclip.data.adopted import cut_samples
 from brewclip.data.manifest import INDEX, MANIFEST, SHARDS, Manifest, ManifestError, open_manifest
 from brewclip.data.pictures import open_picture
 from brewclip.data.reader import RawSample, check_samples
-from brewclip.data.schema import BadSample, Sample, npy_to_array, unpack_sample
+from brewclip.data.schema import BadSample, Sample, read_features, unpack_sample
 from brewclip.data.storage import ObjectMissing, StorageError
 
 _KNOWN_FILES = (MANIFEST, SHARDS, INDEX, "rejected.jsonl", "images.parquet", "identical_images.jsonl")
@@ -41,20 +41,32 @@ def verify_split(url: str, *, num_threads: int = 4, progress: Callable[[int], No
     except ManifestError as error:
         return [str(error)]
     problems = list(_check_files(manifest))
-    hashes = []
+    hashes, widths = [], []
     for report in _iter_reports(manifest, num_threads):
         problems += report.problems
         hashes.append(report.key_hashes)
+        widths.append(report.widths)
         progress(report.num_samples)
-    return problems + list(_find_twins(manifest, hashes))
+    places = [first + np.arange(len(some)) for first, some in zip(manifest.first_sample, hashes, strict=False)]
+    problems += _find_twins(manifest, np.concatenate(places), np.concatenate(hashes))
+    problems += _find_other_widths(manifest, np.concatenate(places), np.concatenate(widths))
+    return [" ".join(problem.splitlines()) for problem in problems]
 
 
 @dataclass(frozen=True)
 class _ShardReport:
-    """What is wrong with a shard, and 64 bits of the hash of each key; 0 for a sample that cannot be read."""
+    """What is wrong with a shard, and facts of each sample; zeros for one that cannot be read.
+
+    Attributes:
+        problems: a line each.
+        key_hashes: (n,) uint64, bits of the hash of each key; n is 0 where the shard has no index.
+        widths: (n,) int64, of features.
+        num_samples: that the manifest gives to the shard.
+    """
 
     problems: list[str]
     key_hashes: np.ndarray
+    widths: np.ndarray
     num_samples: int
 
 
@@ -70,14 +82,23 @@ def _iter_reports(manifest: Manifest, num_threads: int) -> Iterator[_ShardReport
             yield waiting.popleft().result()
 
 
-def _find_twins(manifest: Manifest, hashes: list[np.ndarray]) -> Iterator[str]:
+def _find_twins(manifest: Manifest, places: np.ndarray, hashes: np.ndarray) -> Iterator[str]:
     """Name samples that have the key of another, in the same shard or not."""
-    joined = np.concatenate(hashes)
-    places = np.lexsort((np.arange(len(joined)), joined))
-    same = (joined[places[1:]] == joined[places[:-1]]) & (joined[places[1:]] != 0)
+    order = np.lexsort((places, hashes))
+    same = (hashes[order[1:]] == hashes[order[:-1]]) & (hashes[order[1:]] != 0)
     for row in np.flatnonzero(same):
-        first, second = (_describe_place(manifest, int(place)) for place in places[row : row + 2])
+        first, second = (_describe_place(manifest, int(places[one])) for one in order[row : row + 2])
         yield f"shard {second} has the key of {first}"
+
+
+def _find_other_widths(manifest: Manifest, places: np.ndarray, widths: np.ndarray) -> Iterator[str]:
+    """Name samples whose features have another width than those of most."""
+    found, counts = np.unique(widths[widths > 0], return_counts=True)
+    if len(found) > 1:
+        usual = int(found[counts.argmax()])
+        for row in np.flatnonzero((widths > 0) & (widths != usual)):
+            place = _describe_place(manifest, int(places[row]))
+            yield f"shard {place}: features: a width of {widths[row]}, those of this split have {usual}"
 
 
 def _describe_place(manifest: Manifest, place: int) -> str:
@@ -91,7 +112,7 @@ def _check_files(manifest: Manifest) -> Iterator[str]:
     names = {manifest.name_of(shard) for shard in range(len(manifest.num_samples))}
     for name in manifest.storage.list_names():
         if name not in names and name not in _KNOWN_FILES and not name.startswith(("parts/", "members/", "whisper-")):
-            yield f"{manifest.url}/{name} does not belong to the split"
+            yield f"{manifest.url}/{name if name.isprintable() else repr(name)} does not belong to the split"
     try:
         if _hash_of_index(manifest) != manifest.summary.index_sha256:
             yield f"{manifest.url}/{INDEX} is not the one that {MANIFEST} names"
@@ -109,17 +130,22 @@ def _hash_of_index(manifest: Manifest) -> str:
 
 def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
     """Read a shard once and compare it with its row of the table, its index, and what samples must be."""
-    name, count = manifest.url_of(shard), int(manifest.num_samples[shard])
-    hashes = np.zeros(count, np.uint64)
+    name, count = manifest.name_of(shard), int(manifest.num_samples[shard])
+    hashes, widths = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     problems: list[str] = []
     try:
+        name = manifest.url_of(shard)
         offsets = manifest.index_of(shard)[0]
+        hashes, widths = (
+            np.zeros(count, np.uint64),
+            np.zeros(count, np.int64),
+        )  # not before the index bears out the count
         if not manifest.is_adopted(shard) and offsets[-1] + _END_OF_TAR_BYTES != manifest.size_bytes[shard]:
             problems.append(f"shard {name} has {manifest.size_bytes[shard]} bytes, its samples end at {offsets[-1]}")
         without_picture = []
         for number, raw in enumerate(_iter_samples(manifest, shard, problems)):
             try:
-                sample = _check_sample(raw, manifest.summary.kind)
+                sample, widths[number] = _check_sample(raw, manifest.summary.kind)
             except BadSample as error:
                 problems.append(f"shard {name}: sample {number}: {error}")
                 continue
@@ -127,12 +153,14 @@ def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
             if sample.image is None:
                 without_picture.append(f"shard {name}: sample {number}: picture: {sample.key!r}: there is none")
     except ObjectMissing:
-        return _ShardReport([f"shard {name} is missing"], hashes, count)
+        return _ShardReport([f"shard {name} is missing"], hashes, widths, count)
     except (ManifestError, StorageError) as error:
-        return _ShardReport([*problems, str(error)], hashes, count)
-    if len(without_picture) < count:  # else a corpus of recordings alone
+        return _ShardReport([*problems, str(error)], hashes, widths, count)
+    except OSError as error:
+        return _ShardReport([*problems, f"shard {name} cannot be read: {error.strerror}"], hashes, widths, count)
+    if len(without_picture) < np.count_nonzero(hashes):  # else a corpus of recordings alone
         problems += without_picture
-    return _ShardReport(problems, hashes, count)
+    return _ShardReport(problems, hashes, widths, count)
 
 
 def _iter_samples(manifest: Manifest, shard: int, problems: list[str]) -> Iterator[RawSample]:
@@ -162,8 +190,8 @@ def _iter_samples(manifest: Manifest, shard: int, problems: list[str]) -> Iterat
         problems.append(f"shard {manifest.url_of(shard)} has another sha256 than its manifest says")
 
 
-def _check_sample(raw: RawSample, kind: str) -> Sample:
-    """Parse and decode a sample.
+def _check_sample(raw: RawSample, kind: str) -> tuple[Sample, int]:
+    """Parse and decode a sample; return it and the width of its features, 0 if it has none.
 
     Raises:
         BadSample: if it cannot be used; of what could be parsed, with its key.
@@ -172,16 +200,15 @@ def _check_sample(raw: RawSample, kind: str) -> Sample:
         raise raw
     sample = raw.copied() if isinstance(raw, Sample) else unpack_sample(raw)
     try:
-        _decode(sample, kind)
+        return sample, _decode(sample, kind)
     except BadSample as error:
         raise BadSample(error.cause, f"{sample.key!r}: {error.detail}") from error
     except UndecodableAudio as error:
         raise BadSample("audio", f"{sample.key!r}: {error}") from error
-    return sample
 
 
-def _decode(sample: Sample, kind: str) -> None:
-    """Decode all that a sample holds.
+def _decode(sample: Sample, kind: str) -> int:
+    """Decode all that a sample holds; return the width of its features, 0 if it has none.
 
     Raises:
         BadSample, UndecodableAudio: if something cannot be decoded, or sound or features are not there.
@@ -192,10 +219,11 @@ def _decode(sample: Sample, kind: str) -> None:
         if sample.audio is None:
             raise BadSample("audio", "there is no recording")
         missing_seconds = decode_audio_with_damage(sample.audio).missing_seconds
-        known_seconds = float(sample.metadata.get("missing_seconds", 0.0))  # an adopted recording is left as it is
+        known = sample.metadata.get("missing_seconds")  # an adopted recording is left as it is
+        known_seconds = float(known) if isinstance(known, int | float) and known > 0 else 0.0
         if missing_seconds > known_seconds + (_ROUNDING_SECONDS if known_seconds else 0.0):
             raise BadSample("audio", f"the recording breaks off {missing_seconds:.2f} s before its end")
-    elif sample.features is None:
+        return 0
+    if sample.features is None:
         raise BadSample("features", "there are none")
-    else:
-        npy_to_array(sample.features)
+    return int(read_features(sample.features).shape[1])
