@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import UnionType
@@ -160,6 +161,9 @@ def tensors_from_bytes(data: bytes, url: str) -> dict[str, Tensor]:
 def check_optimizer(model: Mapping[str, tuple[int, ...]], optimizer: Mapping[str, tuple[int, ...]], url: str) -> None:
     """Compare the shapes of Adam's state with those of what it trains; state that is not there yet is none.
 
+    Names of the state are in the order of the model's tensors, the state itself in that of Adam's groups (prompts,
+    scale, the rest), so a name may stand beside the shape of another tensor; all shapes together are the model's.
+
     Raises:
         CheckpointError: if they belong to different models.
     """
@@ -167,12 +171,17 @@ def check_optimizer(model: Mapping[str, tuple[int, ...]], optimizer: Mapping[str
         name, _, moment = entry.rpartition("|")
         if name not in model or moment not in _MOMENTS:
             raise CheckpointError(f"{url}: {OPTIMIZER} holds {entry[:80]!r}, which is nothing of {MODEL}")
-        wanted = () if moment == "step" else model[name]
+        wanted = () if moment == "step" else optimizer.get(f"{name}|exp_avg", shape)
         if shape != wanted:
             raise CheckpointError(f"{url}: {OPTIMIZER} holds {entry[:80]!r} of shape {shape}, not {wanted}")
         missing = next((other for other in sorted(_MOMENTS) if f"{name}|{other}" not in optimizer), None)
         if missing:
             raise CheckpointError(f"{url}: {OPTIMIZER} lacks '{name[:80]}|{missing}'")
+    foreign = Counter(shape for entry, shape in optimizer.items() if entry.endswith("|exp_avg"))
+    foreign -= Counter(model.values())
+    if foreign:
+        shape = next(iter(foreign))
+        raise CheckpointError(f"{url}: {OPTIMIZER} holds state of shape {shape}, which {MODEL} has no tensor for")
 
 
 def check_usable(checkpoint: Checkpoint, url: str) -> None:
