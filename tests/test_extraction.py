@@ -127,8 +127,9 @@ def test_an_interrupted_extraction_keeps_its_parts_and_goes_on(tmp_path, tiny_wh
     command = [sys.executable, "jobs/extract.py", "scenes", "--storage", tmp_path.as_uri(), "--data.corpus", "mine"]
     command += ["--model.whisper", str(tiny_whisper), "--model.language", "en"]
     process = subprocess.Popen(
-        command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
+        command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     features = open_storage(f"{tmp_path.as_uri()}/mine/whisper-{tiny_whisper}/train")
     deadline = time.monotonic() + 200
     while not features.list_names("parts/") and time.monotonic() < deadline and process.poll() is None:
@@ -147,5 +148,5 @@ def test_an_interrupted_extraction_keeps_its_parts_and_goes_on(tmp_path, tiny_wh
     assert again.returncode == 0, again.stdout + again.stderr
     assert "extract mine/train: 600/600 recordings" in again.stdout
     manifest = open_manifest(features.url)
-    assert len(manifest) == 600 and manifest.summary.num_shards == 16
+    assert len(manifest) == 600 and manifest.summary.num_shards == 15
     assert manifest.summary.details["source_sha256"] == open_manifest(f"{tmp_path.as_uri()}/mine/train").sha256
