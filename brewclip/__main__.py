@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from brewclip.config import UserError, exit_on_user_error, parse_options
+from brewclip.config import exit_on_user_error, parse_options
+from brewclip.errors import UserError
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 

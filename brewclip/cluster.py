@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brewclip.config import ClusterConfig, UserError
+from brewclip.config import ClusterConfig
+from brewclip.errors import UserError
 
 # Ray 2.60 prints this as an error at each start of training: its own watcher for preempted nodes could not be
 # restarted if its arguments were lost. A run loses nothing by it. Only this line is left out of what drivers print,
@@ -41,7 +42,7 @@ def connect() -> None:
     if _WATCHER_LINE not in skipped:
         os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = f"{skipped}|{_WATCHER_LINE}" if skipped else _WATCHER_LINE
     if not os.environ.get("RAY_ADDRESS"):
-        from brewclip.embedded import RayHead
+        from brewclip.local import RayHead
 
         head = RayHead(Path(tempfile.mkdtemp(prefix="brewclip-ray-logs-")))
         atexit.register(_end_head, head)

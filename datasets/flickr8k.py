@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from brewclip.config import UserError
-from brewclip.corpora import FileCorpus, Recording, Source, join, safe_id
-from brewclip.recipe import SourceOptions, run_recipe
+from brewclip.corpora.recipe import SourceOptions, run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording, Source, join, safe_id
+from brewclip.errors import UserError
 
 Caption = tuple[str, int]  # file name of the picture, number of the caption
 SPLITS = ("train", "dev", "test")

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from brewclip.config import UserError
-from brewclip.corpora import FileCorpus, Recording, Source, join, place_in_unit_interval
-from brewclip.recipe import SourceOptions, run_recipe
+from brewclip.corpora.recipe import SourceOptions, run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording, Source, join, place_in_unit_interval
+from brewclip.errors import UserError
 
 TRAIN = tuple(f"coco_train_localized_narratives-0000{part}-of-00004.jsonl" for part in range(4))
 VAL = ("coco_val_localized_narratives.jsonl",)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from brewclip.config import UserError
-from brewclip.corpora import FileCorpus, Recording, Source
-from brewclip.recipe import SourceOptions, run_recipe
+from brewclip.corpora.recipe import SourceOptions, run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording, Source
+from brewclip.errors import UserError
 
 FORMATS = (".wav", ".flac")
 CLIP_NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.(wav|flac)", re.IGNORECASE)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from brewclip.audio import SAMPLE_RATE_HZ, encode_flac
 from brewclip.config import exit_on_user_error, parse_options
+from brewclip.corpora.recipe import WriteOptions, exit_on_interrupt, print_summary, write_corpus
 from brewclip.data.schema import Sample
-from brewclip.recipe import WriteOptions, exit_on_interrupt, print_summary, write_corpus
 from brewclip.scenes import captions, voices
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import Scene, sample_scene, scene_generator, world_seed

@@ -12,15 +12,16 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from brewclip.config import UserError, exit_on_user_error, parse_options
+from brewclip.config import exit_on_user_error, parse_options
 from brewclip.containers.adopt import adopt, rejected_of
 from brewclip.containers.digest import Digest
 from brewclip.containers.plan import SplitDraw, check_splits_of_images, make_plan
 from brewclip.containers.rewrite import list_left_out, tar_corpus
 from brewclip.containers.scan import ScanTask, plan_of, rules_of, scan_first, scan_tars
 from brewclip.containers.sources import SourceTar, find_tars
-from brewclip.data.storage import ObjectMissing, Storage, check_reachable, open_storage
-from brewclip.recipe import WriteOptions, check_options, exit_on_interrupt, print_summary, write_corpus
+from brewclip.corpora.recipe import WriteOptions, check_options, exit_on_interrupt, print_summary, write_corpus
+from brewclip.data.storage import Storage, check_reachable, open_storage
+from brewclip.errors import ObjectMissing, UserError
 
 STATE = "shards.json"
 # Flags that say where, and how strictly, but not what a corpus holds.

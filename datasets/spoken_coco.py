@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from brewclip.config import UserError
-from brewclip.corpora import FileCorpus, Recording, Source, join, safe_id
-from brewclip.recipe import SourceOptions, run_recipe
+from brewclip.corpora.recipe import SourceOptions, run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording, Source, join, safe_id
+from brewclip.errors import UserError
 
 Variant = Literal["auto", "ksplit", "unrolled", "original"]
 LISTS = {

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from brewclip.config import UserError
-from brewclip.corpora import FileCorpus, Recording, Source, place_in_unit_interval, safe_id
+from brewclip.corpora.recipe import SourceOptions, run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording, Source, place_in_unit_interval, safe_id
 from brewclip.data.parquet import Blob, ParquetTable
-from brewclip.recipe import SourceOptions, run_recipe
+from brewclip.errors import UserError
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 DELIMITERS = (",", ";", "\t", "|")

@@ -59,8 +59,8 @@ class Stages:
 
     def try_submit(self, name: str, command: str, hear: Callable[[str], None]) -> int:
         """Run a stage by `ray job submit` and return its exit code; `hear` gets its lines."""
-        from brewclip.embedded import submit_job
-        from brewclip.tracking import git_commit
+        from brewclip.local import submit_job
+        from brewclip.tracking.tracker import git_commit
 
         print(f"\n== {name}\n$ ray job submit --working-dir . -- {command}", flush=True)
         start = time.monotonic()
@@ -90,7 +90,7 @@ def run_unwinding(usage: str | None, form: type[Form], run: Callable[[Form], Non
 
 def run(options: DemoOptions) -> None:
     """Run all stages over embedded services."""
-    from brewclip.embedded import EmbeddedServices
+    from brewclip.local import EmbeddedServices
 
     began = time.monotonic()
     memory = MemoryWatch()
@@ -136,7 +136,7 @@ def fetch_report(services, state: Path) -> Path:
     """Copy the report out of the bucket and return where it lies."""
     import os
 
-    from brewclip.analysis.folders import latest_evaluation
+    from brewclip.evaluation.folders import latest_evaluation
 
     os.environ.update(services.environment())
     storage = latest_evaluation(services.bucket_url, "scenes-test-asr")

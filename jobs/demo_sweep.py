@@ -42,7 +42,7 @@ def main() -> None:
 
 def run(options: SweepDemoOptions) -> None:
     """Sweep over embedded services."""
-    from brewclip.embedded import EmbeddedServices
+    from brewclip.local import EmbeddedServices
 
     began = time.monotonic()
     memory = MemoryWatch()

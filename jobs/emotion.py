@@ -18,8 +18,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-from brewclip.config import Config, UserError, exit_on_user_error, parse_command_line
+from brewclip.config import Config, exit_on_user_error, parse_command_line
 from brewclip.config.probe import ProbeConfig, check_probe, ignored_probe_settings
+from brewclip.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def main() -> None:
             raise UserError(str(error)) from None
         for line in ignored_probe_settings(config.probe, "finetune" in config.methods):
             print(f"warning: {line}", file=sys.stderr)
-        from brewclip.analysis.clips import load_folds
-        from brewclip.analysis.emotion import can_finetune, channels_to_probe, probe_system, probe_whisper
-        from brewclip.analysis.emotion_tables import emotion_text, record_emotion
-        from brewclip.analysis.systems import describe_systems
         from brewclip.data.storage import check_reachable
+        from brewclip.evaluation.systems import describe_systems
+        from brewclip.studies.emotion.clips import load_folds
+        from brewclip.studies.emotion.results import emotion_text, record_emotion
+        from brewclip.studies.emotion.study import can_finetune, channels_to_probe, probe_system, probe_whisper
 
         check_reachable(config.storage)
         systems = describe_systems(config, config.systems)

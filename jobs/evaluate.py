@@ -34,11 +34,11 @@ def main() -> None:
     """Parse the configuration, join Ray, evaluate, write."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, EvaluateConfig)
-        from brewclip.analysis.evaluate import choose_baseline, evaluate_and_record
-        from brewclip.analysis.systems import describe_systems
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
+        from brewclip.evaluation.run import choose_baseline, evaluate_and_record
+        from brewclip.evaluation.systems import describe_systems
 
         check_reachable(config.storage)
         open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)

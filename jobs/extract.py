@@ -17,11 +17,11 @@ def main() -> None:
     with exit_on_user_error():
         config = parse_command_line(__doc__)
         from brewclip.cluster import check_resources, connect, demand_of
+        from brewclip.corpora.extraction import extract_splits, image_side, splits_to_extract
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
-        from brewclip.extraction import extract_splits, image_side, splits_to_extract
-        from brewclip.provenance import recorded
-        from brewclip.tracking import Tracker
+        from brewclip.tracking.provenance import recorded
+        from brewclip.tracking.tracker import Tracker
 
         check_reachable(config.storage)
         splits_to_extract(config)  # a mistake is found before Ray starts

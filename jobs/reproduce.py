@@ -21,7 +21,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from brewclip.config import Config, UserError, exit_on_user_error, parse_command_line, preset
+from brewclip.config import Config, exit_on_user_error, parse_command_line, preset
+from brewclip.errors import UserError
 
 REAL_SPEECH = "real_speech"
 NAMES = ("table1", "table2", "table3", "table4", "table5", REAL_SPEECH)
@@ -53,18 +54,18 @@ def main() -> None:
         name, forms = parse(sys.argv[1:])
         form = next(iter(forms.values()))
         from brewclip.data.storage import check_reachable
-        from brewclip.experiments.reproduce import reproduce_table, write_page
+        from brewclip.paper.reproduce import reproduce_table, write_page
 
         check_reachable(form.storage)
         configs = {corpus: plain(one) for corpus, one in forms.items()}
         command = describe_command(sys.argv[1:])
         if name == "table3":
-            from brewclip.experiments.emotion import reproduce_emotion
+            from brewclip.paper.emotion import reproduce_emotion
 
             emotion = form.emotion_corpus or ("scenes_emotion" if form.model.clip == "scenes" else "ravdess")
             text = reproduce_emotion(configs, emotion, form.seeds, command, keeps_only=form.only_kept)
         elif name == REAL_SPEECH:
-            from brewclip.experiments.real_speech import reproduce_real_speech
+            from brewclip.paper.real_speech import reproduce_real_speech
 
             text = reproduce_real_speech(plain(form), Path(form.speech), form.systems, command)
         else:

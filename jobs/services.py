@@ -28,7 +28,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_on_user_error():
         options = parse_options(__doc__, ServicesOptions)
-    from brewclip.embedded import EmbeddedServices
+    from brewclip.local import EmbeddedServices
 
     with EmbeddedServices(options.state) as services:
         environment_file = write_private(

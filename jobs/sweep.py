@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tune/, which
 
 from dataclasses import replace
 
-from brewclip.config import UserError, exit_on_user_error, parse_command_line
+from brewclip.config import exit_on_user_error, parse_command_line
+from brewclip.errors import UserError
 from tune.options import SweepConfig
 from tune.spaces import PRESET_OF_SPACE, SPACES, load_space
 

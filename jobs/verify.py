@@ -28,9 +28,10 @@ def main() -> None:
         if words and not words[0].startswith("-"):
             words = ["--url", *words]
         options = parse_options(__doc__, VerifyOptions, words)
-        from brewclip.data.manifest import ManifestError, open_manifest
+        from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
         from brewclip.data.verify import verify_split
+        from brewclip.errors import ManifestError
         from brewclip.progress import Progress
 
         check_reachable(options.url)

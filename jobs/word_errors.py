@@ -28,11 +28,11 @@ def main() -> None:
     """Parse the configuration, read the split's texts, evaluate the systems over Ray, write."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, WordErrorsConfig)
-        from brewclip.analysis.systems import describe_systems, evaluate_system
-        from brewclip.analysis.word_error_record import study_word_errors
-        from brewclip.analysis.word_errors import load_utterances
         from brewclip.cluster import connect
         from brewclip.data.storage import check_reachable
+        from brewclip.evaluation.systems import describe_systems, evaluate_system
+        from brewclip.studies.word_errors.publish import study_word_errors
+        from brewclip.studies.word_errors.study import load_utterances
 
         check_reachable(config.storage)
         systems = describe_systems(config, config.systems)

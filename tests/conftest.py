@@ -24,7 +24,7 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 import pytest
 import torch
 
-from brewclip.embedded import MlflowServer, RayHead, S3Server
+from brewclip.local import MlflowServer, RayHead, S3Server
 
 torch.set_num_threads(1)
 

@@ -17,37 +17,15 @@ CHECKOUT = Path(__file__).parents[1]
 
 # Bottom floor first. A room may import from its own floor and from those below it, never from above.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    (
-        "audio",
-        "cluster",
-        "config",
-        "distributed",
-        "embedded",
-        "metrics",
-        "progress",
-        "provenance",
-        "registry",
-        "scenes",
-        "tracking",
-        "version",
-    ),
-    ("clip_identity", "ctranslate2", "data", "losses", "models", "pretrained", "scenes_clip"),
-    (
-        "assembly",
-        "containers",
-        "corpora",
-        "evaluation",
-        "extraction",
-        "extractor",
-        "identical_images",
-        "recipe",
-        "recipe_options",
-        "shard_tasks",
-        "source",
-        "task_meter",
-    ),
-    ("analysis", "benchmarks", "training"),
-    ("experiments", "serving"),
+    ("errors", "version"),
+    ("audio", "cluster", "config", "distributed", "local", "metrics", "progress", "scenes", "tracking"),
+    ("data", "losses", "models", "pretrained", "scenes_clip"),
+    ("checkpoints", "corpora", "factory"),
+    ("containers", "serving"),
+    ("evaluation",),
+    ("training",),
+    ("benchmarks", "studies"),
+    ("paper",),
     ("__main__", "brewclip", "tune"),  # "brewclip" alone is brewclip/__init__.py
     ("datasets", "jobs"),
 )
@@ -87,29 +65,30 @@ RULES: dict[str, Rule] = {
     "brewclip.models": pure("brewclip.losses", "brewclip.metrics"),
     "brewclip.losses": pure("brewclip.models", "brewclip.metrics", "brewclip.distributed"),
     "brewclip.metrics": pure("brewclip.models", "brewclip.losses"),
-    "brewclip.config": Rule(ours=frozenset(), never=frozenset({"torch", "ray", "mlflow", "numpy"})),
+    "brewclip.errors": Rule(ours=frozenset(), third_party=frozenset()),
+    "brewclip.config": Rule(ours=frozenset({"brewclip.errors"}), never=frozenset({"torch", "ray", "mlflow", "numpy"})),
     "brewclip.audio": Rule(ours=frozenset(), never=frozenset({"torch", "ray", "mlflow"})),
     "brewclip.distributed": Rule(ours=frozenset(), third_party=frozenset({"torch", "numpy"})),
-    "brewclip.tracking": without("torch", "ray"),
-    "brewclip.registry": without("torch", "ray"),
-    "brewclip.provenance": without("torch", "ray"),
+    "brewclip.tracking.tracker": without("torch", "ray"),
+    "brewclip.tracking.registry": without("torch", "ray"),
+    "brewclip.tracking.provenance": without("torch", "ray"),
     "brewclip.scenes": without("torch", "ray", "mlflow"),
-    "brewclip.embedded": Rule(ours=frozenset(), never=frozenset({"torch", "ray", "mlflow"})),
+    "brewclip.local": Rule(ours=frozenset(), never=frozenset({"torch", "ray", "mlflow"})),
     "brewclip.data": without("ray", "mlflow", "whisper", "open_clip"),
-    "brewclip.pretrained": without("ray", "mlflow"),
-    "brewclip.clip_identity": without("ray", "mlflow"),
-    "brewclip.evaluation": without("mlflow"),
-    "brewclip.extraction": without("mlflow"),
+    "brewclip.pretrained.load": without("ray", "mlflow"),
+    "brewclip.pretrained.clip_identity": without("ray", "mlflow"),
+    "brewclip.evaluation.embed": without("mlflow"),
+    "brewclip.corpora.extraction": without("mlflow"),
     "brewclip.training": without("mlflow"),
     # A recipe knows its corpus's format; config is for its users' mistakes, recipe for what all of them share.
     "datasets": Rule(
         ours=frozenset(
-            f"brewclip.{room}" for room in ("audio", "config", "containers", "corpora", "data", "recipe", "scenes")
+            f"brewclip.{room}" for room in ("audio", "config", "containers", "corpora", "data", "errors", "scenes")
         )
     ),
 }
 # What must import in a moment: the command line's mistakes are told before torch is loaded.
-LIGHT_MODULES = ("brewclip", "brewclip.config", "brewclip.embedded")
+LIGHT_MODULES = ("brewclip", "brewclip.config", "brewclip.local")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from brewclip.cluster import Demand, _remedy, check_resources, connect, uses_gpu
-from brewclip.config import ClusterConfig, UserError
+from brewclip.config import ClusterConfig
+from brewclip.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from brewclip.config import PRESETS, Config, UserError, check, flatten, parse_command_line, preset, unflatten
+from brewclip.config import PRESETS, Config, check, flatten, parse_command_line, preset, unflatten
+from brewclip.errors import UserError
 
 
 @pytest.mark.parametrize("name", PRESETS)

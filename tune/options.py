@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from brewclip.config import Config, UserError
+from brewclip.config import Config
+from brewclip.errors import UserError
 
 Scheduler = Literal["asha", "median", "none", "pbt"]
 Search = Literal["tpe", "random"]

@@ -3,16 +3,17 @@
 Everything is found by its URL in storage, so a sweep that is taken up again goes on in the same runs.
 """
 
-from brewclip.config import UserError, flatten
+from brewclip.checkpoints.checkpoint import checkpoint_name, read_files
+from brewclip.config import flatten
 from brewclip.data.storage import open_storage
-from brewclip.provenance import SystemMetrics, record_origin
-from brewclip.registry import register_checkpoint
-from brewclip.tracking import PARENT_TAG, Tracker, find_runs
-from brewclip.training.checkpoint import checkpoint_name, read_files
+from brewclip.errors import UserError
+from brewclip.tracking.provenance import SystemMetrics, record_origin
+from brewclip.tracking.registry import register_checkpoint
+from brewclip.tracking.tracker import PARENT_TAG, Tracker, find_runs
 from brewclip.training.worker import ARTIFACT
 from tune.options import SweepConfig
+from tune.results import Outcome, TrialRow, best_trial
 from tune.spaces import Space
-from tune.table import Outcome, TrialRow, best_trial
 
 _STATUS: dict[Outcome, str] = {"finished": "FINISHED", "stopped_early": "KILLED", "failed": "FAILED"}
 

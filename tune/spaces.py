@@ -18,7 +18,8 @@ import runpy
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from brewclip.config import Config, UserError, flatten
+from brewclip.config import Config, flatten
+from brewclip.errors import UserError
 
 Space = dict[str, list[Any] | tuple[Any, ...]]
 

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from brewclip.config import UserError
-from brewclip.data.storage import ObjectMissing, Storage
+from brewclip.data.storage import Storage
+from brewclip.errors import ObjectMissing, UserError
 
 RESULTS, PROBLEMS = "results.jsonl", "problems.jsonl"
 # Tune replaces its files, not always at once: one that changed a moment ago may be half of one.

@@ -12,17 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from brewclip.checkpoints.checkpoint import CheckpointFacts, check_same_run
 from brewclip.cluster import check_resources, demand_of, uses_gpu
-from brewclip.config import UserError, flatten
+from brewclip.config import flatten
 from brewclip.data.storage import Storage, open_storage
-from brewclip.tracking import describe_environment, supersede, without_secrets
-from brewclip.training.checkpoint import CheckpointFacts, check_same_run
+from brewclip.errors import UserError
+from brewclip.tracking.tracker import describe_environment, supersede, without_secrets
 from brewclip.training.launch import prepare
 from tune.options import SweepConfig, check_options, shared_settings
 from tune.records import SweepRecord, register_best, sweep_url
+from tune.results import TrialRow, best_trial, table_files, text_table
 from tune.spaces import Space
 from tune.state import StateMirror, read_json, read_results
-from tune.table import TrialRow, best_trial, table_files, text_table
 from tune.trial import is_trial_of
 
 _EXPERIMENT = "experiment"  # Tune's folder within the state
@@ -164,7 +165,7 @@ def count_places(config: SweepConfig) -> int:
 
 
 def _result_files(config: SweepConfig, space: Space, rows: list[TrialRow]) -> dict[str, bytes]:
-    from tune.pictures import draw_pictures
+    from tune.figures import draw_pictures
 
     metric = config.run.selection_metric
     tables = {name: text.encode() for name, text in table_files(rows, metric).items()}

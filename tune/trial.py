@@ -7,7 +7,8 @@ import os
 import re
 from typing import Any
 
-from brewclip.config import Config, UserError, check, unflatten
+from brewclip.config import Config, check, unflatten
+from brewclip.errors import UserError
 
 
 def trial_config(shared: dict[str, Any], params: dict[str, Any], run_name: str) -> Config:

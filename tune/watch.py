@@ -8,11 +8,11 @@ from typing import Any
 from ray import cloudpickle
 from ray.tune import Callback
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from tune.options import SweepConfig
 from tune.records import settle_trial
+from tune.results import Outcome, TrialRow
 from tune.state import append_problem, append_result, read_problems, read_results
-from tune.table import Outcome, TrialRow
 from tune.trial import trial_run_name
 
 _TRIALS = "trials.json"

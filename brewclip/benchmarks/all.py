@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from brewclip.benchmarks.measure import BenchmarkOptions
-from brewclip.benchmarks.table import put_between_markers, read_records, render
-from brewclip.config import UserError
+from brewclip.benchmarks.summary import put_between_markers, read_records, render
+from brewclip.errors import UserError
 
 BENCHMARKS = ("stream", "recipes", "extract", "train", "scaling", "loss", "recall", "startup")
 """Modules of this package that can be run; each has `Options` and `run`."""

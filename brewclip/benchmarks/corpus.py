@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brewclip.audio import decode_audio
-from brewclip.config import UserError
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import Sample, array_to_npy
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import open_storage
+from brewclip.errors import UserError
 from brewclip.scenes import captions, voices
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import sample_scene, scene_generator, world_seed

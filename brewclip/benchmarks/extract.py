@@ -25,9 +25,9 @@ import whisper.normalizers
 
 from brewclip.benchmarks.corpus import Recording, load_recordings, make_recordings
 from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained import load_whisper
+from brewclip.pretrained.load import load_whisper
 
 _LEAST_RATIO = 3.0
 _MOST_EXTRA_WER = 0.5  # points

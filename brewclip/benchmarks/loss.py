@@ -19,7 +19,7 @@ from torch import Tensor
 from brewclip import losses as losses_module
 from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
 from brewclip.benchmarks.memory import watch
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import Features
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 
 @dataclass(frozen=True)

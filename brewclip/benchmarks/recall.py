@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
 from brewclip.benchmarks.memory import watch
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from brewclip.metrics import retrieval
 
 _LEAST_RATIO = 10.0

@@ -30,10 +30,10 @@ from PIL import Image
 
 from brewclip.audio import SAMPLE_RATE_HZ
 from brewclip.benchmarks.measure import BenchmarkOptions, compare_in_turn
-from brewclip.config import UserError
-from brewclip.corpora import FileCorpus, Recording, Source
+from brewclip.corpora.rounds import FileCorpus, Recording, Source
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import FolderStorage
+from brewclip.errors import UserError
 
 _TARGET = 0.9
 _SPLIT = "train"

@@ -30,10 +30,11 @@ from brewclip.benchmarks.measure import (
     show,
     told,
 )
-from brewclip.benchmarks.table import CLOSING, OPENING, put_between_markers
+from brewclip.benchmarks.summary import CLOSING, OPENING, put_between_markers
 from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time, weak_efficiency
-from brewclip.config import Config, UserError, flatten, unflatten
-from brewclip.embedded import S3Server
+from brewclip.config import Config, flatten, unflatten
+from brewclip.errors import UserError
+from brewclip.local import S3Server
 
 _LEAST_FED_SHARE = 0.95
 _LEAST_WEAK_SCALING = 1.8
@@ -149,8 +150,8 @@ def _run_workers(bucket: str, environment: dict[str, str], options: Options, num
 
 def measure_worker(settings: dict[str, Any]) -> None:
     """Train on this worker, fed in each way in turn; the first worker writes the rates down."""
-    from brewclip.assembly import build_decoder
     from brewclip.data.storage import open_storage
+    from brewclip.factory import build_decoder
     from brewclip.training.worker import Assignment, Worker
 
     started = time.time()
@@ -200,7 +201,7 @@ def _save_nothing(progress: Any, best: bool) -> None:
 
 
 def _autocast(worker: Any) -> Any:
-    from brewclip.assembly import build_autocast
+    from brewclip.factory import build_autocast
 
     return build_autocast(worker.config, worker.device)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from brewclip.benchmarks.measure import BenchmarkOptions, Limit, show, told
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 _MOST_SECONDS = 1.0
 _HEAVY = ("mlflow", "ray", "torch")

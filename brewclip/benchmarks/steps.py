@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from brewclip.assembly import build_autocast, build_decoder, build_model
 from brewclip.benchmarks.corpus import AUDIO_DIM
 from brewclip.config import Config, preset
 from brewclip.config.settings import Precision
@@ -17,9 +16,10 @@ from brewclip.data.manifest import open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample
+from brewclip.factory import build_autocast, build_decoder, build_model
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
-from brewclip.pretrained import LoadedClip, load_clip
+from brewclip.pretrained.load import LoadedClip, load_clip
 from brewclip.training.loop import Progress, train
 from brewclip.training.optimizer import build_optimizer
 

@@ -24,16 +24,16 @@ import psutil
 from PIL import Image
 
 from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, environment_set
-from brewclip.config import UserError
+from brewclip.data.images import open_picture
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.order import SampleOrder
-from brewclip.data.pictures import open_picture
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.schema import Sample, array_to_npy, npy_to_array
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import open_storage
 from brewclip.data.stream import Stream
-from brewclip.embedded import S3Server
+from brewclip.errors import UserError
+from brewclip.local import S3Server
 
 _BUFFER_BYTES = 2**20
 _TARGETS = {("small", "raw"): 5.0, ("large", "decoded"): 1.3}

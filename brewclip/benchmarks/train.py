@@ -29,12 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from brewclip.benchmarks.corpus import make_recordings, write_features
 from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, check_pairs, compare_in_turn, show
 from brewclip.benchmarks.steps import Trainee, build_config, build_trainee, changed, cut_batches, read_pairs
-from brewclip.config import UserError
 from brewclip.config.settings import Precision
 from brewclip.data.batches import Batch
+from brewclip.errors import UserError
 from brewclip.losses import brewclip_loss
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained import load_whisper
+from brewclip.pretrained.load import load_whisper
 
 _LEAST_CACHED_RATIO = 20.0
 _WHISPER_FRAMES = 1500  # of a 30 s window

@@ -1,6 +1,6 @@
 """Every setting of a run, as frozen dataclasses; presets and the command line lie beside them."""
 
-from brewclip.config.command_line import UserError, exit_on_user_error, parse_command_line, parse_options
+from brewclip.config.command_line import exit_on_user_error, parse_command_line, parse_options
 from brewclip.config.presets import PRESETS, for_variant, preset
 from brewclip.config.settings import (
     ClusterConfig,
@@ -31,7 +31,6 @@ __all__ = [
     "RunConfig",
     "TrackingConfig",
     "Transcript",
-    "UserError",
     "Variant",
     "check",
     "exit_on_user_error",

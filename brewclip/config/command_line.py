@@ -13,13 +13,10 @@ from typing import Any, NoReturn, TypeVar
 from brewclip.config.presets import PRESETS, preset
 from brewclip.config.settings import Config, check, flatten, ignored_settings
 from brewclip.config.submitted import check_submitted
+from brewclip.errors import UserError
 
 Form = TypeVar("Form")
 ConfigForm = TypeVar("ConfigForm", bound=Config)
-
-
-class UserError(ValueError):
-    """A mistake of the user or of the environment that one line explains; jobs exit with code 2."""
 
 
 @contextlib.contextmanager

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from brewclip.config import UserError
 from brewclip.containers.digest import Digest
 from brewclip.containers.plan import Plan
 from brewclip.containers.scan import ScanTask, read_scan
-from brewclip.corpora import safe_id
+from brewclip.corpora.recipe import REJECTED
+from brewclip.corpora.rounds import safe_id
 from brewclip.data.adopted import AdoptedSample, members_name, pack_members
 from brewclip.data.manifest import INDEX_ENTRY, ShardRecord, open_manifest
 from brewclip.data.shards import finish_split, is_finished, shard_name
 from brewclip.data.storage import Storage, open_storage
+from brewclip.errors import UserError
 from brewclip.progress import Progress
-from brewclip.recipe import REJECTED
 
 _THREADS = 16
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brewclip.config import UserError
 from brewclip.containers.digest import Digest
 from brewclip.containers.sources import SourceTar
-from brewclip.corpora import place_in_unit_interval
+from brewclip.corpora.rounds import place_in_unit_interval
+from brewclip.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from brewclip.containers.digest import Digest
 from brewclip.containers.plan import Plan, SplitDraw
 from brewclip.containers.scan import ScanTask, read_scan
 from brewclip.containers.sources import open_object
-from brewclip.corpora import FileCorpus, Recording, safe_id
+from brewclip.corpora.rounds import FileCorpus, Recording, safe_id
+from brewclip.corpora.shard_tasks import rejection
+from brewclip.corpora.source import Source
 from brewclip.data.schema import BadSample
-from brewclip.data.storage import ObjectMissing, open_storage
-from brewclip.shard_tasks import rejection
-from brewclip.source import Source
+from brewclip.data.storage import open_storage
+from brewclip.errors import ObjectMissing
 
 
 class TarSource(Source):

@@ -14,13 +14,13 @@ import orjson
 from webdataset.tariterators import base_plus_ext
 
 from brewclip.audio import MAX_BYTES
-from brewclip.config import UserError
 from brewclip.containers.sources import split_name
-from brewclip.corpora import decode_recording
+from brewclip.corpora.rounds import decode_recording
 from brewclip.data.adopted import Span
-from brewclip.data.pictures import open_picture
+from brewclip.data.images import open_picture
 from brewclip.data.schema import BadSample
 from brewclip.data.tars import TarBytes, TarMember
+from brewclip.errors import UserError
 
 _META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset passes over
 _MOST_TEXT_BYTES = 2**24

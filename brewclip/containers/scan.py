@@ -16,15 +16,15 @@ from typing import Any
 import orjson
 
 from brewclip.cluster import available, connect
-from brewclip.config import UserError
 from brewclip.containers.digest import Digest, make_digest
 from brewclip.containers.samples import Rules, SampleFinder
 from brewclip.containers.sources import SourceTar, open_object
-from brewclip.data.storage import ObjectMissing, Storage, open_storage
+from brewclip.corpora.task_meter import TaskMeter
+from brewclip.data.storage import Storage, open_storage
 from brewclip.data.stream import one_ahead
 from brewclip.data.tars import DamagedTar, TarBytes, is_compressed, iter_decompressed, iter_tar
+from brewclip.errors import ObjectMissing, UserError
 from brewclip.progress import Progress
-from brewclip.task_meter import TaskMeter
 
 _PIECE_BYTES = 8 * 2**20
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from brewclip.config import UserError
 from brewclip.data.storage import FolderStorage, Storage, open_storage
+from brewclip.errors import UserError
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Other people's names of the split that chooses the best checkpoint.

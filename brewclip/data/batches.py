@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brewclip.data.pictures import KeptPictures, decode_image
+from brewclip.data.images import KeptPictures, decode_image
 from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, read_features
 
 _KEPT_TEXTS = 2**15  # 20 MB at 77 tokens; an epoch of more makes all of them again

@@ -25,7 +25,6 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from brewclip.config import UserError
 from brewclip.data.adopted import AdoptedSample, members_name, parse_members
 from brewclip.data.manifest_check import (
     MAX_MANIFEST_BYTES,
@@ -36,7 +35,8 @@ from brewclip.data.manifest_check import (
     read_table,
 )
 from brewclip.data.schema import SCHEMA_VERSION, first_line
-from brewclip.data.storage import FolderStorage, ObjectMissing, Storage, open_storage
+from brewclip.data.storage import FolderStorage, Storage, open_storage
+from brewclip.errors import ManifestError, ObjectMissing, UserError
 
 MANIFEST = "manifest.json"
 SHARDS = "shards.parquet"
@@ -44,10 +44,6 @@ INDEX = "index.bin"
 INDEX_ENTRY = np.dtype([("end", "<u8"), ("crc32", "<u4")])
 _WHOLE_INDEX_BYTES = 2**22  # of 350,000 samples
 _KEPT_MEMBERS = 16  # shards whose list of members is held: 400 bytes a sample
-
-
-class ManifestError(UserError):
-    """A split without a usable manifest, or shards that disagree with it; the message names them."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from brewclip.config import UserError
-from brewclip.data.storage import ObjectMissing, Storage
+from brewclip.data.storage import Storage
+from brewclip.errors import ObjectMissing, UserError
 
 _CELL = re.compile(r"(.+)#(.+)\[(\d+):(\d+)\]")
 _ROWS_AT_ONCE = 8  # of bytes

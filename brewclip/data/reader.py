@@ -16,12 +16,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from brewclip.config import UserError
 from brewclip.data.adopted import cut_samples
-from brewclip.data.manifest import Manifest, ManifestError
+from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
 from brewclip.data.schema import BadSample, Sample, unpack_sample
-from brewclip.data.storage import FolderStorage, ObjectMissing
+from brewclip.data.storage import FolderStorage
+from brewclip.errors import ManifestError, ObjectMissing, TooManyBadSamples
 
 Decoded = TypeVar("Decoded")
 RawSample = memoryview | Sample | BadSample
@@ -29,10 +29,6 @@ RawSample = memoryview | Sample | BadSample
 _EXTENT_BYTES = 4 * 2**20
 _SMALLEST_COUNT_FOR_A_SHARE = 1000
 _LISTED_REJECTIONS = 1000
-
-
-class TooManyBadSamples(UserError):
-    """More samples than the set share cannot be used; the message lists the first of them."""
 
 
 class Rejections:

@@ -18,7 +18,8 @@ import numpy as np
 
 from brewclip.data.manifest import INDEX_ENTRY, MANIFEST, ShardRecord, Summary, write_manifest
 from brewclip.data.schema import Sample, check_sample, pack_sample
-from brewclip.data.storage import ObjectMissing, Storage, exists
+from brewclip.data.storage import Storage, exists
+from brewclip.errors import ObjectMissing
 
 _PARTS = "parts/"
 _END_OF_TAR = b"\0" * 1024

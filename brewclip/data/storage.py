@@ -19,18 +19,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote, urlparse
 
-from brewclip.config import UserError
+from brewclip.errors import ObjectMissing, StorageError
 
 Answer = TypeVar("Answer")
 _LONGEST_PAUSE_SECONDS = 5.0
-
-
-class StorageError(UserError):
-    """Storage that refuses, lacks or cannot be reached; the message names the URL and the remedy."""
-
-
-class ObjectMissing(StorageError):
-    """There is no object of that name."""
 
 
 class _BeyondTheEnd(StorageError):

@@ -12,11 +12,11 @@ from typing import Generic, TypeVar, cast
 
 import numpy as np
 
-from brewclip.data.manifest import ManifestError
 from brewclip.data.order import Extent, Place, SampleOrder
+from brewclip.data.prefetch import RawSamples, RawSource, open_source
 from brewclip.data.reader import RawSample, Rejections, SplitReader
 from brewclip.data.schema import BadSample, Sample, unpack_sample
-from brewclip.data.windows import RawSamples, RawSource, open_source
+from brewclip.errors import ManifestError
 
 Decoded = TypeVar("Decoded")
 Item = TypeVar("Item")

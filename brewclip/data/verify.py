@@ -10,11 +10,11 @@ import numpy as np
 
 from brewclip.audio import UndecodableAudio, decode_audio_with_damage
 from brewclip.data.adopted import cut_samples
-from brewclip.data.manifest import INDEX, MANIFEST, SHARDS, Manifest, ManifestError, open_manifest
-from brewclip.data.pictures import open_picture
+from brewclip.data.images import open_picture
+from brewclip.data.manifest import INDEX, MANIFEST, SHARDS, Manifest, open_manifest
 from brewclip.data.reader import RawSample, check_samples
 from brewclip.data.schema import BadSample, Sample, read_features, unpack_sample
-from brewclip.data.storage import ObjectMissing, StorageError
+from brewclip.errors import ManifestError, ObjectMissing, StorageError
 
 _KNOWN_FILES = (MANIFEST, SHARDS, INDEX, "rejected.jsonl", "images.parquet", "identical_images.jsonl")
 _END_OF_TAR_BYTES = 1024

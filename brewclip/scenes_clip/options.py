@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 CONFIG_PATH = Path(__file__).parents[1] / "scenes" / "clip.json"
 WEIGHTS_PATH = CONFIG_PATH.with_suffix(".safetensors")

@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brewclip.analysis.systems import ZERO_SHOT, nearest_run, open_system
-from brewclip.assembly import build_autocast, build_decoder, build_model
-from brewclip.clip_identity import identify_clip
-from brewclip.config import Config, ModelConfig, UserError, unflatten
+from brewclip.checkpoints.checkpoint import Checkpoint, checkpoint_name
+from brewclip.checkpoints.locate import ZERO_SHOT, nearest_run, open_system
+from brewclip.config import Config, ModelConfig, unflatten
 from brewclip.data.batches import Pair, collate
 from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, array_to_npy
 from brewclip.data.storage import check_reachable, open_storage
+from brewclip.errors import UserError
+from brewclip.factory import build_autocast, build_decoder, build_model, restore_model
 from brewclip.models.clip import PromptedCLIP
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained import load_clip, load_whisper
+from brewclip.pretrained.clip_identity import identify_clip
+from brewclip.pretrained.load import load_clip, load_whisper
 from brewclip.serving.index import Index, Match
 from brewclip.serving.media import Picture, Recording, read_picture, read_recording
-from brewclip.training.checkpoint import Checkpoint, check_frozen, checkpoint_name
 
 _BATCH = 64
 
@@ -96,8 +97,7 @@ class Embedder:
             "step": 0,
         }
         if checkpoint is not None:
-            check_frozen(checkpoint, clip)
-            model.load_trained_state(checkpoint.model)
+            restore_model(model, checkpoint, clip)
             files = checkpoint.facts.files
             self.identity |= {"weights_sha256": files["model.safetensors"], "step": checkpoint.facts.step}
         self._decoder = build_decoder(config, self._clip)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 _QUERIES_AT_ONCE = 64
 

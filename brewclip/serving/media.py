@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_audio
 from brewclip.data.image_modes import to_rgb
-from brewclip.data.pictures import MAX_IMAGE_PIXELS
+from brewclip.data.images import MAX_IMAGE_PIXELS
 
 MAX_SECONDS = 600.0  # longest recording, as when corpora are written
 Recording = NDArray[np.floating] | str | Path

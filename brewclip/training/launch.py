@@ -11,14 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from brewclip.cluster import check_resources, demand_of
-from brewclip.config import Config, UserError, flatten
-from brewclip.data.manifest import open_manifest
-from brewclip.data.order import SampleOrder
-from brewclip.data.storage import Storage, check_reachable, open_storage
-from brewclip.registry import resolve_model
-from brewclip.tracking import describe_environment, supersede
-from brewclip.training.checkpoint import (
+from brewclip.checkpoints.checkpoint import (
     begin_removal,
     check_initial,
     check_same_run,
@@ -28,6 +21,14 @@ from brewclip.training.checkpoint import (
     load_resume_point,
     open_checkpoint,
 )
+from brewclip.cluster import check_resources, demand_of
+from brewclip.config import Config, flatten
+from brewclip.data.manifest import open_manifest
+from brewclip.data.order import SampleOrder
+from brewclip.data.storage import Storage, check_reachable, open_storage
+from brewclip.errors import UserError
+from brewclip.tracking.registry import resolve_model
+from brewclip.tracking.tracker import describe_environment, supersede
 from brewclip.training.lease import check_free, holding_lease
 from brewclip.training.loop import STOP_REQUESTED
 from brewclip.training.worker import OUTCOME, STOP, Assignment, train_worker

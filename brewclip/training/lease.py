@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-from brewclip.config import UserError
-from brewclip.data.storage import ObjectMissing, Storage, StorageError
+from brewclip.data.storage import Storage
+from brewclip.errors import ObjectMissing, StorageError, UserError
 
 LEASE = "lease.json"
 BEAT_SECONDS = 2.0

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brewclip.config import Config, UserError
+from brewclip.config import Config
 from brewclip.data.batches import Batch
 from brewclip.distributed import agree_on_problem, gather_rows, sum_gradients, sum_over_workers
+from brewclip.errors import UserError
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.training.optimizer import learning_rate, set_learning_rate

@@ -4,8 +4,8 @@ import queue
 import threading
 from dataclasses import dataclass
 
+from brewclip.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from brewclip.data.storage import Storage
-from brewclip.training.checkpoint import Checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)

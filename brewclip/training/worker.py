@@ -15,28 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from brewclip.assembly import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures
-from brewclip.clip_identity import identify_clip
-from brewclip.config import Config, UserError, flatten, unflatten
-from brewclip.data.batches import Batch, Pair, collate
-from brewclip.data.cuts import Cuts
-from brewclip.data.manifest import Manifest, open_manifest
-from brewclip.data.order import SampleOrder
-from brewclip.data.reader import Rejections, SplitReader
-from brewclip.data.storage import Storage, StorageError, exists, open_storage
-from brewclip.data.stream import Stream, one_ahead
-from brewclip.distributed import agree_on_problem, gather_to_first, sum_over_workers
-from brewclip.evaluation import embed_split, gather_embeddings
-from brewclip.losses import loss_of_chance
-from brewclip.models.clip import PromptedCLIP
-from brewclip.pretrained import load_clip
-from brewclip.provenance import SystemMetrics, record_origin, repeat_command
-from brewclip.tracking import PARENT_TAG, Tracker, describe_environment, without_secrets
-from brewclip.training.checkpoint import (
+from brewclip.checkpoints.checkpoint import (
     Checkpoint,
-    CheckpointError,
     CheckpointFacts,
-    check_frozen,
     check_initial,
     check_same_run,
     checkpoint_name,
@@ -47,6 +28,24 @@ from brewclip.training.checkpoint import (
     read_files,
     step_name,
 )
+from brewclip.config import Config, flatten, unflatten
+from brewclip.data.batches import Batch, Pair, collate
+from brewclip.data.manifest import Manifest, open_manifest
+from brewclip.data.order import SampleOrder
+from brewclip.data.reader import Rejections, SplitReader
+from brewclip.data.storage import Storage, exists, open_storage
+from brewclip.data.stream import Stream, one_ahead
+from brewclip.data.truncation import Cuts
+from brewclip.distributed import agree_on_problem, gather_to_first, sum_over_workers
+from brewclip.errors import CheckpointError, StorageError, UserError
+from brewclip.evaluation.embed import embed_split, gather_embeddings
+from brewclip.factory import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures, restore_model
+from brewclip.losses import loss_of_chance
+from brewclip.models.clip import PromptedCLIP
+from brewclip.pretrained.clip_identity import identify_clip
+from brewclip.pretrained.load import load_clip
+from brewclip.tracking.provenance import SystemMetrics, record_origin, repeat_command
+from brewclip.tracking.tracker import PARENT_TAG, Tracker, describe_environment, without_secrets
 from brewclip.training.loop import Progress, train
 from brewclip.training.optimizer import build_optimizer
 from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
@@ -283,8 +282,7 @@ class Worker:
             return Progress(), ""
         facts = checkpoint.facts
         check_same_run(self.config, facts)
-        check_frozen(checkpoint, self.clip_identity)
-        self.model.load_trained_state(checkpoint.model)
+        restore_model(self.model, checkpoint, self.clip_identity)
         load_optimizer_state(self.optimizer, list(self.model.trained_parameters()), checkpoint.optimizer)
         return Progress(facts.step, dict(facts.best), dict(facts.metrics)), facts.mlflow_run_id
 
@@ -295,8 +293,7 @@ class Worker:
             return
         initial = open_checkpoint(url)
         check_initial(self.config, url, initial)
-        check_frozen(initial, self.clip_identity)
-        self.model.load_trained_state(initial.model)
+        restore_model(self.model, initial, self.clip_identity)
 
     def _agreed_checkpoint(self) -> Checkpoint | None:
         """Return the newest whole checkpoint as rank 0 sees it, None if there is none.

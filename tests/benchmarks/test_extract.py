@@ -7,11 +7,11 @@ import pytest
 
 from brewclip.benchmarks.corpus import Recording, load_recordings, make_recordings
 from brewclip.benchmarks.extract import Options, run, word_error_rate
-from brewclip.config import UserError
 from brewclip.data.schema import Sample
 from brewclip.data.shards import finish_split, write_shard
 from brewclip.data.storage import open_storage
-from brewclip.pretrained import load_whisper
+from brewclip.errors import UserError
+from brewclip.pretrained.load import load_whisper
 
 
 def test_word_errors_by_hand() -> None:

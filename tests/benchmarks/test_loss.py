@@ -5,7 +5,7 @@ import torch
 
 from brewclip import losses
 from brewclip.benchmarks.loss import Options, run, step
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 
 def test_both_ways_compute_the_same() -> None:

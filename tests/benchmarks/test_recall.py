@@ -6,7 +6,7 @@ import torch
 
 from brewclip import metrics
 from brewclip.benchmarks.recall import Options, make_features, ranks_by_sorting, run
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 
 def test_sorting_gives_the_ranks_that_the_metrics_give() -> None:

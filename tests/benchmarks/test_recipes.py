@@ -10,7 +10,7 @@ import soundfile
 from PIL import Image
 
 from brewclip.benchmarks.recipes import Options, make_corpus, run, write_plainly, write_with_recipe
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 
 def members(folder: Path) -> dict[str, bytes]:

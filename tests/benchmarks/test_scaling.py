@@ -8,7 +8,7 @@ import torch
 
 from brewclip.benchmarks.scaling import PAPER, Options, _tables, arithmetic_rows, draw, run
 from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time, weak_efficiency
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from brewclip.models.acoustic import AcousticEncoder
 from brewclip.models.prompts import SharedPrompts
 

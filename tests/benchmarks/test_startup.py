@@ -6,7 +6,7 @@ import pytest
 
 from brewclip.benchmarks import startup
 from brewclip.benchmarks.startup import Options, run, time_help
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 
 def test_what_a_script_loads_is_seen(tmp_path: Path) -> None:

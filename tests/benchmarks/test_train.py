@@ -11,7 +11,7 @@ from brewclip.benchmarks.scaling import SCENES
 from brewclip.benchmarks.steps import build_config, build_trainee, cut_batches, read_pairs
 from brewclip.benchmarks.traffic import Tower
 from brewclip.benchmarks.train import SWITCHES, Options, count_flops, run
-from brewclip.config import UserError
+from brewclip.errors import UserError
 
 
 @pytest.fixture(scope="module")

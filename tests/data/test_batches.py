@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from brewclip.data.batches import InputLengths, Pair, PairDecoder, collate, number_of
-from brewclip.data.cuts import Cuts
-from brewclip.data.pictures import decode_image
+from brewclip.data.images import decode_image
 from brewclip.data.schema import BadSample, Sample, array_to_npy
+from brewclip.data.truncation import Cuts
 
 
 def jpeg(width: int, height: int, seed: int = 0) -> bytes:

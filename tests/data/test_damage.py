@@ -19,15 +19,16 @@ import pytest
 from PIL import Image
 
 from brewclip.audio import UndecodableAudio, decode_audio, encode_flac
-from brewclip.data.manifest import ManifestError, open_manifest
+from brewclip.data.images import open_picture
+from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
-from brewclip.data.pictures import open_picture
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.schema import BadSample, Sample
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import open_storage
 from brewclip.data.stream import Stream
 from brewclip.data.verify import verify_split
+from brewclip.errors import ManifestError
 
 SHARD_SIZES = (5, 7, 7)  # the last two are alike, and can be swapped
 NUM_SAMPLES = sum(SHARD_SIZES)

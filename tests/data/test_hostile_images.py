@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brewclip.data import pictures
+from brewclip.data import images as pictures
 from brewclip.data.image_modes import to_rgb
-from brewclip.data.pictures import decode_image, reduce_image
+from brewclip.data.images import decode_image, reduce_image
 from brewclip.data.schema import BadSample
 
 LIMITED = """
 import io, json, resource, sys
 import numpy as np
 from PIL import Image
-from brewclip.data.pictures import decode_image, reduce_image
+from brewclip.data.images import decode_image, reduce_image
 from brewclip.data.schema import BadSample
 
 with open("/proc/self/statm") as file:

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from brewclip.data.manifest import INDEX, INDEX_ENTRY, MANIFEST, SHARDS, ManifestError, open_manifest
+from brewclip.data.manifest import INDEX, INDEX_ENTRY, MANIFEST, SHARDS, open_manifest
 from brewclip.data.schema import Sample, array_to_npy
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import open_storage
 from brewclip.data.verify import verify_split
+from brewclip.errors import ManifestError
 
 SIZES = (3, 4)
 NUM_RANDOM = 150

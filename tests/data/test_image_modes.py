@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brewclip.data.pictures import open_picture
+from brewclip.data.images import open_picture
 from brewclip.data.schema import BadSample
 from brewclip.serving.media import read_picture
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import webdataset
 
-from brewclip.data.manifest import ManifestError, open_manifest
+from brewclip.data.manifest import open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample, Sample, pack_sample, unpack_sample
 from brewclip.data.shards import finish_split, finished_shard, is_finished, shard_name, write_shard
 from brewclip.data.storage import open_storage
+from brewclip.errors import ManifestError
 from tests.data.splits import make_sample, write_split
 
 

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from brewclip.data.storage import ObjectMissing, StorageError, check_reachable, exists, open_storage
+from brewclip.data.storage import check_reachable, exists, open_storage
+from brewclip.errors import ObjectMissing, StorageError
 
 
 @pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.services)])

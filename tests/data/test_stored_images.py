@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from brewclip.data.pictures import CLIP_SIDES, decode_image, open_picture, reduce_image, stored_size
-from brewclip.extractor import shrink_image
-from brewclip.pretrained import load_clip
+from brewclip.corpora.extraction_worker import shrink_image
+from brewclip.data.images import CLIP_SIDES, decode_image, open_picture, reduce_image, stored_size
+from brewclip.pretrained.load import load_clip
 
 PHOTOGRAPHS = {
     "china": files("sklearn.datasets") / "images" / "china.jpg",

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from brewclip.data.manifest import ManifestError
 from brewclip.data.order import SampleOrder
-from brewclip.data.reader import Rejections, SplitReader, TooManyBadSamples, iter_split
+from brewclip.data.reader import Rejections, SplitReader, iter_split
 from brewclip.data.schema import BadSample
 from brewclip.data.stream import Stream, one_ahead
+from brewclip.errors import ManifestError, TooManyBadSamples
 from tests.data.splits import write_split
 
 ROUNDS = [[37, 5, 61, 1], [30, 40]]

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from brewclip.corpora import FileCorpus, Recording
+from brewclip.corpora.rounds import FileCorpus, Recording
 from brewclip.data.schema import BadSample, Sample
 
 CHECKOUT = Path(__file__).parents[2]

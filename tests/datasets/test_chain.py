@@ -16,11 +16,11 @@ import soundfile
 import webdataset
 from PIL import Image
 
-from brewclip.analysis.folders import latest_evaluation
 from brewclip.data import as_webdataset
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import exists, open_storage
-from brewclip.embedded import RayHead
+from brewclip.evaluation.folders import latest_evaluation
+from brewclip.local import RayHead
 from tests.datasets.miniatures import CHECKOUT
 
 pytestmark = pytest.mark.services
@@ -183,7 +183,7 @@ SLOW_SHARD = """
 import sys, time
 from brewclip.cluster import connect
 from brewclip.data.schema import BadSample
-from brewclip.shard_tasks import ShardTask, run_tasks
+from brewclip.corpora.shard_tasks import ShardTask, run_tasks
 
 class Slow:
     def make_sample(self, item):

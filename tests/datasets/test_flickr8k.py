@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from brewclip.config import UserError
 from brewclip.data.storage import open_storage
+from brewclip.errors import UserError
 from tests.datasets.miniatures import (
     field_of,
     left_out,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from tests.datasets.miniatures import decoded, left_out, load_recipe, make_all, picture, sound, write_file
 
 narratives = load_recipe("localized_narratives")

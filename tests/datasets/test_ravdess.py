@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from tests.datasets.miniatures import decoded, items_of, left_out, load_recipe, make_all, sound, write_file
 
 ravdess = load_recipe("ravdess")

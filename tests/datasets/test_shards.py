@@ -13,7 +13,6 @@ import pytest
 import webdataset
 from PIL import Image
 
-from brewclip.config import UserError
 from brewclip.containers import scan
 from brewclip.containers.digest import Digest
 from brewclip.containers.plan import SplitDraw, make_plan
@@ -27,6 +26,7 @@ from brewclip.data.schema import Sample
 from brewclip.data.storage import open_storage
 from brewclip.data.stream import Stream
 from brewclip.data.verify import verify_split
+from brewclip.errors import UserError
 from tests.datasets.miniatures import load_recipe, make_all, picture, sound
 
 Members = list[tuple[str, bytes]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from tests.datasets.miniatures import field_of, left_out, load_recipe, make_all, picture, sound, write_file
 
 spoken_coco = load_recipe("spoken_coco")

@@ -18,9 +18,9 @@ from PIL import Image
 
 import brewclip.data.parquet
 from brewclip.audio import decode_audio
-from brewclip.config import UserError
 from brewclip.data.schema import BadSample
 from brewclip.data.storage import open_storage
+from brewclip.errors import UserError
 from tests.datasets.miniatures import (
     field_of,
     items_of,

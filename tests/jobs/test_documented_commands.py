@@ -20,10 +20,11 @@ from pathlib import Path
 import boto3
 import pytest
 
-from brewclip.config import UserError, parse_options
-from brewclip.embedded import RayHead
-from k8s.agreement import _load, parse_entrypoint
+from brewclip.config import parse_options
+from brewclip.errors import UserError
+from brewclip.local import RayHead
 from tests.jobs.documented import docstring_commands, page_commands, readme_commands
+from tests.k8s.manifests.agreement import _load, parse_entrypoint
 from tests.training.features import write_features
 
 CHECKOUT = Path(__file__).parents[2]

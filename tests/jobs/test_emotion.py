@@ -7,9 +7,9 @@ import sys
 import mlflow
 import pytest
 
-from brewclip.analysis.folders import latest_evaluation
-from tests.analysis.clips import write_clips
+from brewclip.evaluation.folders import latest_evaluation
 from tests.jobs.test_mistakes import CHECKOUT, complaint_of
+from tests.studies.clips import write_clips
 
 
 @pytest.fixture(scope="module")

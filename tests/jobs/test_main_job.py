@@ -15,12 +15,12 @@ import mlflow
 import pytest
 from safetensors.torch import load
 
-from brewclip.analysis.folders import latest_evaluation
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.storage import open_storage
-from brewclip.embedded import submit_job
+from brewclip.evaluation.folders import latest_evaluation
+from brewclip.local import submit_job
 
 CHECKOUT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from brewclip.checkpoints.checkpoint import Checkpoint, CheckpointFacts, save_checkpoint
 from brewclip.config import Config, flatten
 from brewclip.data.storage import open_storage
-from brewclip.training.checkpoint import Checkpoint, CheckpointFacts, save_checkpoint
 from tests.training.features import AUDIO_DIM, write_features
 
 CHECKOUT = Path(__file__).parents[2]

@@ -19,9 +19,9 @@ import mlflow
 import pytest
 import torch
 
+from brewclip.checkpoints.checkpoint import load_checkpoint, open_checkpoint
 from brewclip.config import preset
 from brewclip.data.storage import exists, open_storage
-from brewclip.training.checkpoint import load_checkpoint, open_checkpoint
 from tests.training.features import write_features
 
 CHECKOUT = Path(__file__).parents[2]
@@ -154,7 +154,7 @@ def test_mlflow_has_the_sweep_with_its_trials(records, storage):
 def test_the_best_checkpoint_is_opened_and_trained_on_by_name(records, storage, mlflow_server):
     from dataclasses import replace
 
-    from brewclip.analysis.systems import describe_system
+    from brewclip.evaluation.systems import describe_system
     from brewclip.training.launch import prepare
     from brewclip.training.worker import Worker
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from brewclip.analysis.folders import latest_evaluation
+from brewclip.evaluation.folders import latest_evaluation
 from tests.data.splits import write_split
 from tests.jobs.test_mistakes import CHECKOUT, complaint_of
 from tests.training.features import write_features

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from brewclip.embedded.processes import server_environment
+from brewclip.local.processes import server_environment
 
 # SIGTERM ends it with all its processes at once, as the end of a container does.
 NODE = """

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from k8s.schemas import Document, load_crds
+from tests.k8s.manifests.schemas import Document, load_crds
 
 CHECKOUT = Path(__file__).parents[2]
 NAMES = ("gcs-ft", "gpu", "kind", "kueue")

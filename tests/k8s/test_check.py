@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from k8s.check import mistakes_of, render
-from k8s.pods import pods_of, quantity
-from k8s.schemas import RAY_KINDS, load_crds, schema_mistakes
+from tests.k8s.manifests.check import mistakes_of, render
+from tests.k8s.manifests.pods import pods_of, quantity
+from tests.k8s.manifests.schemas import RAY_KINDS, load_crds, schema_mistakes
 from tests.k8s.overlays import CHECKOUT, CRDS, NAMES, filled_in, kuberay_crds
 from tests.k8s.planted import PLANTED, PLANTED_IN_RAY
 
@@ -156,7 +156,11 @@ def test_a_planted_mistake_in_a_ray_kind_is_found(name, tmp_path, crds):
 
 def test_the_command_says_what_is_wrong_and_what_was_not_checked():
     done = subprocess.run(
-        [sys.executable, "-m", "k8s.check", "kind", "gpu"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.k8s.manifests.check", "kind", "gpu"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "kind: in order" in done.stdout

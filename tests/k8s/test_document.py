@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from brewclip.config import UserError
-from k8s.agreement import parse_entrypoint
-from k8s.check import render
-from k8s.exposure import variables_of
-from k8s.pods import pods_of, quantity
+from brewclip.errors import UserError
+from tests.k8s.manifests.agreement import parse_entrypoint
+from tests.k8s.manifests.check import render
+from tests.k8s.manifests.exposure import variables_of
+from tests.k8s.manifests.pods import pods_of, quantity
 from tests.k8s.overlays import CHECKOUT, NAMES, filled_in, kuberay_crds
 
 PAGE = CHECKOUT / "docs" / "kubernetes.md"

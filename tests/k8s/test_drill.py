@@ -16,12 +16,13 @@ import psutil
 import pytest
 import torch
 
-from brewclip.data.storage import ObjectMissing, open_storage
-from brewclip.embedded import RayHead
-from brewclip.embedded.processes import program_path, server_environment
-from brewclip.training.checkpoint import load_checkpoint
-from k8s.check import render
-from k8s.pods import pods_of
+from brewclip.checkpoints.checkpoint import load_checkpoint
+from brewclip.data.storage import open_storage
+from brewclip.errors import ObjectMissing
+from brewclip.local import RayHead
+from brewclip.local.processes import program_path, server_environment
+from tests.k8s.manifests.check import render
+from tests.k8s.manifests.pods import pods_of
 from tests.k8s.nodes import PodOfWorker, own_session, wait_for
 from tests.k8s.overlays import CHECKOUT, filled_in
 from tests.training.features import write_features

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from brewclip.analysis.folders import latest_evaluation
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import exists, open_storage
-from brewclip.embedded import RayHead, free_port
-from brewclip.embedded.processes import program_path, server_environment
-from k8s.check import render
-from k8s.pods import pods_of
+from brewclip.evaluation.folders import latest_evaluation
+from brewclip.local import RayHead, free_port
+from brewclip.local.processes import program_path, server_environment
+from tests.k8s.manifests.check import render
+from tests.k8s.manifests.pods import pods_of
 from tests.k8s.nodes import environment_of, own_session, wait_for
 from tests.k8s.overlays import CHECKOUT, NAMES, filled_in
 from tests.training import features

@@ -11,7 +11,7 @@ import whisper.normalizers
 from brewclip.audio import decode_audio
 from brewclip.models.audio_chunks import compute_mel, encode_mel
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained import load_whisper
+from brewclip.pretrained.load import load_whisper
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
 JFK = "and so my fellow americans ask not what your country can do for you ask what you can do for your country"

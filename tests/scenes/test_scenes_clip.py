@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from brewclip.scenes.captions import read_captions
 from brewclip.scenes.world import sample_scene, world_seed
 from brewclip.scenes_clip import training

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from brewclip.data.storage import ObjectMissing, open_storage
-from brewclip.training.checkpoint import Checkpoint, load_checkpoint
+from brewclip.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from brewclip.data.storage import open_storage
+from brewclip.errors import ObjectMissing
 
 CHECKOUT = Path(__file__).parents[2]
 STEPS = 100

@@ -6,12 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from brewclip.clip_identity import ClipIdentity
-from brewclip.config import Config, LossConfig, ModelConfig, flatten
-from brewclip.data.storage import open_storage
-from brewclip.training.checkpoint import (
+from brewclip.checkpoints.checkpoint import (
     Checkpoint,
-    CheckpointError,
     CheckpointFacts,
     check_frozen,
     check_same_run,
@@ -22,6 +18,10 @@ from brewclip.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
+from brewclip.config import Config, LossConfig, ModelConfig, flatten
+from brewclip.data.storage import open_storage
+from brewclip.errors import CheckpointError
+from brewclip.pretrained.clip_identity import ClipIdentity
 from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
 
 # Nothing of it has a shape that its settings name.

@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-from brewclip.config import UserError
-from brewclip.data.storage import FolderStorage, ObjectMissing, open_storage
-from brewclip.training.checkpoint import (
-    CheckpointError,
+from brewclip.checkpoints.checkpoint import (
     finish_removal,
     is_being_removed,
     load_checkpoint,
@@ -15,6 +12,8 @@ from brewclip.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
+from brewclip.data.storage import FolderStorage, open_storage
+from brewclip.errors import CheckpointError, ObjectMissing, UserError
 from tests.training.test_checkpoint import checkpoint_at
 
 OLD_STEPS = (80, 90, 100)
@@ -234,7 +233,7 @@ def test_a_damaged_best_names_what_is_there(tmp_path, damage):
 
 
 def test_an_evaluation_does_not_take_latest_for_a_damaged_best(tmp_path, capsys):
-    from brewclip.analysis.systems import open_system
+    from brewclip.checkpoints.locate import open_system
 
     storage = old_run(tmp_path)
     storage.write("checkpoints/step-00000090/model.safetensors", b"damaged")

@@ -14,10 +14,11 @@ import torch
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 
-from brewclip.config import Config, ModelConfig, UserError, flatten
+from brewclip.checkpoints.checkpoint import Checkpoint, CheckpointFacts, open_checkpoint, save_checkpoint
+from brewclip.checkpoints.format import FACTS, MODEL, OPTIMIZER, sha256_of
+from brewclip.config import Config, ModelConfig, flatten
 from brewclip.data.storage import open_storage
-from brewclip.training.checkpoint import Checkpoint, CheckpointFacts, open_checkpoint, save_checkpoint
-from brewclip.training.stored import FACTS, MODEL, OPTIMIZER, sha256_of
+from brewclip.errors import UserError
 
 FILES = (MODEL, OPTIMIZER, FACTS)
 STEP = 8

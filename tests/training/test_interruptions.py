@@ -15,8 +15,8 @@ import psutil
 import pytest
 import torch
 
-from brewclip.embedded import RayHead
-from brewclip.embedded.processes import program_path
+from brewclip.local import RayHead
+from brewclip.local.processes import program_path
 from tests.training.features import write_features
 from tests.training.runs import STEPS, TrainingJob, training_workers
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from brewclip.config import UserError
 from brewclip.data.storage import open_storage
+from brewclip.errors import UserError
 from brewclip.training import lease
 from brewclip.training.lease import LEASE, check_free, holding_lease
 

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from brewclip.assembly import build_autocast, build_decoder, build_model
-from brewclip.clip_identity import weights_sha256
+from brewclip.checkpoints.checkpoint import load_optimizer_state, optimizer_state
 from brewclip.config import ModelConfig, OptimConfig, RunConfig, unflatten
 from brewclip.config.settings import Config
 from brewclip.data.batches import collate
@@ -15,9 +14,10 @@ from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.stream import Stream
+from brewclip.factory import build_autocast, build_decoder, build_model
 from brewclip.models.clip import PromptedCLIP
-from brewclip.pretrained import load_clip
-from brewclip.training.checkpoint import load_optimizer_state, optimizer_state
+from brewclip.pretrained.clip_identity import weights_sha256
+from brewclip.pretrained.load import load_clip
 from brewclip.training.loop import STOP_REQUESTED, Progress, train
 from brewclip.training.optimizer import build_optimizer
 from tests.training.features import AUDIO_DIM, write_features

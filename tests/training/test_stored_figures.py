@@ -31,8 +31,7 @@ def run_figures(folder: Path, num_workers: int) -> dict[str, dict[str, float]]:
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("brewclip").experiment_id])
     return {
-        key: {str(point.step): point.value for point in client.get_metric_history(run.info.run_id, key)}
-        for key in KEYS
+        key: {str(point.step): point.value for point in client.get_metric_history(run.info.run_id, key)} for key in KEYS
     }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from brewclip.config import UserError
+from brewclip.errors import UserError
 from tune.spaces import SPACES, check_space, load_space
 
 

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from brewclip.config import UserError, preset
+from brewclip.config import preset
 from brewclip.data.storage import open_storage
+from brewclip.errors import UserError
 from tune.options import SweepConfig, SweepOptions, check_options
 from tune.state import StateMirror, append_result, read_results
 

@@ -1,1 +1,0 @@
-"""What is made of trained systems: tables, galleries, reports."""

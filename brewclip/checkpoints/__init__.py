@@ -1,0 +1,1 @@
+"""Checkpoints: format, storage, and compatibility with a run."""

@@ -1,0 +1,76 @@
+"""Whether a checkpoint belongs to the run, the model and the frozen CLIP at hand."""
+
+from typing import TYPE_CHECKING
+
+from brewclip.checkpoints.format import Checkpoint, CheckpointFacts
+from brewclip.config import Config, flatten
+from brewclip.errors import CheckpointError
+
+if TYPE_CHECKING:  # it loads open_clip, which reading a checkpoint does not need
+    from brewclip.pretrained.clip_identity import ClipIdentity
+
+# Settings that may differ when a run goes on: they change neither data nor arithmetic.
+_FREE_SETTINGS = (
+    *("storage", "cluster.", "tracking.", "extraction.", "run.name", "run.fresh", "run.log_every_steps"),
+    *("run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints", "data.memory_bytes"),
+    *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction"),
+)
+_NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.cls_std")
+
+
+def check_frozen(checkpoint: Checkpoint, clip: "ClipIdentity") -> None:
+    """Compare the frozen CLIP at hand with the one that a checkpoint was trained on: weights, and how they are used.
+
+    Raises:
+        CheckpointError: if they differ.
+    """
+    for name, sha256 in checkpoint.facts.frozen_sha256.items():
+        if (name, sha256) != (clip.name, clip.weights_sha256):
+            here = clip.weights_sha256[:12] if name == clip.name else clip.name
+            raise CheckpointError(
+                f"the checkpoint was trained on {name} with sha256 {sha256[:12]}, here it is {here}: "
+                "use the same frozen weights"
+            )
+    recorded = checkpoint.facts.frozen_settings.get(clip.name)
+    trained = clip.unrecorded if recorded is None else recorded
+    for setting, here in clip.settings.items():
+        if trained.get(setting, here) != here:
+            remedy = "use the version of open_clip_torch that it was trained with, or train again (--run.fresh)"
+            if recorded is None:
+                remedy = f"an earlier version of brewclip built {clip.name} wrongly; train again (--run.fresh)"
+            raise CheckpointError(
+                f"the checkpoint was trained on {clip.name} with {setting} {trained[setting]}, here it is {here}: "
+                f"{remedy}"
+            )
+
+
+def check_same_run(config: Config, facts: CheckpointFacts) -> None:
+    """Refuse to go on with a run under other settings; one that did not exist yet had its default.
+
+    Raises:
+        CheckpointError: naming the first setting that changed what the run is.
+    """
+    now = flatten(config)
+    for name, before in (flatten(Config()) | facts.config).items():
+        if name.startswith(_FREE_SETTINGS) or name not in now or now[name] == before:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        raise CheckpointError(
+            f"run {config.run_name!r} was started with {flag} {before}, now it is {now[name]}: choose another "
+            f"--run.name, or start over with --run.fresh"
+        )
+
+
+def check_initial(config: Config, url: str, initial: Checkpoint) -> None:
+    """Refuse to start from the weights of a checkpoint whose model is another one.
+
+    Raises:
+        CheckpointError: naming the first setting of the model that differs.
+    """
+    now = flatten(config)
+    for name, before in initial.facts.config.items():
+        if name.startswith("model.") and name not in _NOT_OF_THE_SHAPE and now.get(name, before) != before:
+            flag = f"--{name.replace('_', '-')}"
+            raise CheckpointError(
+                f"--run.init-from {url} is a model with {flag} {before}, here it is {now[name]}: give {flag} {before}"
+            )

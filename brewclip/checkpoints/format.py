@@ -1,0 +1,354 @@
+"""What a checkpoint holds, and its bytes: written exactly, and read as if a stranger had written them.
+
+Everything that is read is checked before it is used: sizes before memory is taken, types, shapes, finite numbers. What
+does not fit is a `CheckpointError` of one line. Where the bytes lie is the matter of `checkpoint`.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from brewclip.config import Config, flatten, unflatten
+from brewclip.config.settings import check
+from brewclip.errors import CheckpointError
+
+MODEL, OPTIMIZER, FACTS = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+LARGEST_FACTS_BYTES = 2**22
+_LARGEST_HEADER_BYTES = 2**24
+_LARGEST_SIZE = 2**31
+# What settings may ask for without tensors that show it: a model is built before its tensors are compared with it.
+_LARGEST_WITHOUT_TENSORS = 2**20
+_MOMENTS = frozenset({"exp_avg", "exp_avg_sq", "step"})
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """The content of checkpoint.json.
+
+    Attributes:
+        step: optimiser steps done; the stream goes on from here.
+        config: the settings of the run, flattened.
+        frozen_sha256: hash of the frozen weights by the name of their model; checked on load.
+        audio_dim: width of Whisper's features.
+        mlflow_run_id: where the run is recorded, or empty.
+        metrics: dev metrics at this step, if it was evaluated.
+        best: metric and step of the best checkpoint so far.
+        files: sha256 of the files beside it.
+        frozen_settings: what the features of a frozen model depend on beside its weights, by its name, see
+            `clip_identity.ClipIdentity`; checked on load. Checkpoints before 2026-11-26 have none.
+    """
+
+    step: int
+    config: dict[str, Any]
+    frozen_sha256: dict[str, str]
+    audio_dim: int
+    mlflow_run_id: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    frozen_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint in memory: tensors on the CPU."""
+
+    facts: CheckpointFacts
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the sha256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def facts_to_bytes(facts: CheckpointFacts) -> bytes:
+    """Return checkpoint.json, with a hash of its own content; checkpoints before 2026-11-26 have none."""
+    content = asdict(facts)
+    return json.dumps(content | {"sha256": _content_sha256(content)}, indent=1, sort_keys=True).encode()
+
+
+def facts_from_bytes(data: bytes, url: str) -> CheckpointFacts:
+    """Read checkpoint.json.
+
+    Args:
+        data: at most `LARGEST_FACTS_BYTES`.
+        url: of it, for messages.
+
+    Raises:
+        CheckpointError: if it is not what `facts_to_bytes` writes, or was changed since.
+    """
+    content = _json_of(data, url)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{url} cannot be read: it holds a {type(content).__name__}, not a checkpoint's facts")
+    sha256 = content.pop("sha256", None)
+    if sha256 is not None and sha256 != _content_sha256(content):
+        raise CheckpointError(f"{url} is damaged: its content does not have the sha256 that it names")
+    try:
+        facts = CheckpointFacts(**content)
+    except TypeError as error:
+        raise CheckpointError(f"{url} cannot be read: {_one_line(error)}") from None
+    for fits, what in _rules_of_facts(facts):
+        if not fits:
+            raise CheckpointError(f"{url} cannot be used: {what}")
+    _check_types(facts.config, url)
+    return facts
+
+
+def check_header(head: bytes, size: int, url: str) -> dict[str, tuple[int, ...]]:
+    """Compare what a safetensors file says of itself with its size, before it is read.
+
+    Args:
+        head: its first bytes, all of the header if that is not longer than `_LARGEST_HEADER_BYTES`.
+        size: of the whole file, in bytes.
+        url: of it, for messages.
+
+    Returns:
+        The shape of each tensor; all are float32.
+
+    Raises:
+        CheckpointError: if it is no safetensors file of float32 tensors that fill it exactly.
+    """
+    length = int.from_bytes(head[:8], "little")
+    if size < 8 or length > min(size - 8, _LARGEST_HEADER_BYTES):
+        raise CheckpointError(f"{url} is damaged: it is no safetensors file of {size} bytes")
+    header = _json_of(head[8 : 8 + length], f"the header of {url}")
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{url} is damaged: its header is a {type(header).__name__}")
+    header.pop("__metadata__", None)
+    shapes, spans = {}, []
+    for name, entry in header.items():
+        shapes[name], span = _checked_entry(entry, f"{url}: tensor {name[:80]!r}")
+        spans.append(span)
+    ends = [0, *(end for _, end in sorted(spans))]
+    if [begin for begin, _ in sorted(spans)] != ends[:-1] or ends[-1] != size - 8 - length:
+        raise CheckpointError(f"{url} is damaged: its tensors do not fill its {size} bytes exactly")
+    return shapes
+
+
+def header_bytes(head: bytes) -> int:
+    """Return how many bytes of a safetensors file its header ends at, by its first eight; never above a bound."""
+    return 8 + min(int.from_bytes(head[:8], "little"), _LARGEST_HEADER_BYTES)
+
+
+def tensors_from_bytes(data: bytes, url: str) -> dict[str, Tensor]:
+    """Read a safetensors file whose header was checked.
+
+    Raises:
+        CheckpointError: if it cannot be read all the same.
+    """
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{url} is damaged: {_one_line(error)}") from None
+
+
+def check_optimizer(model: Mapping[str, tuple[int, ...]], optimizer: Mapping[str, tuple[int, ...]], url: str) -> None:
+    """Compare the shapes of Adam's state with those of what it trains; state that is not there yet is none.
+
+    Names of the state are in the order of the model's tensors, the state itself in that of Adam's groups (prompts,
+    scale, the rest), so a name may stand beside the shape of another tensor; all shapes together are the model's.
+
+    Raises:
+        CheckpointError: if they belong to different models.
+    """
+    for entry, shape in optimizer.items():
+        name, _, moment = entry.rpartition("|")
+        if name not in model or moment not in _MOMENTS:
+            raise CheckpointError(f"{url}: {OPTIMIZER} holds {entry[:80]!r}, which is nothing of {MODEL}")
+        wanted = () if moment == "step" else optimizer.get(f"{name}|exp_avg", shape)
+        if shape != wanted:
+            raise CheckpointError(f"{url}: {OPTIMIZER} holds {entry[:80]!r} of shape {shape}, not {wanted}")
+        missing = next((other for other in sorted(_MOMENTS) if f"{name}|{other}" not in optimizer), None)
+        if missing:
+            raise CheckpointError(f"{url}: {OPTIMIZER} lacks '{name[:80]}|{missing}'")
+    foreign = Counter(shape for entry, shape in optimizer.items() if entry.endswith("|exp_avg"))
+    foreign -= Counter(model.values())
+    if foreign:
+        shape = next(iter(foreign))
+        raise CheckpointError(f"{url}: {OPTIMIZER} holds state of shape {shape}, which {MODEL} has no tensor for")
+
+
+def check_usable(checkpoint: Checkpoint, url: str) -> None:
+    """Compare the settings of a checkpoint with its tensors, before a model is built from the settings.
+
+    Raises:
+        CheckpointError: if this version does not know a setting, or the tensors are of another model.
+    """
+    try:
+        config = unflatten(checkpoint.facts.config)
+        check(replace(Config(), model=config.model, loss=config.loss))
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {url} cannot be used: {_one_line(error)}") from None
+    model, shapes = config.model, {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
+    if not 1 <= model.num_heads <= _LARGEST_WITHOUT_TENSORS or model.ff_dim < 1:
+        raise CheckpointError(
+            f"checkpoint {url} cannot be used: --model.num-heads {model.num_heads} and --model.ff-dim {model.ff_dim} "
+            "must be 1 or more"
+        )
+    if not shapes:
+        if max(model.num_layers * model.ff_dim, model.prompt_length) > _LARGEST_WITHOUT_TENSORS:
+            raise CheckpointError(f"checkpoint {url} cannot be used: it holds no tensors of the model that it names")
+        return
+    layers = {name.split(".")[2] for name in shapes if name.startswith("acoustic.layers.") and name.count(".") > 2}
+    hears = model.variant in ("brewclip", "acoustic")
+    found = {
+        "num_layers": (len(layers), model.num_layers if hears else 0),
+        "ff_dim": (_side(shapes, "acoustic.layers.0.linear1.weight", 0), model.ff_dim if hears else 0),
+        "audio_dim": (_side(shapes, "acoustic.input.weight", 1), checkpoint.facts.audio_dim if hears else 0),
+        "prompt_length": (_side(shapes, "prompts.text", 0), 0 if model.variant == "zero_shot" else model.prompt_length),
+    }
+    for name, (stored, said) in found.items():
+        if stored != said:
+            raise CheckpointError(
+                f"checkpoint {url} cannot be used: {FACTS} says {name} {said} for variant {model.variant}, "
+                f"{MODEL} holds {stored}"
+            )
+    width = _side(shapes, "acoustic.input.weight", 0)
+    if width % model.num_heads:
+        raise CheckpointError(
+            f"checkpoint {url} cannot be used: {model.num_heads} heads do not divide the width {width}"
+        )
+
+
+def _json_of(data: bytes, url: str) -> Any:
+    """Return what json says, unless it is nested deeper than json can be written again and shown."""
+    try:
+        content = json.loads(data)
+        json.dumps(content), repr(content)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise CheckpointError(f"{url} cannot be read: {_one_line(error)}") from None
+    return content
+
+
+def _rules_of_facts(facts: CheckpointFacts) -> list[tuple[bool, str]]:
+    """Return what must hold of the values of a checkpoint.json, with what to say if it does not."""
+    texts = {"frozen_sha256": facts.frozen_sha256, "files": facts.files}
+    numbers = {"metrics": facts.metrics, "best": facts.best}
+    settings = facts.frozen_settings
+    return [
+        (_is_int(facts.step) and 0 <= facts.step < 10**15, f"step {_short(facts.step)} must be a number from 0"),
+        (
+            _is_int(facts.audio_dim) and 0 <= facts.audio_dim <= 2**16,
+            f"audio_dim {_short(facts.audio_dim)} must be 0..65536",
+        ),
+        (isinstance(facts.config, dict), f"config is {_short(facts.config)}, not the settings of a run"),
+        (isinstance(facts.mlflow_run_id, str), f"mlflow_run_id {_short(facts.mlflow_run_id)} must be a text"),
+        *(
+            (_is_dict_of(value, lambda one: isinstance(one, str)), f"{name} {_short(value)} must hold texts")
+            for name, value in texts.items()
+        ),
+        *(
+            (_is_dict_of(value, _is_number), f"{name} {_short(value)} must hold numbers")
+            for name, value in numbers.items()
+        ),
+        (
+            _is_dict_of(facts.best, lambda one: _is_number(one) and math.isfinite(one)),
+            f"best {_short(facts.best)} must be finite",
+        ),
+        (
+            isinstance(facts.files, dict) and facts.files.keys() == {MODEL, OPTIMIZER},
+            f"files {_short(facts.files)} must be {MODEL} and {OPTIMIZER}",
+        ),
+        (
+            _is_dict_of(settings, lambda one: isinstance(one, dict)),
+            f"frozen_settings {_short(settings)} must hold settings by the name of a model",
+        ),
+    ]
+
+
+def _check_types(settings: dict[str, Any], url: str) -> None:
+    """Check the type of each setting that this version knows, and that numbers are finite."""
+    kinds = _kinds_of(Config)
+    for name, value in settings.items():
+        wrong = name in kinds and not _is_of(value, kinds[name])
+        if wrong or (isinstance(value, float) and not math.isfinite(value)):
+            kind = getattr(kinds.get(name), "__name__", str(kinds.get(name)))
+            raise CheckpointError(f"{url} cannot be used: its setting {name[:80]!r} is {_short(value)}, not a {kind}")
+    seed = settings.get("run.seed", 0)
+    if not 0 <= seed < 2**63:
+        raise CheckpointError(f"{url} cannot be used: its setting 'run.seed' is {_short(seed)}, not 0..2**63")
+
+
+@functools.cache
+def _kinds_of(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the type of each setting by its flat name."""
+    defaults, kinds = flatten(Config()), {}
+    for name, hint in get_type_hints(kind).items():
+        if prefix + name in defaults:
+            kinds[prefix + name] = hint
+        else:
+            kinds |= _kinds_of(hint, f"{prefix}{name}.")
+    return kinds
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Return whether a value that was read from json is of the type of a setting."""
+    if isinstance(kind, UnionType) or str(get_origin(kind)) == "typing.Union":
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if kind is float:
+        return _is_number(value)
+    return _is_int(value) if kind is int else isinstance(value, kind)
+
+
+def _checked_entry(entry: Any, what: str) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Return shape and span in bytes of one tensor of a safetensors header."""
+    known = entry if isinstance(entry, dict) else {}
+    shape, span = _sizes_of(known.get("shape")), _sizes_of(known.get("data_offsets"))
+    if shape is None or span is None or len(span) != 2 or len(shape) > 8 or any(n > _LARGEST_SIZE for n in shape):
+        raise CheckpointError(f"{what} is damaged: {_short(entry)} describes no tensor")
+    if entry.get("dtype") != "F32":
+        raise CheckpointError(f"{what} is of type {_short(entry.get('dtype'))}: a checkpoint holds F32 only")
+    if span[1] - span[0] != 4 * math.prod(shape):
+        raise CheckpointError(f"{what} is damaged: shape {shape} does not take bytes {span[0]} to {span[1]}")
+    return tuple(shape), (span[0], span[1])
+
+
+def _sizes_of(value: Any) -> list[int] | None:
+    return value if isinstance(value, list) and all(_is_int(n) and n >= 0 for n in value) else None
+
+
+def _side(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> int:
+    shape = shapes.get(name, ())
+    return shape[axis] if len(shape) > axis else 0
+
+
+def _content_sha256(content: dict[str, Any]) -> str:
+    return sha256_of(json.dumps(content, sort_keys=True).encode())
+
+
+def _is_dict_of(value: Any, fits: Any) -> bool:
+    return isinstance(value, dict) and all(fits(one) for one in value.values())
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (_is_int(value) and abs(value) < 2**63)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:200]

@@ -1,0 +1,1 @@
+"""Corpora: reading a download, writing shards, extracting Whisper features."""

@@ -1,0 +1,79 @@
+"""The flags that recipes share, and what they may be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from brewclip.errors import UserError
+
+# Flags that say where, how much and how strictly, but not what a sample holds.
+NOT_IN_A_SAMPLE = {
+    *("dest", "source", "split", "limit", "dry_run", "max_rejected_fraction", "samples_per_shard", "identical_images"),
+}
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """Flags that every recipe has."""
+
+    dest: str
+    """URL of the corpus, s3://bucket/corpus or file:///folder: splits lie below it."""
+    samples_per_shard: int = 0
+    """Samples of one shard; 0 makes about 64 shards of a split, each of 16 to 1,000 samples."""
+    limit: int = 0
+    """Samples of each round at most; 0 takes all."""
+    dry_run: bool = False
+    """Count what would be written, and write nothing."""
+    max_rejected_fraction: float = 0.05
+    """Largest share of samples that may be rejected, in 0..1."""
+    identical_images: Literal["warn", "refuse"] = "warn"
+    """What to do about images that have the same bytes in two splits; published splits are what they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(WriteOptions):
+    """Flags of the recipes that read a corpus from files."""
+
+    source: str
+    """Directory of the corpus as it is distributed, or s3://bucket/prefix or file:///folder. On a cluster, all
+    machines must see it."""
+    split: tuple[str, ...] = ()
+    """Splits to write; none given writes all."""
+    image_side_pixels: int = 336
+    """Pictures are reduced to this short side; the default is what the largest CLIP (ViT-L-14-336) needs."""
+    keep_original_images: bool = False
+    """Keep the bytes of JPEG pictures instead of reducing them."""
+
+    @property
+    def stored_side_pixels(self) -> int:
+        """The short side of stored pictures; 0 keeps them."""
+        return 0 if self.keep_original_images else self.image_side_pixels
+
+
+def check_options(options: WriteOptions) -> None:
+    """Find flags with impossible values.
+
+    Raises:
+        UserError: one line that names the flag.
+    """
+    rules = [
+        (
+            options.samples_per_shard < 0,
+            f"--samples-per-shard {options.samples_per_shard} must be 0 (as many as fit the corpus) or more",
+        ),
+        (options.limit < 0, f"--limit {options.limit} must be 0 (all) or more"),
+        (
+            not 0 <= options.max_rejected_fraction <= 1,
+            f"--max-rejected-fraction {options.max_rejected_fraction} must be in 0..1",
+        ),
+        (
+            isinstance(options, SourceOptions) and options.image_side_pixels < 1,
+            "--image-side-pixels must be 1 or more; --keep-original-images reduces nothing",
+        ),
+    ]
+    for wrong, message in rules:
+        if wrong:
+            raise UserError(message)
+    if "://" not in options.dest:
+        url = Path(options.dest).expanduser().absolute().as_uri()
+        raise UserError(f"--dest {options.dest} must be s3://bucket[/prefix] or file:///folder, e.g. {url}")

@@ -1,0 +1,127 @@
+"""Samples behind the queries of an evaluation: texts, pictures, and recordings from before the extraction."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brewclip.config import Config
+from brewclip.data.manifest import open_manifest
+from brewclip.data.order import Extent
+from brewclip.data.reader import SplitReader
+from brewclip.data.schema import Sample
+from brewclip.errors import ManifestError
+from brewclip.evaluation.embed import Embeddings
+
+Place = tuple[int, int]  # shard and index of a sample in its split
+_SAMPLES_AT_ONCE = 16  # neighbours in one request: a sample with features has about 200 kB
+_THREADS = 8
+_ROWS_AT_ONCE = 256  # recordings compared with the whole gallery: 100 MB for 100,000 pictures
+
+
+class QuerySamples:
+    """A split as it was extracted, and as the recipe wrote it.
+
+    Args:
+        config: settings of the evaluation.
+        split: that was evaluated.
+    """
+
+    def __init__(self, config: Config, split: str) -> None:
+        self.features = SplitReader(open_manifest(f"{config.features_url}/{split}"))
+        self.recordings: SplitReader | None = None
+        self._shard_of_name: dict[str, int] = {}
+        with contextlib.suppress(ManifestError):  # the recordings may have been removed after the extraction
+            manifest = open_manifest(f"{config.corpus_url}/{split}", retry_seconds=10)
+            self.recordings = SplitReader(manifest)
+            self._shard_of_name = {manifest.name_of(shard): shard for shard in range(manifest.summary.num_shards)}
+
+    def iter_samples(self, places: Iterable[Place]) -> Iterator[tuple[Place, Sample]]:
+        """Yield the extracted samples at some places, in the order of the places; a damaged one is left out."""
+        wanted = sorted(set(places))
+
+        def load(extent: Extent) -> list[tuple[Place, Sample]]:
+            found = self.features.load(extent)
+            return [((extent.shard, number), one) for number, one in found if isinstance(one, Sample)]
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for found in pool.map(load, _extents(wanted)):
+                yield from found
+
+    def sound(self, place: Place, key: str) -> bytes:
+        """Return the FLAC of a recording, or nothing if it is no longer there.
+
+        The extraction keeps a shard's name and order but leaves out recordings that it cannot use, so in the corpus a
+        recording stands at the same index or a little further on.
+        """
+        manifest, reader = self.features.manifest, self.recordings
+        shard = self._shard_of_name.get(manifest.name_of(place[0]))
+        if reader is None or shard is None:
+            return b""
+        count = int(reader.manifest.num_samples[shard])
+        num_left_out = count - int(manifest.num_samples[place[0]])
+        for index in range(place[1], min(count, place[1] + num_left_out + 1)):
+            for _, sample in reader.load(Extent(shard, index, 1)):
+                if isinstance(sample, Sample) and sample.key == key:
+                    return sample.audio or b""
+        return b""
+
+
+def picture_places(embeddings: Embeddings) -> dict[str, Place]:
+    """Return where each picture of a split is first met."""
+    places: dict[str, Place] = {}
+    for image_id, place in zip(embeddings.speech_image_ids, embeddings.places, strict=True):
+        places.setdefault(image_id, place)
+    return places
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Return at most `most` of the numbers 0..count-1, evenly spaced from 0."""
+    number = min(count, most)
+    return [place * count // number for place in range(number)]
+
+
+def _extents(places: list[Place]) -> Iterator[Extent]:
+    """Join neighbouring places, in order, to extents of a few samples."""
+    start = 0
+    while start < len(places):
+        (shard, index), stop = places[start], start + 1
+        while stop < len(places) and stop - start < _SAMPLES_AT_ONCE and places[stop] == (shard, index + stop - start):
+            stop += 1
+        yield Extent(shard, index, stop - start)
+        start = stop
+
+
+def nearest_pictures(
+    embeddings: Embeddings, rows: list[int], count: int
+) -> tuple[list[list[str]], NDArray[np.float32]]:
+    """Find what a system answers to some recordings.
+
+    Args:
+        embeddings: of the split.
+        rows: of the recordings.
+        count: pictures for each.
+
+    Returns:
+        The ids of the nearest pictures of each recording, nearest first; and (n,) margins, the cosine of the right
+        picture less that of the best wrong one: above zero where the right one is found first.
+    """
+    images = embeddings.images / np.linalg.norm(embeddings.images, axis=1, keepdims=True)
+    column_of = {image_id: column for column, image_id in enumerate(embeddings.image_ids)}
+    nearest: list[list[str]] = []
+    margins = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = rows[start : start + _ROWS_AT_ONCE]
+        speech = embeddings.speech[block] / np.linalg.norm(embeddings.speech[block], axis=1, keepdims=True)
+        cosines = speech @ images.T  # (n, G)
+        first = np.argpartition(-cosines, min(count, cosines.shape[1]) - 1, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(cosines, first, axis=1), axis=1, kind="stable")
+        top = np.take_along_axis(first, order, axis=1)
+        nearest += [[embeddings.image_ids[column] for column in row] for row in top]
+        right = (np.arange(len(block)), [column_of[embeddings.speech_image_ids[row]] for row in block])
+        of_right = cosines[right]
+        cosines[right] = -np.inf
+        margins[start : start + len(block)] = of_right - cosines.max(axis=1)
+    return nearest, margins

@@ -1,0 +1,131 @@
+"""Recall tables, as plain text for terminals and as Markdown with the published numbers beside."""
+
+from collections.abc import Mapping, Sequence
+
+from brewclip.evaluation.published import CORPORA, EARLIER, Recalls, describe_source, find_recalls
+from brewclip.evaluation.ranks import Difference
+from brewclip.evaluation.systems import SystemResult
+from brewclip.metrics import DIRECTIONS, NDCG_AT, RECALL_AT
+
+TITLES = {"speech_to_image": "speech -> image", "image_to_speech": "image -> speech"}
+
+
+def recall_cell(metrics: Mapping[str, float], direction: str, k: int) -> str:
+    """Return recall in percent with its 95 % interval: `43.5 [40.1, 46.8]`."""
+    return interval_cell(metrics, f"{direction}/R{k}")
+
+
+def interval_cell(metrics: Mapping[str, float], name: str) -> str:
+    """Return a metric in percent with its 95 % interval."""
+    return f"{metrics[name]:.1f} [{metrics[f'{name}_low']:.1f}, {metrics[f'{name}_high']:.1f}]"
+
+
+def recall_header(first: str = "system") -> list[str]:
+    """Return the names of the columns: one for the system, then R@1/5/10 both ways."""
+    return [first] + [f"{TITLES[direction]} R@{k}" for direction in DIRECTIONS for k in RECALL_AT]
+
+
+def recall_rows(results: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Return header and one row for each system: its name, then R@1/5/10 both ways."""
+    rows = [
+        [name] + [recall_cell(metrics, direction, k) for direction in DIRECTIONS for k in RECALL_AT]
+        for name, metrics in results.items()
+    ]
+    return [recall_header(), *rows]
+
+
+def published_header(corpus: str) -> list[str]:
+    """Return the columns of `published_cells`; none without published numbers."""
+    source = describe_source(corpus)
+    return [f"{source}, {TITLES[direction]} R@{'/'.join(map(str, RECALL_AT))}" for direction in DIRECTIONS if source]
+
+
+def published_cells(corpus: str, recalls: Recalls | None) -> list[str]:
+    """Return two cells `40.3/68.1/78.7`, one for each direction, to stand beside ours."""
+    if not describe_source(corpus):
+        return []
+    return ["/".join(_number(one) for one in part) for part in _halves(recalls)] if recalls else ["-", "-"]
+
+
+def earlier_rows(corpus: str, num_extra: int) -> list[list[str]]:
+    """Return a row for each earlier system that was measured on a corpus of the paper, blank in extra columns."""
+    return [
+        [f"{name} (published)", *map(_number, of[corpus]), *[""] * num_extra]
+        for name, of in EARLIER.items()
+        if corpus in CORPORA and corpus in of
+    ]
+
+
+def evaluation_page(
+    results: Sequence[SystemResult], corpus: str, split: str, baseline: str, differences: Mapping[str, Mapping]
+) -> str:
+    """Return an evaluation as Markdown: recall with published numbers, ranks, and differences from a baseline."""
+    first = results[0]
+    counts = f"{len(first.embeddings.keys)} recordings of {len(first.embeddings.image_ids)} pictures"
+    recall = recall_rows({one.system.name: one.metrics for one in results})
+    recall[0] += published_header(corpus)
+    for row, one in zip(recall[1:], results, strict=True):
+        config = one.system.config
+        row += published_cells(corpus, find_recalls(config.model.variant, config.data.transcript, corpus))
+    recall += earlier_rows(corpus, len(published_header(corpus)))
+    ranks = [["system"] + [f"{TITLES[d]} {what}" for d in DIRECTIONS for what in (f"nDCG@{NDCG_AT}", "median rank")]]
+    for one in results:
+        cells = [
+            (interval_cell(one.metrics, f"{d}/ndcg{NDCG_AT}"), one.metrics[f"{d}/median_rank"]) for d in DIRECTIONS
+        ]
+        ranks.append([one.system.name] + [text for ndcg, rank in cells for text in (ndcg, f"{rank:g}")])
+    parts = [
+        f"# {corpus}, {split}: {counts}\n\nRecall in % with the 95 % bootstrap interval over queries.\n",
+        markdown_table(recall),
+        "nDCG@10 in % with its interval, and the median rank of the first right answer.\n",
+        markdown_table(ranks),
+    ]
+    if differences:
+        parts += [f"Points of recall above {baseline}, paired over queries, with the 95 % interval.\n"]
+        parts += [markdown_table(difference_rows(differences))]
+    return "\n".join(parts)
+
+
+def difference_rows(differences: Mapping[str, Mapping[str, Difference]]) -> list[list[str]]:
+    """Return header and one row for each system: points of recall above the baseline, R@1/5/10 both ways."""
+    rows = [[name, *(str(one) for one in cells.values())] for name, cells in differences.items()]
+    return [recall_header(), *rows]
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Return rows, the first of them the header, as a Markdown table."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def text_table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the recall tables for a terminal, one for each direction, at most 80 columns wide."""
+    width = max(len(name) for name in ["system", *results]) + 2
+    lines = []
+    for direction in DIRECTIONS:
+        lines.append(f"{TITLES[direction]}, recall in % [95 % interval]")
+        lines.append("  " + "system".ljust(width) + "".join(f"R@{k}".ljust(20) for k in RECALL_AT))
+        for name, metrics in results.items():
+            cells = (recall_cell(metrics, direction, k).ljust(20) for k in RECALL_AT)
+            lines.append("  " + name.ljust(width) + "".join(cells).rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def difference_lines(differences: Mapping[str, Mapping[str, Difference]], baseline: str) -> str:
+    """Return for a terminal how far each system is from the baseline at R@1 and R@10."""
+    lines = [f"points of recall above {baseline}, paired [95 % interval]"] if differences else []
+    for name, cells in differences.items():
+        lines.append(f"  {name}")
+        for direction in DIRECTIONS:
+            parts = [f"R@{k} {cells[f'{direction}/R{k}']!s:<22}" for k in (RECALL_AT[0], RECALL_AT[-1])]
+            lines.append(f"    {TITLES[direction]}  {'  '.join(parts)}".rstrip())
+    return "\n".join(lines)
+
+
+def _halves(recalls: Recalls) -> tuple[Recalls, Recalls]:
+    return recalls[: len(RECALL_AT)], recalls[len(RECALL_AT) :]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,222 @@
+"""One self-contained HTML page for an evaluation: tables, and queries with what each system answered.
+
+Pictures and recordings are inside the page, so it opens anywhere without a network; the page forbids itself any request
+and every script but its own. Of its queries only twenty are built at a time (report.js), so 5,000 open like 20. Texts
+reach the page as JSON and are shown as text, never as markup.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from importlib import resources
+from itertools import pairwise
+from typing import Any
+
+import jinja2
+import numpy as np
+import whisper.normalizers
+from PIL import Image
+
+from brewclip.config import Config
+from brewclip.data.images import open_picture
+from brewclip.data.schema import BadSample, Sample
+from brewclip.evaluation.queries import Place, QuerySamples, evenly_spaced, nearest_pictures, picture_places
+from brewclip.evaluation.ranks import compare_all
+from brewclip.evaluation.recall_tables import TITLES
+from brewclip.evaluation.systems import SystemResult
+from brewclip.evaluation.wer import BAND_EDGES, make_utterance
+from brewclip.metrics import DIRECTIONS, RECALL_AT
+
+TOP = 5
+# What the page may weigh: sound as it was recorded, 15 kB a second, for as many queries as fit; small pictures, about
+# 6 kB each, smaller where there are thousands. 5,000 queries with 5,000 pictures so stay below 70 MB.
+SOUND_BYTES = 24 * 2**20
+_TEXTS = {
+    "asr": "Whisper's transcripts",
+    "asr_unfiltered": "Whisper's transcripts with what its checks reject",
+    "ground_truth": "ground-truth text",
+}
+_THUMBNAIL_PIXELS, _SMALL_THUMBNAIL_PIXELS, _MANY_PICTURES = 192, 112, 1_000
+
+
+def build_report(
+    config: Config, split: str, results: list[SystemResult], num_queries: int = 24, *, baseline: str = ""
+) -> str:
+    """Build the page.
+
+    Args:
+        config: settings of the evaluation.
+        split: split that was evaluated.
+        results: one for each system.
+        num_queries: queries shown, evenly spaced over the recordings of the first system, not chosen by hand.
+        baseline: system that the others are compared with; empty compares none.
+    """
+    first, samples = results[0].embeddings, QuerySamples(config, split)
+    chosen = evenly_spaced(len(first.keys), num_queries)
+    answers = [_Answers(one, [first.keys[row] for row in chosen]) for one in results]
+    shown = {first.speech_image_ids[row] for row in chosen} | {name for one in answers for name in one.shown}
+    places = {name: place for name, place in picture_places(first).items() if name in shown}
+    places |= {n: p for one in results for n, p in picture_places(one.embeddings).items() if n in shown - places.keys()}
+    pictures = {name: number for number, name in enumerate(sorted(places))}
+    facts, thumbnails = _read(samples, {first.places[row] for row in chosen}, places)
+    queries = [
+        {
+            "key": first.keys[row],
+            "picture": pictures[first.speech_image_ids[row]],
+            "ranks": [one.ranks[number] for one in answers],
+            "margins": [one.margins[number] for one in answers],
+            "top": [[pictures[name] for name in one.top[number]] for one in answers],
+        }
+        | facts.get(first.places[row], {"said": None, "heard": None, "wer": None})
+        for number, row in enumerate(chosen)
+    ]
+    sounds = dict(_sounds(samples, [(first.places[row], first.keys[row]) for row in chosen]))
+    outcomes = {one.system.name: one.outcome for one in results}
+    data = {
+        "systems": list(outcomes),
+        "bands": [edge for edge in BAND_EDGES if np.isfinite(edge)],
+        "pictures": list(pictures),
+        "queries": queries,
+    }
+    return _render(
+        corpus=config.data.corpus,
+        split=split,
+        num_recordings=len(first.keys),
+        num_pictures=len(first.image_ids),
+        transcript=_TEXTS[config.data.transcript],
+        systems=[_facts_of_system(one) for one in results],
+        best={
+            f"{direction}/R{k}": max(one.metrics[f"{direction}/R{k}"] for one in results)
+            for direction in DIRECTIONS
+            for k in RECALL_AT
+        },
+        baseline=baseline,
+        differences=compare_all(outcomes, baseline, DIRECTIONS, RECALL_AT) if baseline else {},
+        num_queries=len(chosen),
+        num_sounds=len(sounds),
+        band_labels=_band_labels(),
+        data=script_json(data),
+        pictures=[(pictures[name], thumbnails[place]) for name, place in places.items() if place in thumbnails],
+        sounds=sorted(sounds.items()),
+    )
+
+
+def script_json(value: Any) -> str:
+    """Return JSON that may stand inside a script element: pure ASCII, with nothing that could end the element."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+class _Answers:
+    """What a system answered to the chosen recordings; None and nothing where it left a recording out."""
+
+    def __init__(self, one: SystemResult, keys: list[str]) -> None:
+        row_of = {key: row for row, key in enumerate(one.embeddings.keys)}
+        rows = [row_of[key] for key in keys if key in row_of]
+        nearest, margins = nearest_pictures(one.embeddings, rows, TOP)
+        found = dict(zip(rows, zip(nearest, margins, strict=True), strict=True))
+        places = [row_of.get(key) for key in keys]
+        ranks = one.result.speech_to_image_rank
+        self.ranks = [None if row is None else int(ranks[row]) for row in places]
+        self.margins = [None if row is None else round(float(found[row][1]), 4) for row in places]
+        self.top = [[] if row is None else found[row][0] for row in places]
+        self.shown = {name for names in nearest for name in names}
+
+
+def _read(
+    samples: QuerySamples, queries: set[Place], pictures: dict[str, Place]
+) -> tuple[dict[Place, dict[str, Any]], dict[Place, str]]:
+    """Return the texts of the queries, and base64 of the small pictures, by place."""
+    normalise = whisper.normalizers.EnglishTextNormalizer()
+    side = _THUMBNAIL_PIXELS if len(pictures) <= _MANY_PICTURES else _SMALL_THUMBNAIL_PIXELS
+    of_pictures = set(pictures.values())
+    facts, thumbnails = {}, {}
+    for place, sample in samples.iter_samples(queries | of_pictures):
+        if place in queries:
+            facts[place] = _texts(sample, normalise)
+        if place in of_pictures:
+            picture = _thumbnail(sample.image, side)
+            if picture:
+                thumbnails[place] = base64.b64encode(picture).decode()
+    return facts, thumbnails
+
+
+def _texts(sample: Sample, normalise: whisper.normalizers.EnglishTextNormalizer) -> dict[str, Any]:
+    said, heard = sample.metadata.get("text"), sample.metadata.get("transcript")
+    utterance = make_utterance(sample, normalise) if isinstance(heard, str) else None
+    wer = round(utterance.wer, 4) if utterance is not None and utterance.num_words else None
+    return {"said": said, "heard": heard, "wer": wer}
+
+
+def _thumbnail(data: bytes | None, side_pixels: int) -> bytes:
+    """Return a JPEG whose long side has at most `side_pixels`; nothing if the picture cannot be decoded."""
+    try:
+        picture = open_picture(data)
+    except BadSample:
+        return b""
+    picture.thumbnail((side_pixels, side_pixels), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    return buffer.getvalue()
+
+
+def _sounds(samples: QuerySamples, queries: list[tuple[Place, str]]) -> Iterator[tuple[int, str]]:
+    """Yield number and base64 of recordings, as many as fit, evenly spaced however many that are."""
+    order, room = _spread(len(queries)), SOUND_BYTES
+    for number in order:
+        sound = samples.sound(*queries[number])
+        room -= len(sound)
+        if room < 0:
+            return
+        if sound:
+            yield number, base64.b64encode(sound).decode()
+
+
+def _spread(count: int) -> list[int]:
+    """Return 0..count-1 so that every beginning of the list is spread evenly (van der Corput's sequence)."""
+    bits = max(1, (count - 1).bit_length())
+    numbers = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+    return [number for number in numbers if number < count]
+
+
+def _band_labels() -> list[str]:
+    percent = [f"{100 * edge:.0f}" for edge in BAND_EDGES[:-1]]
+    between = [f"{low} to {high} %" for low, high in pairwise(percent)]
+    return ["none", *between, f"above {percent[-1]} %"]
+
+
+def _facts_of_system(one: SystemResult) -> dict[str, Any]:
+    return {
+        "name": one.system.name,
+        "metrics": one.metrics,
+        "url": one.system.url or "frozen CLIP, nothing trained",
+        "step": one.system.step,
+        "bad": sum(one.bad_samples.values()),
+        "cuts": one.cuts,
+    }
+
+
+def _render(**values: Any) -> str:
+    folder = resources.files("brewclip.evaluation")
+    page, style, script = (folder.joinpath(f"report.{kind}").read_text() for kind in ("html", "css", "js"))
+    return (
+        jinja2.Environment(autoescape=True)
+        .from_string(page)
+        .render(
+            style=style,
+            style_hash=_source_hash(style),
+            script=script,
+            script_hash=_source_hash(script),
+            directions=[(TITLES[direction], direction) for direction in DIRECTIONS],
+            recall_at=RECALL_AT,
+            sound_megabytes=SOUND_BYTES // 2**20,
+            **values,
+        )
+    )
+
+
+def _source_hash(text: str) -> str:
+    """Return what a Content-Security-Policy calls an inline script or style by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,123 @@
+"""Parts built from a configuration: one function for each, used alike by training, evaluation and serving."""
+
+import math
+
+import torch
+
+from brewclip.checkpoints.checkpoint import Checkpoint, check_frozen
+from brewclip.config import Config
+from brewclip.data.batches import PairDecoder
+from brewclip.data.manifest import Manifest
+from brewclip.data.order import Extent
+from brewclip.data.reader import SplitReader
+from brewclip.data.schema import BadSample, read_features
+from brewclip.errors import UserError
+from brewclip.models.brewclip import BrewCLIP
+from brewclip.models.clip import PromptedCLIP
+from brewclip.pretrained.clip_identity import ClipIdentity
+from brewclip.pretrained.load import LoadedClip
+
+# What `--data.image-transform crop` is for a CLIP of this resize mode.
+_OWN_TRANSFORM = {"shortest": "crop", "squash": "squash", "longest": "letterbox"}
+
+
+def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
+    """Build the model of a configuration with initial weights that depend on its seed alone."""
+    model, loss = config.model, config.loss
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        return BrewCLIP(
+            clip,
+            variant=model.variant,
+            audio_dim=audio_dim,
+            prompt_length=model.prompt_length,
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            ff_dim=model.ff_dim,
+            dropout=model.dropout,
+            cls_std=model.cls_std,
+            init_logit_scale=math.log(1 / loss.temperature),
+            learn_logit_scale=loss.learn_temperature,
+        )
+
+
+def restore_model(model: BrewCLIP, checkpoint: Checkpoint, clip: ClipIdentity) -> None:
+    """Load what was trained into a model, once the frozen CLIP is known to be that of the checkpoint.
+
+    Raises:
+        CheckpointError: if it is another CLIP.
+        ValueError: if the checkpoint does not fit the model.
+    """
+    check_frozen(checkpoint, clip)
+    model.load_trained_state(checkpoint.model)
+
+
+def build_decoder(config: Config, clip: LoadedClip, *, kept_bytes: int = 0, audio_dim: int = 0) -> PairDecoder:
+    """Build what turns stored samples into pairs for this CLIP.
+
+    Args:
+        config: of the run.
+        clip: whose tokenizer and image transform are used.
+        kept_bytes: bound of the decoded images that are kept.
+        audio_dim: width of the features that the model takes, so that others are bad samples; 0 takes any.
+    """
+    data, model = config.data, config.model
+    prompts = 0 if model.variant == "zero_shot" else model.prompt_length
+    red, green, blue = (round(255 * value) for value in clip.mean)  # zero once it is normalised
+    return PairDecoder(
+        clip.tokenize,
+        clip.image_size,
+        data.transcript,
+        data.max_audio_frames,
+        text_room_tokens=0 if model.variant == "acoustic" else clip.context_length - prompts,
+        long_text=data.long_text,
+        image_transform=_OWN_TRANSFORM[clip.resize_mode] if data.image_transform == "crop" else data.image_transform,
+        fill=(red, green, blue),
+        interpolation=clip.interpolation,
+        kept_bytes=kept_bytes,
+        audio_dim=audio_dim,
+    )
+
+
+def build_autocast(config: Config, device: torch.device) -> torch.autocast:
+    """Build the context of a run's arithmetic: bfloat16 where it is asked for, or fast and not refused."""
+    precision = config.run.precision
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bfloat16" if fast else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def check_pictures(manifest: Manifest, clip: LoadedClip) -> None:
+    """Compare the size of the stored pictures with what a CLIP needs.
+
+    Raises:
+        UserError: if they were reduced further.
+    """
+    stored = int(manifest.summary.details.get("image_side_pixels", 0))
+    if 0 < stored < clip.image_size:
+        raise UserError(
+            f"pictures of {manifest.url} were reduced to {stored} pixels, {clip.name} needs {clip.image_size}: "
+            f"extract again with --extraction.image-side-pixels {clip.image_size}"
+        )
+
+
+def audio_dim_of(manifest: Manifest) -> int:
+    """Return the width of the Whisper features of a split, from the first sample of its first shard that can be read.
+
+    Raises:
+        UserError: if none of them has features.
+    """
+    reader, problem = SplitReader(manifest), "they have no features"
+    for index in range(int(manifest.num_samples[0])):
+        ((_, sample),) = reader.load(Extent(0, index, 1))
+        if isinstance(sample, BadSample):
+            problem = str(sample)
+        elif sample.features is None:
+            break
+        else:
+            try:
+                return int(read_features(sample.features).shape[1])
+            except BadSample as error:
+                problem = str(error)
+    raise UserError(f"{manifest.url} holds no Whisper features ({problem}): run jobs/extract.py first")

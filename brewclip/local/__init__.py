@@ -1,0 +1,23 @@
+"""The embedded default: an S3 server, a Ray head and MLflow on loopback that cannot outlive the program.
+
+Not for production: a cluster of one's own takes their place by AWS_*, MLFLOW_TRACKING_URI and RAY_ADDRESS.
+"""
+
+from brewclip.local.mlflow_server import MlflowServer
+from brewclip.local.processes import free_port, wait_until_ready
+from brewclip.local.ray_head import RayHead
+from brewclip.local.ray_jobs import submit_job
+from brewclip.local.s3_key import S3Key
+from brewclip.local.s3_server import S3Server
+from brewclip.local.services import EmbeddedServices
+
+__all__ = [
+    "EmbeddedServices",
+    "MlflowServer",
+    "RayHead",
+    "S3Key",
+    "S3Server",
+    "free_port",
+    "submit_job",
+    "wait_until_ready",
+]

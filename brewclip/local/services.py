@@ -1,0 +1,112 @@
+"""The three embedded servers together, over one state directory that a later run takes up again."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from brewclip.local.mlflow_server import MlflowServer
+from brewclip.local.ray_head import RayHead
+from brewclip.local.s3_key import S3Key
+from brewclip.local.s3_server import S3Server
+from brewclip.local.server import Server
+
+BUCKET = "brewclip"
+
+
+class EmbeddedServices:
+    """S3, Ray and MLflow on free loopback ports, started side by side.
+
+    The objects (`s3/`), the runs (`mlflow/mlflow.db`) and the key pair (`s3-key.json`) stay in the state
+    directory, so that a second run finds what the first one made; the ports are new ones each time. MLflow's
+    artifacts are in the bucket, below `mlflow/`.
+
+    Args:
+        state_directory: made if missing, for its owner only.
+        num_cpus: how many CPUs Ray may plan with; None: all.
+        environment: more variables for Ray and all that runs on it.
+        say: gets a line when a server is up or down.
+
+    Raises:
+        RuntimeError: another process uses the state directory.
+    """
+
+    def __init__(
+        self,
+        state_directory: Path,
+        num_cpus: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.state_directory = Path(state_directory).absolute()
+        self.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.say = say
+        self._lock: int | None = self._take_lock()
+        logs = self.state_directory / "logs"
+        key = S3Key.of_file(self.state_directory / "s3-key.json")
+        self.s3 = S3Server(self.state_directory / "s3", logs, key)
+        artifacts = f"{self.bucket_url}/mlflow"
+        self.mlflow = MlflowServer(self.state_directory / "mlflow", logs, artifacts, self.s3.environment())
+        self.ray = RayHead(logs, num_cpus=num_cpus, environment=self._storage_and_tracking() | dict(environment or {}))
+        self._servers: tuple[Server, ...] = (self.s3, self.ray, self.mlflow)  # the fastest comes first
+
+    @property
+    def bucket_url(self) -> str:
+        """The bucket that is made at the start."""
+        return f"s3://{BUCKET}"
+
+    def environment(self) -> dict[str, str]:
+        """Returns the variables by which a program on this machine finds all three, and the bucket."""
+        return self._storage_and_tracking() | self.ray.environment()
+
+    def _storage_and_tracking(self) -> dict[str, str]:
+        return self.s3.environment() | self.mlflow.environment() | {"BREWCLIP_STORAGE": self.bucket_url}
+
+    def start(self) -> None:
+        """Starts the three side by side and returns when all answer; if one fails, the others are ended."""
+        start = time.monotonic()
+        try:
+            for server in self._servers:
+                server.begin_start()
+            for server in self._servers:
+                server.finish_start()
+                self.say(f"services: {server.name} answers on {server.url} after {time.monotonic() - start:.1f} s")
+            self.s3.create_bucket(BUCKET)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends the three side by side and gives the state directory free."""
+        start = time.monotonic()
+        for server in self._servers:
+            server.begin_stop()
+        for server in self._servers:
+            server.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+            self.say(f"services: ended after {time.monotonic() - start:.1f} s")
+
+    def _take_lock(self) -> int:
+        descriptor = os.open(self.state_directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise RuntimeError(
+                f"{self.state_directory} is in use by another run: wait for its end or name another directory"
+            ) from error
+        return descriptor
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

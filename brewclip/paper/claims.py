@@ -1,0 +1,165 @@
+"""Claims of the paper as comparisons of two rows of a table, and what the measurements say of each.
+
+A claim that one system is better holds if the whole 95 % interval of the paired difference is above zero; a claim that
+two do not differ holds if zero is inside. Everything else fails, with its interval beside it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from brewclip.evaluation.published import CORPORA, EARLIER, Recalls
+from brewclip.evaluation.ranks import Difference, Outcome, compare, compare_with_number, paired_hits
+from brewclip.evaluation.recall_tables import TITLES
+from brewclip.metrics import DIRECTIONS, RECALL_AT
+
+# What kind of speech a corpus holds: claims are about kinds.
+READ, FREE, MISHEARD = "read", "free", "misheard"
+KINDS = {
+    "flickr8k": READ,
+    "spoken_coco": READ,
+    "scenes": READ,
+    "localized_narratives": FREE,
+    "scenes_narratives": FREE,
+    "scenes_noisy": MISHEARD,
+}
+HOLDS, FAILS, NOT_RUN, NOT_TESTED = "holds", "fails", "not run", "not tested"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim about two rows of a table.
+
+    Attributes:
+        text: the claim, and where the paper makes it.
+        row, baseline: titles of the rows; the claim is about row - baseline.
+        kinds: kinds of corpora that it is about.
+        ks: recalls that it is looked at.
+        level: True for "no difference", False for "above".
+    """
+
+    text: str
+    row: str
+    baseline: str
+    kinds: tuple[str, ...]
+    ks: tuple[int, ...] = (10,)
+    level: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of a claim at one recall; an empty measure stands for a claim that nothing was measured of."""
+
+    claim: str
+    corpus: str
+    measure: str
+    difference: str
+    by_seed: str
+    published: str
+    verdict: str
+
+    def cells(self) -> list[str]:
+        """Return the row of the table of claims."""
+        return [
+            *(self.claim, self.corpus, self.measure, self.difference, self.by_seed),
+            *(self.published, self.verdict),
+        ]
+
+
+HEADER = ["claim", "corpus", "at", "points [95 %]", "each seed", "in the paper", "verdict"]
+Rows = Mapping[str, Sequence[Outcome]]
+
+
+def judge(claim: Claim, corpus: str, rows: Rows, published: Mapping[str, Recalls | None]) -> list[Verdict]:
+    """Compare the rows of a claim on one corpus: a verdict for each direction and recall.
+
+    Args:
+        claim: about rows of the table.
+        corpus: that was measured.
+        rows: title -> outcomes, one for each seed; empty where nothing was run.
+        published: title -> recalls of the paper, where there are any.
+    """
+    ours, theirs = rows.get(claim.row, ()), rows.get(claim.baseline, ())
+    if not ours or not theirs:
+        return [Verdict(claim.text, corpus, "", "", "", "", NOT_RUN)]
+    verdicts = []
+    for direction in DIRECTIONS:
+        for k in claim.ks:
+            found = compare(ours, theirs, direction, k)
+            each = [compare([one], [_of_seed(theirs, seed)], direction, k).mean for seed, one in enumerate(ours)]
+            place = DIRECTIONS.index(direction) * len(RECALL_AT) + RECALL_AT.index(k)
+            verdicts.append(
+                Verdict(
+                    claim.text, corpus, f"{TITLES[direction]} R@{k}", str(found), ", ".join(f"{e:+.1f}" for e in each),
+                    _published_difference(published, claim, place), _verdict(found, claim.level),
+                )
+            )  # fmt: skip
+    return verdicts
+
+
+def judge_against_earlier(text: str, corpus: str, ours: Sequence[Outcome]) -> list[Verdict]:
+    """Compare a system with the best earlier one that was published on a corpus, R@1 both ways."""
+    known = [of[corpus] for of in EARLIER.values() if corpus in of]
+    if corpus not in CORPORA or not known:
+        return [Verdict(text, corpus, "", "", "", "", f"{NOT_TESTED}: earlier systems were not run on this corpus")]
+    if not ours:
+        return [Verdict(text, corpus, "", "", "", "", NOT_RUN)]
+    verdicts = []
+    for place, direction in ((0, DIRECTIONS[0]), (len(RECALL_AT), DIRECTIONS[1])):
+        best = max(value for row in known if (value := row[place]) is not None)
+        found = compare_with_number(ours, best, direction, 1)
+        cells = (f"{TITLES[direction]} R@1", str(found), "", "", _verdict(found, level=False))
+        verdicts.append(Verdict(text, corpus, *cells))
+    return verdicts
+
+
+def judge_larger_gap(
+    text: str, wide: tuple[str, Rows], narrow: tuple[str, Rows], row: str, baseline: str, k: int
+) -> list[Verdict]:
+    """Compare the gap between two rows on one corpus with that on another, whose queries are others.
+
+    Args:
+        text: of the claim.
+        wide: corpus and rows where the gap is claimed to be larger.
+        narrow: corpus and rows of the other.
+        row, baseline: the gap is row - baseline.
+        k: of R@k.
+    """
+    names = f"{wide[0]} against {narrow[0]}"
+    if not all(rows.get(title) for _, rows in (wide, narrow) for title in (row, baseline)):
+        return [Verdict(text, names, "", "", "", "", NOT_RUN)]
+    verdicts = []
+    for direction in DIRECTIONS:
+        pairs = [paired_hits(rows[row], rows[baseline], direction, k) for _, rows in (wide, narrow)]
+        gaps = [ours - theirs for ours, theirs in pairs]
+        mean = 100 * float(np.mean(gaps[0]) - np.mean(gaps[1]))
+        # Two independent means: their variances add up.
+        half = 196 * math.sqrt(sum(float(np.var(gap)) / len(gap) for gap in gaps))
+        found = Difference(mean, mean - half, mean + half, sum(map(len, gaps)))
+        verdicts.append(
+            Verdict(text, names, f"{TITLES[direction]} R@{k}", str(found), "", "", _verdict(found, level=False))
+        )
+    return verdicts
+
+
+def _of_seed(outcomes: Sequence[Outcome], seed: int) -> Outcome:
+    """Return the outcome of a seed, or the only one of a system that has none."""
+    return outcomes[seed] if len(outcomes) > 1 else outcomes[0]
+
+
+def _verdict(found: Difference, level: bool) -> str:
+    if level:
+        return HOLDS if found.low <= 0 <= found.high else FAILS
+    if found.low > 0:
+        return HOLDS
+    return f"{FAILS}: the opposite" if found.high < 0 else f"{FAILS}: no difference seen"
+
+
+def _published_difference(published: Mapping[str, Recalls | None], claim: Claim, place: int) -> str:
+    """Return what the paper reports of the difference; empty if it does not."""
+    ours, theirs = published.get(claim.row), published.get(claim.baseline)
+    if not ours or not theirs or ours[place] is None or theirs[place] is None:
+        return ""
+    return f"{ours[place] - theirs[place]:+.1f}"  # type: ignore[operator]  # just compared with None

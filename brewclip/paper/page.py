@@ -1,0 +1,133 @@
+"""A table of the paper as Markdown: ours with its spread, the published numbers beside, and a verdict on each claim."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from brewclip.config import Config
+from brewclip.data.manifest import open_manifest
+from brewclip.errors import ManifestError
+from brewclip.evaluation.published import CORPORA, describe_source
+from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.recall_tables import (
+    earlier_rows,
+    interval_cell,
+    markdown_table,
+    published_cells,
+    published_header,
+    recall_header,
+)
+from brewclip.metrics import DIRECTIONS, RECALL_AT
+from brewclip.paper.claims import HEADER, Verdict
+from brewclip.paper.retrieval_tables import TABLES, Outcomes, published_rows
+
+PREAMBLE = """# The paper's tables, run here
+
+Written by `jobs/reproduce.py`: each section names its command, and running it again replaces the section. Recall is in
+%. With several seeds a cell is their mean (lowest to highest); with one, its 95 % bootstrap interval over queries. What
+was not run is `-`. A claim about two systems holds if the whole 95 % interval of their paired difference is above zero
+(queries drawn again, each with its mean over the seeds); a claim of no difference, if zero is inside.
+"""
+
+
+def recall_cells(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return six cells: R@1/5/10 both ways, over the seeds."""
+    pairs = [(direction, k) for direction in DIRECTIONS for k in RECALL_AT]
+    if not outcomes:
+        return ["-"] * len(pairs)
+    if len(outcomes) == 1:
+        metrics = outcomes[0].result.summary()
+        return [interval_cell(metrics, f"{direction}/R{k}") for direction, k in pairs]
+    found = [[one.recall(direction, k) for one in outcomes] for direction, k in pairs]
+    return [f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" for values in found]
+
+
+def describe_corpus(config: Config, split: str, total_steps: bool) -> str:
+    """Return what was trained and measured on, in one line; what is known of it."""
+    counts = []
+    for name in (config.data.train_split, split):
+        try:
+            summary = open_manifest(f"{config.features_url}/{name}", retry_seconds=10).summary
+        except ManifestError:
+            continue
+        counts.append(f"{name}: {summary.num_samples} recordings of {summary.num_images} pictures")
+    if total_steps:
+        counts.append(f"{config.optim.total_steps} steps of {config.run.global_batch_size} pairs")
+    return ", ".join(counts)
+
+
+def corpus_table(name: str, corpora: Sequence[str], corpus: str, rows: Mapping[str, Sequence[Outcome]]) -> str:
+    """Return the table of one corpus."""
+    published = published_rows(name, corpora, corpus)
+    table = [recall_header() + published_header(corpus)]
+    for title, outcomes in rows.items():
+        table.append([title, *recall_cells(outcomes), *published_cells(corpus, published.get(title))])
+    if TABLES[name].shows_earlier:
+        table += earlier_rows(corpus, len(published_header(corpus)))
+    return markdown_table(table)
+
+
+def section(
+    name: str, command: str, configs: Mapping[str, Config], outcomes: Outcomes, verdicts: Sequence[Verdict], split: str
+) -> str:
+    """Return the section of a table.
+
+    Args:
+        name: of the table.
+        command: that writes it.
+        configs: settings of each corpus.
+        outcomes: corpus -> title of the row -> outcomes, one for each seed.
+        verdicts: on the claims.
+        split: that was measured.
+    """
+    parts = [f"## {TABLES[name].title}\n\n```\n{command}\n```\n"]
+    for corpus, rows in outcomes.items():
+        trains = any("zero-shot" not in title for title in rows)
+        about = describe_corpus(configs[corpus], split, trains)
+        mirrored = (
+            "" if corpus in CORPORA or not describe_source(corpus) else " The published numbers are of other data."
+        )
+        parts.append(f"### {CORPORA.get(corpus, corpus)}\n\n{about}.{mirrored}\n" if about else f"### {corpus}\n")
+        parts.append(corpus_table(name, list(outcomes), corpus, rows))
+    parts.append("### Claims\n")
+    parts.append(markdown_table([HEADER, *(verdict.cells() for verdict in verdicts)]))
+    return "\n".join(parts)
+
+
+def record(outcomes: Outcomes, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return everything as JSON can hold it."""
+    cells = [
+        {"corpus": corpus, "row": title, "facts": one.facts, "metrics": one.result.summary()}
+        for corpus, rows in outcomes.items()
+        for title, many in rows.items()
+        for one in many
+    ]
+    return {"cells": cells, "claims": [asdict(verdict) for verdict in verdicts]}
+
+
+def put_section(page: str, name: str, text: str) -> str:
+    """Return a page with a section put in or replaced; tables stand in the order of their names, then the others.
+
+    Args:
+        page: the whole page; empty begins one.
+        name: of the table.
+        text: of the section, Markdown.
+    """
+    sections = dict(_sections(page))
+    sections[name] = text.strip()
+    parts = [f"<!-- {key} -->\n{sections[key]}\n<!-- end of {key} -->\n" for key in sorted(sections, key=_place)]
+    return "\n".join([PREAMBLE, *parts])
+
+
+def _place(name: str) -> tuple[bool, str]:
+    return not name.startswith("table"), name
+
+
+def _sections(page: str) -> list[tuple[str, str]]:
+    found = []
+    for part in page.split("<!-- end of ")[:-1]:
+        name, _, text = part.rpartition("<!-- ")[2].partition(" -->\n")
+        found.append((name, text.strip()))
+    return found

@@ -1,0 +1,274 @@
+"""Real speech: word errors of our extraction beside Whisper's own, and emotions of speakers never learned from.
+
+Nothing here needs a corpus, Ray or MLflow.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import whisper
+import whisper.normalizers
+from numpy.typing import NDArray
+
+from brewclip.config import Config
+from brewclip.config.probe import ProbeConfig
+from brewclip.data.storage import open_storage
+from brewclip.evaluation.recall_tables import markdown_table
+from brewclip.evaluation.systems import System, describe_systems
+from brewclip.evaluation.wer import count_errors
+from brewclip.metrics import NUM_RESAMPLES, paired_difference
+from brewclip.models.acoustic import AcousticEncoder
+from brewclip.models.whisper import Speech, SpeechReader
+from brewclip.paper.real_recordings import EMOTIONS, FOUR_CLASSES, RAVDESS, SpokenClip, load_kinds
+from brewclip.pretrained.load import load_whisper
+from brewclip.studies.emotion.clips import Clip, ClipSplit, hold_out_each_speaker
+from brewclip.studies.emotion.study import EmotionResult, probe_features, probe_plainly, probe_system, probe_whisper
+
+TITLE: Final = "Real speech"
+TRANSCRIBE: Final = "whisper.transcribe"
+EXTRACTION: Final = "extraction"
+UNFILTERED: Final = "extraction, rejected text kept"
+WHOLE: Final = "extraction, all chunks padded to 30 s"
+WAYS: Final = (EXTRACTION, UNFILTERED, WHOLE, TRANSCRIBE)
+_WIDTHS: Final = (128, 768)  # of the scenes CLIP, and of the paper's ViT-L-14
+
+
+@dataclass(frozen=True)
+class WordErrors:
+    """What one way of reading made of one kind of speech; rates in percent with 95 % bootstrap intervals over clips.
+
+    Attributes:
+        kind: of speech.
+        way: of reading it, one of `WAYS`.
+        num_clips, num_words: read and spoken.
+        rate: word errors, low, high.
+        above_transcribe: points above `whisper.transcribe`, low, high; paired over clips.
+        num_rejected: clips whose transcript Whisper's rules emptied; their words count as left out.
+    """
+
+    kind: str
+    way: str
+    num_clips: int
+    num_words: int
+    rate: tuple[float, float, float]
+    above_transcribe: tuple[float, float, float]
+    num_rejected: int
+
+
+def measure_word_errors(
+    kind: str, clips: Sequence[SpokenClip], heard: dict[str, list[str]], rejected: dict[str, int]
+) -> list[WordErrors]:
+    """Count word errors of each way of reading, after Whisper's English normaliser.
+
+    Args:
+        kind: of speech.
+        clips: what was said.
+        heard: way -> a text for each clip; one of them is `whisper.transcribe`.
+        rejected: way -> number of clips whose transcript was emptied.
+    """
+    normalise = whisper.normalizers.EnglishTextNormalizer()
+    spoken = [normalise(clip.text) for clip in clips]
+    words = np.array([len(text.split()) for text in spoken])
+    errors = {
+        way: np.array([count_errors(text, normalise(one)) for text, one in zip(spoken, texts, strict=True)])
+        for way, texts in heard.items()
+    }
+    return [
+        WordErrors(
+            kind,
+            way,
+            len(clips),
+            int(words.sum()),
+            _rate(own, words),
+            _rate(own - errors[TRANSCRIBE], words),
+            rejected.get(way, 0),
+        )
+        for way, own in errors.items()
+    ]
+
+
+def read_in_every_way(
+    reader: SpeechReader, kind: str, clips: Sequence[SpokenClip]
+) -> tuple[dict[str, list[str]], dict[str, int], list[Speech]]:
+    """Read clips by the extraction's reader, by the same one with chunks of 30 s, and by `whisper.transcribe`.
+
+    Returns:
+        way -> texts; way -> number of rejected clips; and what the reader made of the clips.
+    """
+    waveforms = [clip.waveform for clip in clips]
+    whole = SpeechReader(reader.model, reader.language, reader.batch_size, first_30_seconds=True)
+    speeches = {}
+    for way, one in ((EXTRACTION, reader), (WHOLE, whole)):
+        speeches[way] = one.read(waveforms)
+        _say(f"{kind}: {len(clips)} clips read by {way}")
+    options: dict[str, Any] = {"language": reader.language, "fp16": reader.model.device.type == "cuda"}
+    transcribed = [str(whisper.transcribe(reader.model, waveform, **options)["text"]) for waveform in waveforms]
+    _say(f"{kind}: {len(clips)} clips read by {TRANSCRIBE}")
+    texts = {way: [speech.transcript for speech in found] for way, found in speeches.items()}
+    rejected = {way: sum(speech.rejected is not None for speech in found) for way, found in speeches.items()}
+    texts[UNFILTERED] = [speech.unfiltered_transcript for speech in speeches[EXTRACTION]]
+    texts[TRANSCRIBE] = transcribed
+    return {way: texts[way] for way in WAYS}, rejected, speeches[EXTRACTION]
+
+
+def emotion_folds(clips: Sequence[SpokenClip], speeches: Sequence[Speech], names: dict[str, str]) -> list[ClipSplit]:
+    """Return the clips of some emotions, divided so that each speaker is tested on once.
+
+    Args:
+        clips: with speaker and emotion.
+        speeches: what the extraction made of them.
+        names: emotion -> class; clips of other emotions are left out.
+    """
+    return hold_out_each_speaker(
+        [
+            Clip(clip.name, clip.speaker, names[clip.emotion], clip.text, speech.features)
+            for clip, speech in zip(clips, speeches, strict=True)
+            if clip.emotion in names
+        ]
+    )
+
+
+def probe_emotions(config: Config, systems: Sequence[System], folds: list[ClipSplit]) -> list[EmotionResult]:
+    """Return scikit-learn's default, our probe on Whisper's mean frame, and on the acoustic channel of each system.
+
+    Between them acoustic layers with the weights that training starts from, which show what their width alone costs.
+    """
+    probe = ProbeConfig()
+    hearing = [one for one in systems if one.config.model.variant in ("brewclip", "acoustic")]
+    results = [probe_plainly(folds), probe_whisper(folds, probe)]
+    for width in _WIDTHS:
+        embed = _untrained_layer(folds[0].train[0].audio.shape[1], width)
+        results.append(probe_features("initial weights", f"acoustic, width {width}", folds, probe, embed))
+    results += [probe_system(config, one, channel="acoustic", probe=probe, folds=folds) for one in hearing]
+    return results
+
+
+def _untrained_layer(audio_dim: int, width: int) -> Callable[[list[Clip]], NDArray]:
+    """Return what embeds clips by an acoustic layer as it is before training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = AcousticEncoder(audio_dim, width, width).eval()
+
+    def embed(clips: list[Clip]) -> NDArray:
+        with torch.inference_mode():
+            frames = [torch.from_numpy(clip.audio.astype(np.float32))[None] for clip in clips]
+            rows = [encoder(one, torch.ones(one.shape[:2], dtype=torch.bool))[0] for one in frames]
+            return torch.stack(rows).numpy()
+
+    return embed
+
+
+def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], command: str) -> str:
+    """Measure word errors and emotions on real speech, and write the page to STORAGE/experiments/real_speech.
+
+    Args:
+        config: Whisper, language and CLIP.
+        folder: of recordings, see `load_kinds`.
+        names: of systems whose acoustic channel is probed for emotions.
+        command: that the page names.
+
+    Returns:
+        The section, Markdown.
+    """
+    systems = describe_systems(config, names) if names else []
+    kinds = load_kinds(folder)
+    model = load_whisper(config.model.whisper).to("cuda" if torch.cuda.is_available() else "cpu")
+    reader = SpeechReader(model, config.model.language or None, config.extraction.batch_size)
+    errors: list[WordErrors] = []
+    emotions: dict[str, list[EmotionResult]] = {}
+    for kind, clips in kinds.items():
+        heard, rejected, speeches = read_in_every_way(reader, kind, clips)
+        errors += measure_word_errors(kind, clips, heard, rejected)
+        if kind == RAVDESS and len({clip.speaker for clip in clips}) > 2:
+            for title, classes in (
+                ("four classes", FOUR_CLASSES),
+                ("eight emotions", {e: e for e in EMOTIONS.values()}),
+            ):
+                emotions[title] = probe_emotions(config, systems, emotion_folds(clips, speeches, classes))
+                _say(f"{kind}: {title} probed")
+    text = real_speech_section(command, config.model.whisper, errors, emotions)
+    record = {
+        "word_errors": [asdict(one) for one in errors],
+        "emotions": {title: [one.record() for one in results] for title, results in emotions.items()},
+    }
+    storage = open_storage(f"{config.storage.rstrip('/')}/experiments/real_speech")
+    storage.write("results.json", json.dumps(record, indent=1).encode())
+    storage.write("table.md", text.encode())
+    print(f"\n{text}\nreal_speech: written to {storage.url}", flush=True)
+    return text
+
+
+def real_speech_section(
+    command: str, whisper_name: str, errors: Sequence[WordErrors], emotions: dict[str, list[EmotionResult]]
+) -> str:
+    """Return the section of the page."""
+    parts = [
+        f"## {TITLE}\n\n```\n{command}\n```\n",
+        f"### Word errors of Whisper {whisper_name}\n\nIn %, after Whisper's English normaliser, with the 95 % "
+        "interval over clips. A rejected clip has an empty transcript, and all its words count as errors; "
+        "`whisper.transcribe` keeps text that its checks distrust.\n",
+        markdown_table(word_error_rows(errors)),
+    ]
+    for title, results in emotions.items():
+        first = results[0]
+        parts.append(
+            f"### Emotions, {title}\n\n{first.num_test} clips of RAVDESS, {first.split}. Accuracy in % with the 95 % "
+            f"interval over clips; the commonest answer is right in {first.majority:.1f} %. C is chosen on the "
+            "speakers learned from.\n"
+        )
+        parts.append(markdown_table(real_emotion_rows(results)))
+    return "\n".join(parts)
+
+
+def word_error_rows(errors: Sequence[WordErrors]) -> list[list[str]]:
+    """Return header and a row for each kind and way."""
+    header = ["speech", "clips", "words", "read by", "WER", f"points above {TRANSCRIBE}", "rejected"]
+    return [header] + [
+        [
+            one.kind,
+            str(one.num_clips),
+            str(one.num_words),
+            one.way,
+            "{:.2f} [{:.2f}, {:.2f}]".format(*one.rate),
+            "" if one.way == TRANSCRIBE else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*one.above_transcribe),
+            str(one.num_rejected) if one.way in (EXTRACTION, WHOLE) else "",
+        ]
+        for one in errors
+    ]
+
+
+def real_emotion_rows(results: Sequence[EmotionResult]) -> list[list[str]]:
+    """Return header and a row for each probe; differences are from the first, paired over clips."""
+    speakers = results[0].test_speakers
+    header = ["features", "regularisation", "accuracy", f"points above {results[0].method}", "C"]
+    rows = [header + [f"speaker {name}" for name in speakers]]
+    for one in results:
+        above = [100 * value for value in paired_difference(one.hits, results[0].hits)]
+        rows.append(
+            [
+                f"{one.system}, {one.channel}",
+                "chosen by speaker" if one.method == "probe" else one.method,
+                f"{one.accuracy:.1f} [{one.low:.1f}, {one.high:.1f}]",
+                "" if one is results[0] else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*above),
+                ", ".join(f"{value:g}" for value in dict.fromkeys(one.inverse_regularisation)),
+                *(f"{one.by_speaker[name]:.1f}" for name in speakers),
+            ]
+        )
+    return rows
+
+
+def _rate(errors: NDArray[np.int64], words: NDArray[np.int64]) -> tuple[float, float, float]:
+    """Return errors over words in percent, and its bootstrap interval over clips; a lone clip has the rate itself."""
+    count = len(words)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)
+    low, high = np.quantile(100.0 * (drawn @ errors) / (drawn @ words), [0.025, 0.975])
+    return 100.0 * float(errors.sum() / words.sum()), float(low), float(high)
+
+
+def _say(line: str) -> None:
+    print(f"real speech: {line}", flush=True)

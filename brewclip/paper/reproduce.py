@@ -1,0 +1,95 @@
+"""Runs a table of the paper: its cells one after the other, then the page with its claims."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from brewclip.config import Config
+from brewclip.data.manifest import open_manifest
+from brewclip.data.storage import open_storage
+from brewclip.errors import UserError
+from brewclip.paper.cells import load_kept, run_cell
+from brewclip.paper.claims import KINDS, NOT_RUN, Verdict
+from brewclip.paper.page import put_section, record, section
+from brewclip.paper.retrieval_tables import ZERO, Outcomes, judge_table, plan_grid
+from brewclip.paper.word_errors import judge_word_errors
+
+
+def check_corpora(configs: Mapping[str, Config], split: str, keeps_only: bool) -> None:
+    """Find what cannot be measured before anything is trained.
+
+    Raises:
+        UserError: for a corpus that is not the paper's or a mirror of one, or a split that is not there.
+    """
+    for corpus, config in configs.items():
+        if corpus not in KINDS:
+            raise UserError(f"corpus {corpus!r} is not one of the tables: choose among {', '.join(KINDS)}")
+        if not keeps_only:
+            open_manifest(f"{config.features_url}/{split}", retry_seconds=10)
+
+
+def reproduce_table(
+    name: str,
+    configs: Mapping[str, Config],
+    seeds: Sequence[int],
+    split: str,
+    command: str,
+    *,
+    keeps_only: bool = False,
+) -> str:
+    """Run the cells of a table that are not done, and write its page to STORAGE/experiments/NAME.
+
+    Args:
+        name: one of `TABLES`.
+        configs: settings of each corpus, all of one storage.
+        seeds: of the runs.
+        split: that is measured.
+        command: that the page names.
+        keeps_only: run nothing: show what is kept.
+
+    Returns:
+        The section of the table, Markdown.
+    """
+    check_corpora(configs, split, keeps_only)
+    grid = plan_grid(name, configs, seeds, split)
+    outcomes: Outcomes = {}
+    num_cells = len({cell.name for rows in grid.values() for cells in rows.values() for cell in cells})
+    print(f"{name}: {num_cells} cells over {', '.join(configs)}", flush=True)
+    for corpus, rows in grid.items():
+        outcomes[corpus] = {}
+        for title, cells in rows.items():
+            found = [load_kept(cell) if keeps_only else run_cell(cell) for cell in cells]
+            # Seeds are compared in pairs: a row is there with all of them, or not at all.
+            outcomes[corpus][title] = [one for one in found if one is not None] if all(found) else []
+    verdicts = judge_table(name, outcomes)
+    if name == "table4":
+        for corpus, config in configs.items():
+            plain = next(iter(outcomes[corpus][ZERO.title]), None)
+            verdicts.append(judge_word_errors(config, split, plain, keeps_only=keeps_only))
+    text = section(name, command, configs, outcomes, verdicts, split)
+    storage = open_storage(f"{next(iter(configs.values())).storage.rstrip('/')}/experiments/{name}")
+    storage.write("results.json", json.dumps(record(outcomes, verdicts), indent=1).encode())
+    storage.write("table.md", text.encode())
+    print(f"\n{text}\n{name}: {count_verdicts(verdicts)}; written to {storage.url}", flush=True)
+    return text
+
+
+def count_verdicts(verdicts: Sequence[Verdict]) -> str:
+    """Return how many claims hold and fail: `7 hold, 2 fail, 1 not tested`."""
+    kinds = [verdict.verdict.partition(":")[0] for verdict in verdicts]
+    words = {"holds": "hold", "fails": "fail", "not tested": "not tested", NOT_RUN: NOT_RUN}
+    return ", ".join(f"{kinds.count(kind)} {word}" for kind, word in words.items() if kind in kinds) or "no claims"
+
+
+def write_page(path: Path, name: str, text: str) -> None:
+    """Put the section of a table into a Markdown file, which keeps its other sections.
+
+    Raises:
+        UserError: if the file cannot be read or written.
+    """
+    try:
+        page = path.read_text() if path.exists() else ""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(put_section(page, name, text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--markdown {path} cannot be written: {error}") from None

@@ -1,0 +1,203 @@
+"""The paper's retrieval tables: their rows, their cells, and the claims that the paper makes of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from brewclip.config import Config, Transcript, Variant
+from brewclip.evaluation.published import CORPORA, Recalls, find_cross_corpus, find_recalls
+from brewclip.evaluation.ranks import Outcome
+from brewclip.paper.cells import Cell, plan_cells
+from brewclip.paper.claims import (
+    FREE,
+    KINDS,
+    MISHEARD,
+    NOT_TESTED,
+    READ,
+    Claim,
+    Rows,
+    Verdict,
+    judge,
+    judge_against_earlier,
+    judge_larger_gap,
+)
+
+Grid = dict[str, dict[str, list[Cell]]]  # corpus -> title of the row -> a cell for each seed
+Outcomes = dict[str, dict[str, list[Outcome]]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system of a table.
+
+    Attributes:
+        title: in the table.
+        variant: of the model.
+        told: text that its pipeline reads in training.
+        reads: text that it reads in the test.
+    """
+
+    title: str
+    variant: Variant
+    told: Transcript = "asr"
+    reads: Transcript = "asr"
+
+
+FULL = Row("BrewCLIP", "brewclip")
+ACOUSTIC = Row("acoustic channel only", "acoustic")
+PIPELINE = Row("prompted pipeline", "pipeline")
+PIPELINE_TRUTH = Row("prompted pipeline on ground truth", "pipeline", "ground_truth", "ground_truth")
+PIPELINE_FED = Row("prompted pipeline, trained on ASR, fed ground truth", "pipeline", "asr", "ground_truth")
+ZERO = Row("zero-shot pipeline", "zero_shot")
+ZERO_TRUTH = Row("zero-shot pipeline on ground truth", "zero_shot", "asr", "ground_truth")
+
+_ALL = (READ, FREE, MISHEARD)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper.
+
+    Attributes:
+        title: of the section.
+        rows: systems, each measured on every corpus.
+        claims: about these rows.
+        shows_earlier: whether earlier systems are listed.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...] = ()
+    shows_earlier: bool = False
+
+
+TABLES: dict[str, Table] = {
+    "table1": Table(
+        "Table 1: retrieval both ways",
+        (ZERO, PIPELINE, FULL),
+        (
+            Claim("prompts lift the zero-shot pipeline (section 5, effect of prompting)", PIPELINE.title, ZERO.title,
+                  _ALL, (1, 10)),
+            Claim("the full model is above the zero-shot pipeline (section 5, comparison)", FULL.title, ZERO.title,
+                  _ALL, (1, 10)),
+        ),
+        shows_earlier=True,
+    ),
+    "table2": Table(
+        "Table 2: what each channel gives",
+        (FULL, ACOUSTIC, PIPELINE, PIPELINE_TRUTH, PIPELINE_FED),
+        (
+            Claim("the pipeline alone is above the acoustic channel alone, most of all at few guesses (section 5)",
+                  PIPELINE.title, ACOUSTIC.title, _ALL, (1, 10)),
+            Claim("on read captions the full model and the pipeline do not differ (section 5)", FULL.title,
+                  PIPELINE.title, (READ,), (1, 10), level=True),
+            Claim("on free speech the acoustic channel adds to the pipeline (section 5)", FULL.title, PIPELINE.title,
+                  (FREE,), (1, 10)),
+            Claim("the acoustic channel is a remedy where transcription fails (section 5)", FULL.title, PIPELINE.title,
+                  (MISHEARD,), (1, 10)),
+            Claim("the pipeline on ground truth surpasses the full model (section 5)", PIPELINE_TRUTH.title,
+                  FULL.title, _ALL, (1, 10)),
+            Claim("the same with ground truth in the test alone", PIPELINE_FED.title, FULL.title, _ALL, (1, 10)),
+        ),
+    ),
+    "table4": Table(
+        "Table 4: ASR against ground truth, zero-shot",
+        (ZERO, ZERO_TRUTH),
+        (
+            Claim("ground truth is above ASR (section 5, impact of transcription)", ZERO_TRUTH.title, ZERO.title,
+                  _ALL, (1, 5, 10)),
+        ),
+    ),
+    "table5": Table("Table 5: every training corpus against every test corpus", (ZERO,)),
+}  # fmt: skip
+
+
+def plan_grid(name: str, configs: Mapping[str, Config], seeds: Sequence[int], split: str) -> Grid:
+    """Return the cells of a table.
+
+    Args:
+        name: one of `TABLES`.
+        configs: settings of each corpus.
+        seeds: of the runs.
+        split: that is measured.
+    """
+    grid: Grid = {}
+    for corpus, test in configs.items():
+        grid[corpus] = {
+            row.title: plan_cells(test, test, row.variant, row.told, row.reads, seeds, split)
+            for row in TABLES[name].rows
+        }
+        if name == "table5":
+            for source, train in configs.items():
+                grid[corpus][trained_on(source)] = plan_cells(train, test, "brewclip", "asr", "asr", seeds, split)
+    return grid
+
+
+def trained_on(corpus: str) -> str:
+    """Return the title of a row of table 5."""
+    return f"BrewCLIP trained on {CORPORA.get(corpus, corpus)}"
+
+
+def published_rows(name: str, corpora: Sequence[str], corpus: str) -> dict[str, Recalls | None]:
+    """Return what the paper reports on a corpus, or on the one that it mirrors, by the titles of our rows."""
+    rows = {row.title: find_recalls(row.variant, row.reads, corpus) for row in TABLES[name].rows}
+    if name == "table5":
+        for source in corpora:
+            found = find_recalls("brewclip", "asr", corpus) if source == corpus else find_cross_corpus(source, corpus)
+            rows[trained_on(source)] = found
+    return rows
+
+
+def judge_table(name: str, outcomes: Outcomes) -> list[Verdict]:
+    """Return what was found of every claim that the paper makes of a table."""
+    corpora = list(outcomes)
+    verdicts = []
+    for claim, fitting in _claims_of(name, corpora):
+        for corpus in fitting:
+            verdicts += judge(claim, corpus, outcomes[corpus], published_rows(name, corpora, corpus))
+        if not fitting:
+            verdicts.append(_untested(claim.text, "no corpus for it was asked for"))
+    if name == "table1":
+        for text, row in (
+            ("the zero-shot pipeline surpasses earlier systems (section 5, comparison)", ZERO),
+            ("BrewCLIP is far above SpeechCLIP-P and the others (section 5, comparison)", FULL),
+        ):
+            for corpus in corpora:
+                verdicts += judge_against_earlier(text, corpus, outcomes[corpus][row.title])
+        text = "prompts help more on free speech than on read captions (section 5, effect of prompting)"
+        verdicts += _gaps(text, outcomes, PIPELINE.title, ZERO.title)
+    if name == "table4":
+        text = "the gap is larger on free speech than on read captions (section 5, impact of transcription)"
+        verdicts += _gaps(text, outcomes, ZERO_TRUTH.title, ZERO.title)
+    return verdicts
+
+
+def _claims_of(name: str, corpora: Sequence[str]) -> list[tuple[Claim, list[str]]]:
+    """Return each claim about the rows of a table with the corpora that it is about."""
+    found = [(claim, [c for c in corpora if KINDS[c] in claim.kinds]) for claim in TABLES[name].claims]
+    if name == "table5":
+        read, free = ([c for c in corpora if KINDS[c] == kind] for kind in (READ, FREE))
+        for source in read or [READ]:
+            text = "trained on other read captions it stays above zero-shot (section 5, cross dataset)"
+            claim = Claim(text, trained_on(source), ZERO.title, (READ,), (5,))
+            found.append((claim, [corpus for corpus in read if corpus != source]))
+        for source in free or [FREE]:
+            text = "trained on free speech it falls below zero-shot on read captions (section 5, cross dataset)"
+            claim = Claim(text, ZERO.title, trained_on(source), (READ,), (5,))
+            found.append((claim, read if free else []))
+    return found
+
+
+def _gaps(text: str, outcomes: Outcomes, row: str, baseline: str) -> list[Verdict]:
+    pairs: list[tuple[tuple[str, Rows], tuple[str, Rows]]] = [
+        ((wide, outcomes[wide]), (narrow, outcomes[narrow]))
+        for wide in outcomes
+        for narrow in outcomes
+        if KINDS[wide] == FREE and KINDS[narrow] == READ
+    ]
+    if not pairs:
+        return [_untested(text, "it takes a corpus of free speech and one of read captions")]
+    return [one for wide, narrow in pairs for one in judge_larger_gap(text, wide, narrow, row, baseline, 10)]
+
+
+def _untested(text: str, reason: str) -> Verdict:
+    return Verdict(text, "", "", "", "", "", f"{NOT_TESTED}: {reason}")

@@ -1,0 +1,62 @@
+"""What the features of a frozen CLIP depend on: its weights, and what its weights do not say."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from open_clip.transformer import QuickGELU
+from torch import nn
+
+from brewclip.pretrained.load import LoadedClip
+
+
+@dataclass(frozen=True)
+class ClipIdentity:
+    """What the features of a frozen CLIP depend on.
+
+    Attributes:
+        name: the name it was loaded by.
+        weights_sha256: hash of its weights.
+        settings: what the weights do not say: activation, image normalisation, size and resizing, tokenizer. JSON.
+        unrecorded: the settings that a checkpoint without any was trained with.
+    """
+
+    name: str
+    weights_sha256: str
+    settings: dict[str, Any]
+    unrecorded: dict[str, Any]
+
+
+def identify_clip(clip: LoadedClip) -> ClipIdentity:
+    """Find out what the features of a CLIP depend on; hashes all its weights."""
+    settings = {
+        "activation": _activation_of(clip.model),
+        "image_mean": list(clip.mean),
+        "image_std": list(clip.std),
+        "image_size": clip.image_size,
+        "interpolation": clip.interpolation,
+        "resize_mode": clip.resize_mode,
+        "tokenizer": clip.tokenizer,
+        "context_length": clip.context_length,
+    }
+    return ClipIdentity(clip.name, weights_sha256(clip.model), settings, settings | clip.unrecorded)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash all weights and buffers of a module, in the order of their names: name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _activation_of(model: nn.Module) -> str:
+    """Return the activations of a model's blocks, such as `QuickGELU`."""
+    found = {module for module in model.modules() if isinstance(module, QuickGELU | nn.GELU)}
+    names = {
+        f"GELU({module.approximate})" if getattr(module, "approximate", "none") != "none" else type(module).__name__
+        for module in found
+    }
+    return " and ".join(sorted(names))

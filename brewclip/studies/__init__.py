@@ -1,0 +1,1 @@
+"""Studies beyond recall: emotion, word errors, attention maps, figures of queries, truncation."""

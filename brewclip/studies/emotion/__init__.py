@@ -1,0 +1,1 @@
+"""Emotion in the features: a probe on frozen features, and finetuning."""

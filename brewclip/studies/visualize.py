@@ -1,0 +1,147 @@
+"""What to look at after an evaluation: sheets of best and worst queries, and relevance maps of single ones."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import whisper
+from numpy.typing import NDArray
+from PIL import Image
+
+from brewclip.audio import UndecodableAudio, decode_audio
+from brewclip.config import Config
+from brewclip.data.batches import collate
+from brewclip.data.images import open_picture
+from brewclip.data.schema import Sample
+from brewclip.errors import UserError
+from brewclip.evaluation.folders import file_name, open_folder, study_name
+from brewclip.evaluation.queries import QuerySamples, evenly_spaced, nearest_pictures, picture_places
+from brewclip.evaluation.systems import System, SystemResult, evaluate_system, load_system
+from brewclip.factory import audio_dim_of, build_decoder
+from brewclip.models.audio_chunks import FRAME_SAMPLES
+from brewclip.studies.attention import frame_relevance, patch_relevance
+from brewclip.studies.figures import GalleryRow, Look, draw_gallery, draw_looks
+
+TOP = 5
+_NUM_MELS = 80
+
+
+def look_and_record(
+    config: Config, systems: list[System], split: str, num_queries: int, keys: Sequence[str]
+) -> list[str]:
+    """Draw the galleries of every system and the maps of some queries.
+
+    Args:
+        config: settings of the evaluation.
+        systems: of different names.
+        split: that is evaluated.
+        num_queries: in each gallery; and for maps where no keys are given, evenly spaced over the split.
+        keys: of the queries whose maps are drawn.
+
+    Returns:
+        The URLs of the PNG files; see `open_folder`.
+
+    Raises:
+        UserError: if a key is not one of the split.
+    """
+    results = [evaluate_system(system, split) for system in systems]
+    known = results[0].embeddings.keys
+    keys = list(keys) or [known[row] for row in evenly_spaced(len(known), num_queries)]
+    for key in keys:
+        if not all(key in one.embeddings.keys for one in results):
+            raise UserError(f"--keys {key!r} is not a recording of {config.data.corpus}/{split}, such as {known[0]!r}")
+    samples = QuerySamples(config, split)
+    files = {}
+    for one in results:
+        for which, rows in zip(("best", "worst"), best_and_worst(one, num_queries), strict=True):
+            title = f"{one.system.name} on {config.data.corpus}/{split}: {which} queries"
+            files[f"gallery-{file_name(one.system.name)}-{which}.png"] = draw_gallery(
+                title, gallery_rows(one, samples, rows)
+            )
+    for key, png in zip(keys, draw_attention(config, results, samples, keys), strict=True):
+        files[f"attention-{file_name(key)}.png"] = png
+    settings = {"num_queries": num_queries, "keys": list(keys)}
+    folder = open_folder(config, study_name(config, split, "look"), systems, [split], **settings)
+    folder.write(files)
+    return [f"{folder.storage.url}/{name}" for name in files]
+
+
+def best_and_worst(one: SystemResult, count: int) -> tuple[list[int], list[int]]:
+    """Return the rows of a system's best and of its worst queries, first by rank and then by margin."""
+    ranks = one.result.speech_to_image_rank
+    _, margins = nearest_pictures(one.embeddings, list(range(len(ranks))), TOP)
+    order = np.lexsort((-margins, ranks))
+    return order[:count].tolist(), order[::-1][:count].tolist()
+
+
+def gallery_rows(one: SystemResult, samples: QuerySamples, rows: list[int]) -> list[GalleryRow]:
+    """Collect what a gallery shows of some queries."""
+    embeddings = one.embeddings
+    nearest, margins = nearest_pictures(embeddings, rows, TOP)
+    shown = {name for names in nearest for name in names} | {embeddings.speech_image_ids[row] for row in rows}
+    place_of = {name: place for name, place in picture_places(embeddings).items() if name in shown}
+    places = [embeddings.places[row] for row in rows]
+    found = dict(samples.iter_samples([*place_of.values(), *places]))
+    pictures = {name: open_picture(found[place].image) for name, place in place_of.items()}
+    return [
+        GalleryRow(
+            lines=[
+                f"rank {one.result.speech_to_image_rank[row]}, margin {margin:+.3f}",
+                *_texts(found[place]),
+            ],
+            right=pictures[embeddings.speech_image_ids[row]],
+            found=[pictures[name] for name in names],
+            right_place=names.index(own) if (own := embeddings.speech_image_ids[row]) in names else -1,
+        )
+        for row, place, names, margin in zip(rows, places, nearest, margins, strict=True)
+    ]
+
+
+def draw_attention(
+    config: Config, results: list[SystemResult], samples: QuerySamples, keys: Sequence[str]
+) -> list[bytes]:
+    """Draw, for each query, the relevance of patches and frames to its right pair in every system; PNGs."""
+    first = results[0].embeddings
+    places = [first.places[first.keys.index(key)] for key in keys]
+    found = dict(samples.iter_samples(places))
+    looks: list[list[Look]] = [[] for _ in keys]
+    squares: list[Image.Image] = []
+    for one in results:
+        audio_dim = audio_dim_of(samples.features.manifest)
+        model, clip = load_system(one.system, audio_dim)
+        decode = build_decoder(one.system.config, clip, audio_dim=audio_dim)
+        squares = []
+        for number, (key, place) in enumerate(zip(keys, places, strict=True)):
+            pair = decode(found[place])
+            batch = collate([pair], clip.mean, clip.std, torch.device("cpu"))
+            with torch.no_grad():
+                image = model.encode_image(batch.images)[0]
+                speech = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)[0][0]
+            look = Look(
+                one.system.name,
+                int(one.result.speech_to_image_rank[one.embeddings.keys.index(key)]),
+                patch_relevance(model, batch.images[0], speech),
+                frame_relevance(model, batch.tokens[0], batch.audio[0, : len(pair.audio)], image),
+            )
+            looks[number].append(look)
+            squares.append(Image.fromarray(pair.image.transpose(1, 2, 0)))
+    return [
+        draw_looks([key, *_texts(found[place])], square, _mel(samples.sound(place, key)), own)
+        for key, place, square, own in zip(keys, places, squares, looks, strict=True)
+    ]
+
+
+def _mel(sound: bytes) -> NDArray[np.float32]:
+    """Return the log-mel spectrogram (bands, columns of 10 ms) of a recording, without columns if there is none."""
+    try:
+        waveform = decode_audio(sound)
+    except UndecodableAudio:
+        return np.zeros((_NUM_MELS, 0), np.float32)
+    padded = np.pad(waveform, (0, -len(waveform) % FRAME_SAMPLES))  # to whole frames, so that both have one length
+    return whisper.log_mel_spectrogram(padded, _NUM_MELS).numpy()
+
+
+def _texts(sample: Sample) -> list[str]:
+    facts = sample.metadata
+    heard = f"heard: {facts.get('transcript') or '(nothing)'}"
+    return [f"said: {facts['text']}", heard] if isinstance(facts.get("text"), str) else [heard]

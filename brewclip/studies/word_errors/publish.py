@@ -1,0 +1,85 @@
+"""A study of word errors from outcomes to what is kept of it: tables, picture, JSON, MLflow."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from brewclip.config import Config
+from brewclip.evaluation.columns import align
+from brewclip.evaluation.folders import EvaluationFolder, file_name, open_folder, study_name
+from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.recall_tables import markdown_table
+from brewclip.evaluation.systems import System
+from brewclip.studies.word_errors.results import band_rows, count_rows, draw_effects, record_of, slope_rows
+from brewclip.studies.word_errors.study import Utterance, WordErrorEffect, measure_effect, summarise
+from brewclip.tracking.provenance import record_origin
+from brewclip.tracking.tracker import Tracker
+
+
+def study_word_errors(
+    config: Config,
+    split: str,
+    utterances: list[Utterance],
+    num_samples: int,
+    systems: list[System],
+    outcomes: list[Outcome],
+) -> str:
+    """Relate systems' ranks to word errors, print the tables, and keep tables, picture and every utterance.
+
+    Args:
+        config: settings of the evaluation.
+        split: that was evaluated.
+        utterances: from `load_utterances`.
+        num_samples: of the split.
+        systems: that were evaluated.
+        outcomes: one for each of them.
+
+    Returns:
+        The URL of the folder that holds word_errors.json, word_errors.md and word_errors.png.
+    """
+    summary = summarise(utterances, num_samples)
+    effects = [measure_effect(outcome, utterances) for outcome in outcomes]
+    tables = [count_rows(summary), slope_rows(effects), band_rows(effects)]
+    record = {
+        "split": split,
+        "counts": summary,
+        "systems": [record_of(one) for one in effects],
+        "utterances": [asdict(one) for one in utterances],
+    }
+    texts = {
+        "word_errors.json": json.dumps(record, indent=1),
+        "word_errors.md": "\n".join(markdown_table(rows) for rows in tables),
+    }
+    title = f"{config.data.corpus}, {split}: hits against word errors"
+    picture = draw_effects(effects, title)
+    folder = open_folder(config, study_name(config, split, "word_errors"), systems, [split])
+    folder.write({name: text.encode() for name, text in texts.items()} | {"word_errors.png": picture})
+    _record_in_mlflow(config, folder, summary, effects, texts, picture)
+    print("\n" + "\n\n".join(align(rows) for rows in tables))
+    print(f"\nwritten: {folder.storage.url}/word_errors.{{md,json,png}}", flush=True)
+    return folder.storage.url
+
+
+def _record_in_mlflow(
+    config: Config,
+    folder: EvaluationFolder,
+    summary: dict[str, Any],
+    effects: list[WordErrorEffect],
+    texts: dict[str, str],
+    picture: bytes,
+) -> None:
+    """Give the study a run of its own."""
+    tracking = config.tracking
+    tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
+    record_origin(tracker, config, "word_errors")
+    tracker.log_params({"systems": ", ".join(one.system for one in effects)})
+    tracker.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)}, 0)
+    for one in effects:
+        if one.fit is not None:
+            numbers = {"slope": one.fit.slope, "slope_low": one.fit.low, "slope_high": one.fit.high}
+            prefix = f"{file_name(one.system)}/wer"
+            tracker.log_metrics({f"{prefix}_{key}": value for key, value in numbers.items()}, 0)
+    for file, text in texts.items():
+        tracker.log_text(text, file)
+    tracker.log_bytes(picture, "word_errors.png")
+    tracker.finish()

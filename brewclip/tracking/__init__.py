@@ -1,0 +1,1 @@
+"""MLflow records of a run, its provenance, and the model registry."""

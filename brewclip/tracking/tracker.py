@@ -1,0 +1,257 @@
+"""Records of a run in MLflow, delivered from a background thread so that training never waits for a server.
+
+A run is found again by its tag `brewclip.run_url`, so a restarted job goes on in the same MLflow run. While the
+server is away, records wait in memory, in order, and are delivered when it is back.
+"""
+
+import os
+import platform
+import queue
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from brewclip.errors import UserError
+from brewclip.version import __version__
+
+RUN_TAG = "brewclip.run_url"
+SUPERSEDED_TAG = "brewclip.superseded"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its page shows the run below the parent
+_LONGEST_PAUSE_SECONDS = 5.0
+_LONGEST_PARAMETER = 500
+Action = Callable[[Any, str], Any]
+
+
+class Tracker:
+    """One run in MLflow; without a URI, every call is accepted and nothing is recorded.
+
+    Args:
+        uri: tracking URI, or empty.
+        experiment: name of the experiment; made if it is missing.
+        run_name: name of the run.
+        run_url: where the run keeps its files; a run of the same URL is continued.
+        tags: further tags of the run.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        run_url: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.uri, self.experiment, self.run_name, self.run_url = uri, experiment, run_name, run_url
+        self.tags = dict(tags or {})
+        self.run_id = ""
+        self._closing = False
+        self._actions: queue.Queue[Action | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
+        if uri:
+            open_client(uri)  # imported before there are two threads: the import of mlflow does not bear two at once
+            self._thread.start()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters; one that is recorded already is left as it is."""
+        texts = {name: without_secrets(str(value))[:_LONGEST_PARAMETER] for name, value in params.items()}
+        self._put(lambda client, run_id: _log_params(client, run_id, texts))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of a step, with the time of this call."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        rows = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        self._put(lambda client, run_id: client.log_batch(run_id, metrics=rows))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        pairs = {name: without_secrets(value) for name, value in tags.items()}
+        self._put(lambda client, run_id: [client.set_tag(run_id, name, value) for name, value in pairs.items()])
+
+    def log_text(self, text: str, file_name: str) -> None:
+        """Record a text as an artifact."""
+        self._put(lambda client, run_id: client.log_text(run_id, without_secrets(text), file_name))
+
+    def log_bytes(self, data: bytes, file_name: str) -> None:
+        """Record the content of a file as an artifact."""
+        self._put(lambda client, run_id: _log_bytes(client, run_id, data, file_name))
+
+    def flush(self, wait_seconds: float = 60.0) -> bool:
+        """Wait until everything so far is recorded; return whether it is."""
+        if not self.uri:
+            return True
+        done = threading.Event()
+        self._put(lambda client, run_id: done.set())
+        return done.wait(wait_seconds)
+
+    def finish(self, status: str = "FINISHED", *, wait_seconds: float = 120.0) -> int:
+        """Deliver what waits, close the run, and return how many records could not be delivered.
+
+        Args:
+            status: `FINISHED`, `FAILED` or `KILLED`.
+            wait_seconds: how long to wait for a server that is away.
+        """
+        if not self.uri:
+            return 0
+        self._put(lambda client, run_id: client.set_terminated(run_id, status))
+        self._actions.put(None)
+        self._thread.join(wait_seconds)
+        left = self._actions.qsize()
+        if self._thread.is_alive():
+            print(f"tracking: {left} records were not delivered to {self.uri}", file=sys.stderr, flush=True)
+        return left if self._thread.is_alive() else 0
+
+    def _put(self, action: Action) -> None:
+        if self.uri:
+            self._actions.put(action)
+
+    def _deliver(self) -> None:
+        client = self._persist(lambda: open_client(self.uri))
+        self.run_id = self._persist(lambda: self._find_or_create(client))
+        while (action := self._actions.get()) is not None:
+            self._persist(lambda action=action: action(client, self.run_id))  # type: ignore[misc]
+
+    def _persist(self, operation: Callable[[], Any]) -> Any:
+        """Repeat an operation until it succeeds, or until the server refuses what it is given."""
+        pause, told = 0.2, False
+        while True:
+            try:
+                return operation()
+            except Exception as error:
+                if not _may_pass(error):
+                    print(f"tracking: MLflow refuses a record: {_one_line(error)}", file=sys.stderr, flush=True)
+                    return None
+                if not told:
+                    print(
+                        f"tracking: MLflow is away, records wait: {_one_line(error)}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    told = True
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _find_or_create(self, client: Any) -> str:
+        experiment_id = _experiment_id(client, self.experiment)
+        for run in _runs_of(client, experiment_id, self.run_url):
+            client.update_run(run.info.run_id, status="RUNNING")
+            return str(run.info.run_id)
+        tags = self.tags | {RUN_TAG: self.run_url}
+        return client.create_run(experiment_id, run_name=self.run_name, tags=tags).info.run_id
+
+
+def supersede(uri: str, experiment: str, run_url: str) -> None:
+    """Mark the runs of a URL as superseded, so that the next one starts a new record; nothing without a URI.
+
+    Raises:
+        UserError: if MLflow cannot be reached.
+    """
+    if not uri:
+        return
+    from mlflow.exceptions import MlflowException
+
+    client = open_client(uri)
+    try:
+        for run in _runs_of(client, _experiment_id(client, experiment), run_url):
+            client.set_tag(run.info.run_id, SUPERSEDED_TAG, "true")
+    except MlflowException as error:
+        raise UserError(f"MLflow at {uri} cannot be reached to start over: {_one_line(error)}") from error
+
+
+def describe_environment() -> dict[str, str]:
+    """Return what a run should be repeatable from: command, commit, versions, machine."""
+    from importlib.metadata import version
+
+    packages = ("torch", "ray", "open_clip_torch", "openai-whisper")
+    return {
+        "brewclip.command": without_secrets(shlex.join(["python", *sys.argv])),
+        "brewclip.version": __version__,
+        "brewclip.git_commit": git_commit(),
+        "brewclip.python": platform.python_version(),
+        "brewclip.platform": platform.platform(),
+    } | {f"brewclip.version.{name}": version(name) for name in packages}
+
+
+def without_secrets(text: str) -> str:
+    """Take user names and passwords out of the URLs in a text: `https://me:pw@host` becomes `https://host`."""
+    return re.sub(r"(?<=://)[^/@\s'\"]+@", "", text)
+
+
+def find_runs(uri: str, experiment: str, run_url: str) -> list[Any]:
+    """Return the runs of a URL that were not started over, newest first; raises MLflow's own errors."""
+    client = open_client(uri)
+    return _runs_of(client, _experiment_id(client, experiment), run_url)
+
+
+def git_commit() -> str:
+    """Return the commit of the checkout, with a plus if files differ from it; `unknown` outside of one."""
+    try:
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("BREWCLIP_GIT_COMMIT", "unknown")
+
+
+def open_client(uri: str) -> Any:
+    """Return a client of MLflow for what is asked once and may fail; records go through `Tracker`."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # repeated here, in order
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def _experiment_id(client: Any, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment:
+        return str(experiment.experiment_id)
+    # Without this tag MLflow's page opens on its tools for language models instead of on the runs.
+    return str(client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"}))
+
+
+def _runs_of(client: Any, experiment_id: str, run_url: str) -> list[Any]:
+    """Return the runs of a URL that were not started over, newest first."""
+    runs = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run_url}'")
+    return [run for run in runs if SUPERSEDED_TAG not in run.data.tags]
+
+
+def _log_bytes(client: Any, run_id: str, data: bytes, file_name: str) -> None:
+    folder, _, name = file_name.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="brewclip-artifact-") as directory:
+        path = Path(directory) / name
+        path.write_bytes(data)
+        client.log_artifact(run_id, str(path), folder or None)
+
+
+def _log_params(client: Any, run_id: str, texts: dict[str, str]) -> None:
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    new = [Param(name, text) for name, text in texts.items() if name not in known]
+    for start in range(0, len(new), 100):
+        client.log_batch(run_id, params=new[start : start + 100])
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell an outage from a refusal."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    if isinstance(error, RestException):
+        return error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+    if isinstance(error, MlflowException):
+        return True  # the client wraps connection errors so
+    return isinstance(error, OSError)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,53 @@
+"""Measure what is cut from pictures, texts and speech, and what that costs: recall cut and whole, side by side.
+
+    python jobs/truncation.py localized_narratives --split dev --systems zero_shot RUN
+    python jobs/truncation.py scenes_narratives --split dev --systems zero_shot
+
+For each system: the centre crop against the whole picture between bars (--data.image-transform letterbox), the text cut
+at CLIP's 77 tokens less the prompts against windows over all of it (--data.long-text windows), the first
+--data.max-audio-frames of the speech against all of it (0). Prints the table, and writes inputs.json to a folder of its
+own below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-inputs, whose latest.json names the last one. The run stays as it
+was trained: to see what training on whole inputs gives, train with the same flags and use jobs/evaluate.py.
+"""
+
+from dataclasses import dataclass
+
+from brewclip.config import Config, exit_on_user_error, parse_command_line
+
+
+@dataclass(frozen=True)
+class InputsConfig(Config):
+    """Settings of the comparison."""
+
+    systems: tuple[str, ...] = ("zero_shot",)
+    """What is evaluated: `zero_shot`, names of runs, URLs of runs or checkpoints."""
+    split: str = "dev"
+    """Split that is evaluated."""
+
+
+def main() -> None:
+    """Parse the configuration, join Ray, evaluate, print, write."""
+    with exit_on_user_error():
+        config = parse_command_line(__doc__, InputsConfig)
+        import json
+
+        from brewclip.cluster import connect
+        from brewclip.data.manifest import open_manifest
+        from brewclip.data.storage import check_reachable
+        from brewclip.evaluation.folders import open_folder, study_name
+        from brewclip.evaluation.systems import describe_systems
+        from brewclip.studies.truncation import inputs_record, inputs_table, measure_inputs
+
+        check_reachable(config.storage)
+        open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
+        systems = describe_systems(config, config.systems)
+        connect()
+        effects = [effect for system in systems for effect in measure_inputs(system, config.split)]
+        folder = open_folder(config, study_name(config, config.split, "inputs"), systems, [config.split])
+        folder.write({"inputs.json": json.dumps(inputs_record(effects), indent=1).encode()})
+        print("\nspeech -> image, recall in %, and what the whole input gains [95 % interval]")
+        print(f"{inputs_table(effects)}\n{folder.storage.url}/inputs.json", flush=True)
+
+
+if __name__ == "__main__":
+    main()

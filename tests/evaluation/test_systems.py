@@ -1,0 +1,214 @@
+"""What names of systems stand for, what cannot be ranked, and the same ranks from one worker and from four."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brewclip.checkpoints.checkpoint import Checkpoint, CheckpointFacts, save_checkpoint
+from brewclip.config import Config, DataConfig, flatten, preset
+from brewclip.data.manifest import open_manifest
+from brewclip.data.reader import Rejections
+from brewclip.data.schema import BadSample, Sample, array_to_npy
+from brewclip.data.shards import finish_split, write_shard
+from brewclip.data.storage import open_storage
+from brewclip.errors import UserError
+from brewclip.evaluation import systems
+from brewclip.evaluation.embed import Embeddings
+from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.systems import (
+    SystemResult,
+    check_rankable,
+    describe_system,
+    describe_systems,
+    embed_share,
+    evaluate_system,
+    rank_shares,
+)
+from tests.training.features import AUDIO_DIM, make_features, write_features
+
+
+def config_of(folder: Path, transcript: str = "asr") -> Config:
+    return replace(preset("scenes"), storage=folder.as_uri(), data=DataConfig(transcript=transcript))
+
+
+def save_run(config: Config, name: str, *, named: bool = True, **model: object) -> None:
+    """Write a run without weights, which is all that a description reads."""
+    trained = replace(config, model=replace(config.model, **model), run=replace(config.run, name=name if named else ""))
+    facts = CheckpointFacts(step=3, config=flatten(trained), frozen_sha256={}, audio_dim=AUDIO_DIM)
+    storage = open_storage(f"{config.storage}/runs/{name}")
+    save_checkpoint(storage, Checkpoint(facts, {}, {}), best=True, keep=1)
+
+
+def test_a_system_reads_what_stands_behind_its_name(tmp_path):
+    config = config_of(tmp_path)
+    save_run(config, "mine", variant="pipeline")
+    asr, truth, plain = describe_systems(config, ["mine", "mine@ground_truth", "zero_shot@asr"])
+    assert [one.name for one in (asr, truth, plain)] == ["mine", "mine@ground_truth", "zero_shot"]
+    assert [one.config.data.transcript for one in (asr, truth, plain)] == ["asr", "ground_truth", "asr"]
+    assert (asr.step, asr.trained_on, len(asr.weights_sha256)) == (3, "scenes", 64)
+    told = describe_system(config_of(tmp_path, "ground_truth"), "mine@asr")
+    assert (told.name, told.config.data.transcript) == ("mine@asr", "asr")
+
+
+def test_inputs_other_than_in_training_are_told(tmp_path, capsys):
+    config = config_of(tmp_path)
+    save_run(replace(config, data=replace(config.data, long_text="windows")), "mine")
+    describe_system(config, "mine")
+    assert capsys.readouterr().out == (
+        "note: mine was trained with --data.long-text windows and reads the split with cut\n"
+    )
+    describe_system(replace(config, data=replace(config.data, long_text="windows")), "mine")
+    assert not capsys.readouterr().out
+
+
+def test_two_seeds_of_a_variant_have_names_of_their_own(tmp_path):
+    config = config_of(tmp_path)
+    for name in ("scenes-pipeline-0", "scenes-pipeline-1"):
+        save_run(config, name, named=False, variant="pipeline")
+    names = [one.name for one in describe_systems(config, ["scenes-pipeline-0", "scenes-pipeline-1", "zero_shot"])]
+    assert names == ["scenes-pipeline-0", "scenes-pipeline-1", "zero_shot"]
+    assert describe_systems(config, ["scenes-pipeline-0"])[0].name == "scenes-pipeline-0"
+
+
+def test_steps_of_a_run_and_runs_of_one_name_are_told_apart(tmp_path):
+    here, there = config_of(tmp_path / "here"), config_of(tmp_path / "there")
+    for config in (here, there):
+        save_run(config, "mine")
+    step = f"{here.storage}/runs/mine/checkpoints/step-00000003"
+    assert [one.name for one in describe_systems(here, ["mine", step])] == ["mine", "mine/step-00000003"]
+    other = f"{there.storage}/runs/mine"
+    assert [one.name for one in describe_systems(here, ["mine", other])] == ["mine", other]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["mime"], "no checkpoint at .*/runs/mime: .*; did you mean 'mine'"),
+        (["zero_shoot"], "did you mean 'zero_shot'"),
+        (["xyz"], "there are mine, zero_shot"),
+        (["mine", "mine"], "--systems names mine twice"),
+        ([], "--systems is empty"),
+        (["file:///nowhere/runs/x"], "no checkpoint at file:///nowhere/runs/x"),
+        (["other_clip"], "trained with --model.clip ViT-L-14/openai, here it is scenes"),
+    ],
+)
+def test_names_that_stand_for_nothing(tmp_path, names, message):
+    config = config_of(tmp_path)
+    save_run(config, "mine")
+    if "other_clip" in names:
+        save_run(config, "other_clip", clip="ViT-L-14/openai")
+    with pytest.raises(UserError, match=message) as caught:
+        describe_systems(config, names)
+    assert "\n" not in str(caught.value)
+
+
+def embeddings(speech: np.ndarray, images: np.ndarray) -> Embeddings:
+    names = [f"p{row % max(1, len(images))}" for row in range(len(speech))]
+    keys = [f"{name}-{row}" for row, name in enumerate(names)]
+    return Embeddings(keys, keys, names, [], speech, [f"p{row}" for row in range(len(images))], images)
+
+
+def test_what_cannot_be_ranked_is_named(tmp_path):
+    write_features(tmp_path.as_uri(), "test", 4, rounds=1)
+    manifest = open_manifest(f"{tmp_path.as_uri()}/test")
+    none, good = Rejections(manifest.url), np.ones((4, 3), np.float32)
+    check_rankable("a", manifest, embeddings(good, good), none)
+    bad = good.copy()
+    bad[2] = np.nan
+    with pytest.raises(UserError, match=r"not finite for 1 of 4 recordings of .*such as 'p2-2'"):
+        check_rankable("a", manifest, embeddings(bad, good), none)
+    bad[2] = 0
+    with pytest.raises(UserError, match=r"zero or not finite for 1 of 4 pictures .*'p2'"):
+        check_rankable("a", manifest, embeddings(good, bad), none)
+    with pytest.raises(UserError, match="has one picture"):
+        check_rankable("a", manifest, embeddings(good, good[:1]), none)
+    many = Rejections(manifest.url, max_fraction=0.0)
+    many.add("shard", 0, BadSample("text", "sample 'x' has no text"))
+    with pytest.raises(UserError, match=r"1 of 4 samples .*max-bad-fraction 0.0"):
+        check_rankable("a", manifest, embeddings(good, good), many)
+    with pytest.raises(UserError, match=r"none of 4 recordings .*sample 'x' has no text"):
+        check_rankable("a", manifest, embeddings(good[:0], good[:0]), many)
+
+
+def changed(sample: Sample, **fields: object) -> Sample:
+    return Sample(**{name: getattr(sample, name) for name in ("key", "metadata", "image", "features")} | fields)
+
+
+def without_text(sample: Sample) -> Sample:
+    return changed(sample, metadata={k: v for k, v in sample.metadata.items() if k != "text"})
+
+
+def not_finite(sample: Sample) -> Sample:
+    return changed(sample, features=array_to_npy(np.full((4, AUDIO_DIM), np.nan, np.float16)))
+
+
+def without_picture(sample: Sample) -> Sample:
+    return changed(sample, image=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "transcript", "pictures", "message"),
+    [
+        (
+            without_text,
+            "ground_truth",
+            4,
+            "none of 4 recordings of .* by zero_shot: text: sample 'test0-0' has no text",
+        ),
+        (not_finite, "asr", 4, "not finite"),
+        (without_picture, "asr", 4, "picture: there is none"),
+        (lambda sample: sample, "asr", 1, "has one picture"),
+    ],
+    ids=["no text", "NaN", "no picture", "one picture"],
+)
+def test_a_split_that_cannot_be_ranked(tmp_path, change: Callable[[Sample], Sample], transcript, pictures, message):
+    config = config_of(tmp_path, transcript)
+    storage = open_storage(f"{config.features_url}/test")
+    samples = (change(make_features("test", 0, number)) for number in range(pictures))
+    records = [write_shard(storage, "test-00-000000.tar", 0, samples)]
+    finish_split(storage, records, corpus="scenes", split="test", kind="features", num_images=pictures)
+    system = describe_system(config, "zero_shot")
+    with pytest.raises(UserError, match=message):
+        rank_shares(system, open_manifest(storage.url), [embed_share(system, "test", 0, 1)])
+
+
+def assert_same_ranks(one: SystemResult, other: SystemResult) -> None:
+    for name in ("speech_to_image_rank", "image_to_speech_rank", "query_image_ids"):
+        np.testing.assert_array_equal(getattr(one.result, name), getattr(other.result, name))
+    assert one.embeddings.keys == other.embeddings.keys
+    assert one.metrics == other.metrics
+
+
+def test_four_workers_give_the_ranks_of_one(tmp_path, capsys):
+    config = config_of(tmp_path)
+    write_features(config.features_url, "test", 13, per_shard=5, rounds=3, broken=[2])
+    manifest, system = open_manifest(f"{config.features_url}/test"), describe_system(config, "zero_shot")
+    alone = rank_shares(system, manifest, [embed_share(system, "test", 0, 1)])
+    shared = rank_shares(system, manifest, [embed_share(system, "test", rank, 4) for rank in range(4)])
+    assert_same_ranks(alone, shared)
+    assert len(alone.embeddings.keys) == 38 and alone.bad_samples == shared.bad_samples == {"picture": 1}
+    assert "zero_shot: left out 1 of 39 recordings: picture: cannot identify" in capsys.readouterr().out
+    kept = Outcome.from_bytes(alone.outcome.to_bytes())
+    assert kept.result.summary() == alone.metrics and kept.facts["bad_samples"] == {"picture": 1}
+
+
+@pytest.mark.services
+def test_over_ray_it_is_the_same(tmp_path, ray_head, monkeypatch):
+    import ray
+
+    from brewclip.cluster import connect
+
+    config = config_of(tmp_path)
+    write_features(config.features_url, "test", 6, rounds=1)
+    system, manifest = describe_system(config, "zero_shot"), open_manifest(f"{config.features_url}/test")
+    monkeypatch.setattr(systems, "_RECORDINGS_PER_TASK", 2)  # three tasks
+    connect()
+    try:
+        assert_same_ranks(
+            evaluate_system(system, "test"), rank_shares(system, manifest, [embed_share(system, "test", 0, 1)])
+        )
+    finally:
+        ray.shutdown()

