@@ -21,7 +21,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from brewclip.pretrained.ctranslate2 import read_variables, to_openai_state
 
-SCENES_DIR = Path(__file__).parent / "scenes"
+SCENES_DIR = Path(__file__).parents[1] / "scenes"
 
 _WHISPER_BASE = ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)
 _WHISPER_BASE_HALVES = (

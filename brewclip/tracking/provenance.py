@@ -108,7 +108,7 @@ def installed_packages() -> str:
 
 def source_sha256() -> str:
     """Return a hash of the package's own Python files: it names the code where there is no git."""
-    digest, folder = hashlib.sha256(), Path(__file__).parent
+    digest, folder = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()

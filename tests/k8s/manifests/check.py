@@ -19,7 +19,7 @@ from tests.k8s.manifests.exposure import network_mistakes, placeholder_mistakes,
 from tests.k8s.manifests.pods import pod_mistakes
 from tests.k8s.manifests.schemas import Document, load_crds, schema_mistakes
 
-OVERLAYS = Path(__file__).resolve().parent / "overlays"
+OVERLAYS = Path(__file__).resolve().parents[3] / "k8s" / "overlays"
 CHECKS = (
     pod_mistakes,
     secret_mistakes,
