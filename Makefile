@@ -19,7 +19,7 @@ setup: $(INSTALLED) ## make the virtual environment (3 to 8 minutes, 7.5 GB; ski
 demo: $(INSTALLED) ## run the main job end to end on this machine: data, extraction, training, report
 	@$(BIN)/python jobs/demo.py
 
-sweep: $(INSTALLED) ## sweep over settings on the data of `make demo`, with one interruption: table, pictures, best model
+sweep: $(INSTALLED) ## sweep over settings on the data of `make demo`, with one interruption: table, images, best model
 	@$(BIN)/python jobs/demo_sweep.py
 
 services: $(INSTALLED) ## start the S3 server, Ray and MLflow over the data of `make demo`, until Ctrl-C

@@ -14,7 +14,7 @@ __all__ = ["__version__", "load"]
 
 
 def load(url_or_name: str, *, clip: str = "", whisper: str = "", device: str = "") -> "Embedder":
-    """Load a trained system that embeds speech and pictures, and searches.
+    """Load a trained system that embeds speech and images, and searches.
 
     Args:
         url_or_name: URL of a run (its best checkpoint) or of one checkpoint, a run's folder on this machine, the name

@@ -1,4 +1,4 @@
-"""Search pictures by speech from the command line.
+"""Search images by speech from the command line.
 
 python -m brewclip index --checkpoint s3://bucket/runs/NAME --images DIR --out index.npz
 python -m brewclip search --index index.npz --audio query.wav --k 5
@@ -21,7 +21,7 @@ class IndexOptions:
     checkpoint: str
     """URL of a run or checkpoint, a folder, a run below BREWCLIP_STORAGE, models:/NAME@ALIAS, or zero_shot."""
     images: Path
-    """Folder of pictures, at any depth."""
+    """Folder of images, at any depth."""
     out: Path = Path("index.npz")
     """File that is written."""
     clip: str = ""
@@ -37,7 +37,7 @@ class SearchOptions:
     audio: Path
     """Recording of what is looked for, any sound file."""
     k: int = 5
-    """Pictures that are shown."""
+    """Images that are shown."""
     checkpoint: str = ""
     """System that listens, if it has moved; empty takes the one that made the index, and another is refused."""
 
@@ -59,26 +59,26 @@ def main() -> None:
 
 
 def build_index(words: list[str]) -> None:
-    """Embed the pictures of a folder."""
+    """Embed the images of a folder."""
     options = parse_options(__doc__, IndexOptions, words)
     if not options.images.is_dir():
         raise UserError(f"--images {options.images} is not a folder")
     paths = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise UserError(f"--images {options.images} holds no picture ({', '.join(sorted(_SUFFIXES))})")
+        raise UserError(f"--images {options.images} holds no image ({', '.join(sorted(_SUFFIXES))})")
     from brewclip import load
 
     index, problems = load(options.checkpoint, clip=options.clip).build_index(paths)
     for line in problems:
         print(f"left out: {line}", file=sys.stderr)
     if not index.names:
-        raise UserError(f"none of {len(paths)} pictures in {options.images} can be used")
+        raise UserError(f"none of {len(paths)} images in {options.images} can be used")
     index.save(options.out)
-    print(f"{len(index.names)} pictures in {options.out}, {len(problems)} left out")
+    print(f"{len(index.names)} images in {options.out}, {len(problems)} left out")
 
 
 def search(words: list[str]) -> None:
-    """Print the nearest pictures of a recording."""
+    """Print the nearest images of a recording."""
     options = parse_options(__doc__, SearchOptions, words)
     from brewclip import load
     from brewclip.serving.index import Index
@@ -89,7 +89,7 @@ def search(words: list[str]) -> None:
     embedder = load(name, clip=clip if name == "zero_shot" else "")
     index.check_made_by(embedder.identity, embedder.name)  # before Whisper is loaded
     (matches,) = embedder.search(index, [options.audio], options.k)
-    print("rank  score  picture")
+    print("rank  score  image")
     for match in matches:
         print(f"{match.rank:>4}  {match.score:.3f}  {match.name}")
 

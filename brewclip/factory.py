@@ -52,13 +52,13 @@ def restore_model(model: BrewCLIP, checkpoint: Checkpoint, clip: ClipIdentity) -
     model.load_trained_state(checkpoint.model)
 
 
-def build_decoder(config: Config, clip: LoadedClip, *, kept_bytes: int = 0, audio_dim: int = 0) -> PairDecoder:
+def build_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0, audio_dim: int = 0) -> PairDecoder:
     """Build what turns stored samples into pairs for this CLIP.
 
     Args:
         config: of the run.
         clip: whose tokenizer and image transform are used.
-        kept_bytes: bound of the decoded images that are kept.
+        cache_bytes: bound of the decoded images that are kept.
         audio_dim: width of the features that the model takes, so that others are bad samples; 0 takes any.
     """
     data, model = config.data, config.model
@@ -74,7 +74,7 @@ def build_decoder(config: Config, clip: LoadedClip, *, kept_bytes: int = 0, audi
         image_transform=_OWN_TRANSFORM[clip.resize_mode] if data.image_transform == "crop" else data.image_transform,
         fill=(red, green, blue),
         interpolation=clip.interpolation,
-        kept_bytes=kept_bytes,
+        cache_bytes=cache_bytes,
         audio_dim=audio_dim,
     )
 
@@ -88,8 +88,8 @@ def build_autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def check_pictures(manifest: Manifest, clip: LoadedClip) -> None:
-    """Compare the size of the stored pictures with what a CLIP needs.
+def check_images(manifest: Manifest, clip: LoadedClip) -> None:
+    """Compare the size of the stored images with what a CLIP needs.
 
     Raises:
         UserError: if they were reduced further.
@@ -97,7 +97,7 @@ def check_pictures(manifest: Manifest, clip: LoadedClip) -> None:
     stored = int(manifest.summary.details.get("image_side_pixels", 0))
     if 0 < stored < clip.image_size:
         raise UserError(
-            f"pictures of {manifest.url} were reduced to {stored} pixels, {clip.name} needs {clip.image_size}: "
+            f"images of {manifest.url} were reduced to {stored} pixels, {clip.name} needs {clip.image_size}: "
             f"extract again with --extraction.image-side-pixels {clip.image_size}"
         )
 

@@ -1,4 +1,4 @@
-"""InfoNCE between pictures and speech (outer) and between sound and text (inner), over the global batch.
+"""InfoNCE between images and speech (outer) and between sound and text (inner), over the global batch.
 
 A worker computes its own rows of the logits. Those of a large batch are computed some rows at a time and never held
 as a whole: their gradients are found beside the loss, while the logits are there.
@@ -59,7 +59,7 @@ def brewclip_loss(
 
     Args:
         features: of this worker's n rows.
-        image_ids: (n,) int64; two rows of one picture are never each other's negatives.
+        image_ids: (n,) int64; two rows of one image are never each other's negatives.
         logit_scale: log(1 / tau).
         alpha: weight of the inner loss, in [0, 1].
         gather: rows of this worker -> rows of all workers, in an order common to all, such as
@@ -121,7 +121,7 @@ def loss_of_chance(num_rows: int, reduction: str = "sum") -> float:
 
 
 def _kept(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:
-    """Return (n, N) bool: each row's match and the keys of other pictures."""
+    """Return (n, N) bool: each row's match and the keys of other images."""
     is_target = torch.arange(len(all_ids), device=image_ids.device) == targets[:, None]
     return (image_ids[:, None] != all_ids) | is_target
 

@@ -20,7 +20,7 @@ NUM_RESAMPLES = 1000
 # Cosines nearer than this are a tie. It is above float32's rounding (3e-7 at 768 dimensions), so that equal
 # embeddings tie in whatever order a matrix product adds them up.
 TIE_TOLERANCE = 1e-6
-# Pictures and recordings of a tile: 8 MiB of scores, which stay in a processor's cache. Pictures are below 256,
+# Images and recordings of a tile: 8 MiB of scores, which stay in a processor's cache. Images are below 256,
 # see `_count_columns`.
 _TILE_IMAGES, _TILE_SPEECH = 128, 16384
 _SORT_FROM_LIMITS = 64  # a pass over the scores for each limit is cheaper than sorting them, up to here
@@ -34,12 +34,12 @@ class RetrievalResult:
     Constant embeddings so have the last rank everywhere.
 
     Attributes:
-        speech_to_image_rank: (Q,) int64, 1-based rank of each recording's picture.
-        image_to_speech_rank: (I,) int64, 1-based best rank of any of the picture's recordings; pictures
+        speech_to_image_rank: (Q,) int64, 1-based rank of each recording's image.
+        image_to_speech_rank: (I,) int64, 1-based best rank of any of the image's recordings; images
             without a recording ask nothing and have no row, though they stay in the other direction's
             gallery.
         speech_to_image_ndcg: (Q,) float64, nDCG@10 of each recording.
-        image_to_speech_ndcg: (I,) float64, nDCG@10 of each picture that has recordings.
+        image_to_speech_ndcg: (I,) float64, nDCG@10 of each image that has recordings.
         query_image_ids: (I,) image ids of the rows above.
         num_images: size of the gallery, after duplicates were taken out.
     """
@@ -93,17 +93,17 @@ def retrieval(
     image_features: Tensor | NDArray,
     image_ids: ArrayLike,
 ) -> RetrievalResult:
-    """Rank pictures for every recording and recordings for every picture, by cosine similarity.
+    """Rank images for every recording and recordings for every image, by cosine similarity.
 
     Args:
         speech_features: (Q, D), of any length.
-        speech_image_ids: (Q,) the picture of each recording.
+        speech_image_ids: (Q,) the image of each recording.
         image_features: (G, D), of any length.
-        image_ids: (G,) of the gallery; of a picture given more than once, the first row counts.
+        image_ids: (G,) of the gallery; of an image given more than once, the first row counts.
 
     Raises:
         ValueError: if there is nothing to rank, shapes disagree, a feature is not finite or is zero, or a
-            recording's picture is not in the gallery.
+            recording's image is not in the gallery.
     """
     speech, images = _as_matrix(speech_features, "speech"), _as_matrix(image_features, "image")
     speech_ids = _checked_ids(speech_image_ids, len(speech), "speech_image_ids")
@@ -115,10 +115,10 @@ def retrieval(
     missing = gallery_ids[answers] != speech_ids
     if missing.any():
         raise ValueError(
-            f"{missing.sum()} recordings belong to pictures that are not in the gallery, such as image_id "
-            f"{speech_ids[missing][0]!s}; give the features of all pictures"
+            f"{missing.sum()} recordings belong to images that are not in the gallery, such as image_id "
+            f"{speech_ids[missing][0]!s}; give the features of all images"
         )
-    # Recordings in the order of their pictures: those of a block of pictures are then neighbours.
+    # Recordings in the order of their images: those of a block of images are then neighbours.
     order = np.argsort(answers, kind="stable")
     answers = answers[order]
     wrong_images, wrong_speech = _count_wrong(
@@ -127,7 +127,7 @@ def retrieval(
         answers,
     )
     query_images, starts = np.unique(answers, return_index=True)
-    best_rank, ndcg = _ranks_of_pictures(wrong_speech, starts)
+    best_rank, ndcg = _ranks_of_images(wrong_speech, starts)
 
     speech_rank = np.empty(len(order), np.int64)
     speech_rank[order] = wrong_images + 1
@@ -220,19 +220,19 @@ class _UnitRows:
 def _count_wrong(
     speech: _UnitRows, images: _UnitRows, answers: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count, for each right pair, the wrong pictures and the wrong recordings that score at least as well.
+    """Count, for each right pair, the wrong images and the wrong recordings that score at least as well.
 
     Args:
         speech: Q recordings, sorted by `answers`.
-        images: G pictures.
-        answers: (Q,) ascending, the picture of each recording.
+        images: G images.
+        answers: (Q,) ascending, the image of each recording.
     """
     chunks = [slice(start, min(start + _TILE_SPEECH, len(speech))) for start in range(0, len(speech), _TILE_SPEECH)]
     with torch.autocast(speech.rows(slice(0, 1)).device.type, enabled=False):
         limits = torch.cat([(speech.rows(chunk) * images.rows(answers[chunk])).sum(dim=1) for chunk in chunks])
         limits -= TIE_TOLERANCE
         own = torch.empty_like(limits)
-        # Each recording's own picture reaches its limit; it is not wrong.
+        # Each recording's own image reaches its limit; it is not wrong.
         wrong_images = torch.full_like(limits, -1, dtype=torch.int64)
         reaching_speech = torch.zeros_like(wrong_images)
         for chunk in chunks:
@@ -247,7 +247,7 @@ def _count_wrong(
                     rows = torch.from_numpy(answers[first:last] - start).to(scores.device)
                     columns = torch.arange(first - chunk.start, last - chunk.start, device=scores.device)
                     own[first:last] = scores[rows, columns]
-    # Recordings of the same picture are not wrong.
+    # Recordings of the same image are not wrong.
     right_speech = _count_right(own.cpu().numpy(), limits.cpu().numpy(), answers)
     return wrong_images.cpu().numpy(), reaching_speech.cpu().numpy() - right_speech
 
@@ -263,12 +263,12 @@ def _count_columns(reached: Tensor) -> Tensor:
 
 
 def _count_rows(scores: Tensor, limits: Tensor, bounds: NDArray[np.int64], counts: Tensor) -> None:
-    """Add to the count of each recording how many of its picture's scores reach its limit.
+    """Add to the count of each recording how many of its image's scores reach its limit.
 
     Args:
-        scores: (b, c) of b pictures.
+        scores: (b, c) of b images.
         limits: (Q,) of all recordings.
-        bounds: (b + 1,) where the recordings of each of these pictures begin.
+        bounds: (b + 1,) where the recordings of each of these images begin.
         counts: (Q,) int64, changed in place.
     """
     firsts, numbers = bounds[:-1], np.diff(bounds)
@@ -276,7 +276,7 @@ def _count_rows(scores: Tensor, limits: Tensor, bounds: NDArray[np.int64], count
         mine = slice(firsts[row], bounds[row + 1])
         counts[mine] += scores.shape[1] - torch.searchsorted(scores[row].sort().values, limits[mine])
     few = np.where(numbers > _SORT_FROM_LIMITS, 0, numbers)
-    for number in range(few.max(initial=0)):  # the first recordings of all pictures, then the second ones
+    for number in range(few.max(initial=0)):  # the first recordings of all images, then the second ones
         rows = np.flatnonzero(few > number)
         picks = torch.from_numpy(firsts[rows] + number).to(scores.device)
         part = scores if len(rows) == len(scores) else scores[torch.from_numpy(rows).to(scores.device)]
@@ -290,14 +290,14 @@ def _count_rows(scores: Tensor, limits: Tensor, bounds: NDArray[np.int64], count
 def _count_right(
     own: NDArray[np.float32], limits: NDArray[np.float32], answers: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return for each recording how many of the same picture, itself included, reach its limit.
+    """Return for each recording how many of the same image, itself included, reach its limit.
 
     Args:
-        own: (Q,) score of each recording with its picture, as it was counted.
+        own: (Q,) score of each recording with its image, as it was counted.
         limits: (Q,).
-        answers: (Q,) ascending, the picture of each recording.
+        answers: (Q,) ascending, the image of each recording.
     """
-    # Sorted within a picture from high to low, scores before limits they equal: a limit's place is the count.
+    # Sorted within an image from high to low, scores before limits they equal: a limit's place is the count.
     values, is_limit = np.concatenate([own, limits]), np.repeat([False, True], len(own))
     order = np.lexsort((is_limit, -values, np.concatenate([answers, answers])))
     scores_before = np.cumsum(~is_limit[order])
@@ -307,20 +307,20 @@ def _count_right(
     return right
 
 
-def _ranks_of_pictures(
+def _ranks_of_images(
     wrong_before: NDArray[np.int64], starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return best rank and nDCG of each picture from the wrong recordings before each of its right ones.
+    """Return best rank and nDCG of each image from the wrong recordings before each of its right ones.
 
     Args:
-        wrong_before: (Q,) recordings of one picture side by side.
-        starts: (I,) where each picture's recordings begin.
+        wrong_before: (Q,) recordings of one image side by side.
+        starts: (I,) where each image's recordings begin.
     """
     counts = np.diff(np.append(starts, len(wrong_before)))
-    picture = np.repeat(np.arange(len(starts)), counts)
-    sorted_wrong = wrong_before[np.lexsort((wrong_before, picture))]
-    place = np.arange(len(sorted_wrong)) - starts[picture]  # right recordings before this one
-    gain = np.bincount(picture, _gain(sorted_wrong + place + 1))
+    image = np.repeat(np.arange(len(starts)), counts)
+    sorted_wrong = wrong_before[np.lexsort((wrong_before, image))]
+    place = np.arange(len(sorted_wrong)) - starts[image]  # right recordings before this one
+    gain = np.bincount(image, _gain(sorted_wrong + place + 1))
     ideal = np.cumsum(_gain(np.arange(1, NDCG_AT + 1)))[np.minimum(counts, NDCG_AT) - 1]
     return sorted_wrong[starts] + 1, gain / ideal
 

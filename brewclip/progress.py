@@ -1,10 +1,10 @@
-"""Progress of long work as plain lines: how far, how fast, how long yet. Fit for terminals and job logs alike."""
+"""Progress of long work as plain lines for terminals and job logs: done, rate, time left."""
 
 import sys
 import time
 
 
-class Progress:
+class ProgressReporter:
     """Prints a line now and then, and one at the end.
 
     Args:

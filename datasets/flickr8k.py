@@ -1,8 +1,8 @@
-"""Flickr8k with the Flickr Audio Caption Corpus: 8,000 pictures, five read captions each.
+"""Flickr8k with the Flickr Audio Caption Corpus: 8,000 images, five read captions each.
 
     python datasets/flickr8k.py --source DIR --dest s3://bucket/flickr8k
 
-DIR holds, at any depth: the pictures (Images/ or Flicker8k_Dataset/), Flickr8k.token.txt or Kaggle's captions.txt,
+DIR holds, at any depth: the images (Images/ or Flicker8k_Dataset/), Flickr8k.token.txt or Kaggle's captions.txt,
 the three lists Flickr_8k.{train,dev,test}Images.txt, and flickr_audio/ (wavs/, wav2capt.txt, wav2spk.txt).
 Splits follow the three lists only. See docs/corpora/flickr8k.md.
 """
@@ -17,7 +17,7 @@ from brewclip.corpora.recipe import SourceOptions, run_recipe
 from brewclip.corpora.rounds import FileCorpus, Recording, Source, join, safe_id
 from brewclip.errors import UserError
 
-Caption = tuple[str, int]  # file name of the picture, number of the caption
+Caption = tuple[str, int]  # file name of the image, number of the caption
 SPLITS = ("train", "dev", "test")
 TEXTS = ("Flickr8k.token.txt", "captions.txt")
 
@@ -62,10 +62,10 @@ def recordings(source: Source) -> Iterator[Recording]:
 
 
 def read_splits(source: Source) -> dict[str, str]:
-    """Return picture -> split.
+    """Return image -> split.
 
     Raises:
-        UserError: if a list is missing, or a picture is in two of them.
+        UserError: if a list is missing, or an image is in two of them.
     """
     split_of: dict[str, str] = {}
     for split in SPLITS:
@@ -80,7 +80,7 @@ def read_splits(source: Source) -> dict[str, str]:
 
 
 def read_texts(source: Source) -> dict[Caption, str]:
-    """Return the captions of Flickr8k.token.txt, or else of Kaggle's captions.txt (five rows for each picture)."""
+    """Return the captions of Flickr8k.token.txt, or else of Kaggle's captions.txt (five rows for each image)."""
     name = source.require(*TEXTS)
     texts: dict[Caption, str] = {}
     if name.endswith("captions.txt"):
@@ -95,7 +95,7 @@ def read_texts(source: Source) -> dict[Caption, str]:
     for line in source.lines(name):
         label, _, text = line.partition("\t")
         image, _, number = label.strip().rpartition("#")
-        if not number.isdecimal():  # kept, so that it is counted: no list names such a picture
+        if not number.isdecimal():  # kept, so that it is counted: no list names such an image
             image, number = label.strip(), "0"
         texts.setdefault((_without_copy_number(image), int(number)), text.strip())
     return texts
@@ -119,7 +119,7 @@ def read_speakers(source: Source) -> dict[str, str]:
 
 
 def _without_copy_number(image: str) -> str:
-    """Return the picture of the line that names `2258277193_586949ec62.jpg.1`."""
+    """Return the image of the line that names `2258277193_586949ec62.jpg.1`."""
     head, _, tail = image.strip().rpartition(".jpg.")
     return f"{head}.jpg" if head and tail.isdecimal() else image.strip()
 

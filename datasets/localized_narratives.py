@@ -1,11 +1,11 @@
-"""Localized Narratives on COCO 2017: pictures described freely by voice, 142,845 recordings.
+"""Localized Narratives on COCO 2017: images described freely by voice, 142,845 recordings.
 
     python datasets/localized_narratives.py --source DIR --dest s3://bucket/localized_narratives
 
 DIR holds, at any depth: coco_train_localized_narratives-0000{0..3}-of-00004.jsonl and
-coco_val_localized_narratives.jsonl, the recordings (coco_train/, coco_val/) and the pictures (train2017/, val2017/;
+coco_val_localized_narratives.jsonl, the recordings (coco_train/, coco_val/) and the images (train2017/, val2017/;
 links will do). The corpus's own val, on which results are published, is written as test; dev, which chooses the best
-checkpoint, is a share of the pictures of train. See docs/corpora/localized_narratives.md.
+checkpoint, is a share of the images of train. See docs/corpora/localized_narratives.md.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class NarrativesOptions(SourceOptions):
     """The COCO part of Localized Narratives."""
 
     dev_fraction: float = 0.02
-    """Share of the pictures of train that make the split dev; 0 leaves train whole and writes no dev."""
+    """Share of the images of train that make the split dev; 0 leaves train whole and writes no dev."""
 
 
 def read_corpus(options: NarrativesOptions) -> FileCorpus:

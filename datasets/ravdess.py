@@ -1,4 +1,4 @@
-"""RAVDESS, its speech: two sentences spoken by 24 actors in eight emotions, of which four are kept; no pictures.
+"""RAVDESS, its speech: two sentences spoken by 24 actors in eight emotions, of which four are kept; no images.
 
     python datasets/ravdess.py --source DIR --dest s3://bucket/ravdess
 

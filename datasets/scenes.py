@@ -1,4 +1,4 @@
-"""The scenes world as a corpus: drawn pictures, described in words, spoken by a synthetic voice.
+"""The scenes world as a corpus: drawn images, described in words, spoken by a synthetic voice.
 
     python datasets/scenes.py --dest s3://bucket/scenes
     python datasets/scenes.py --dest file:///tmp/scenes --num-train 2000 --style narrative --noise-snr-db 5
@@ -33,17 +33,17 @@ class ScenesOptions(WriteOptions):
     samples_per_shard: int = 100
     """Samples of one shard, the last of a round excepted."""
     num_train: int = 400
-    """Pictures of the split train."""
+    """Images of the split train."""
     num_dev: int = 100
-    """Pictures of the split dev."""
+    """Images of the split dev."""
     num_test: int = 200
-    """Pictures of the split test."""
-    captions_per_picture: int = 2
-    """Spoken captions of each picture, 1 to 5; narratives and emotions have their own number."""
+    """Images of the split test."""
+    captions_per_image: int = 2
+    """Spoken captions of each image, 1 to 5; narratives and emotions have their own number."""
     style: Style = "caption"
-    """Read captions, spontaneous narratives, or one sentence in four emotions (no pictures)."""
+    """Read captions, spontaneous narratives, or one sentence in four emotions (no images)."""
     image_side_pixels: int = 192
-    """Side of the square pictures."""
+    """Side of the square images."""
     noise_snr_db: float = 99.0
     """Babble is mixed in at this signal-to-noise ratio, in dB; 60 and more mix nothing in."""
 
@@ -76,7 +76,7 @@ class Scenes:
 
     def rounds(self, split: str) -> list[list[Item]]:
         count = {
-            "caption": self.options.captions_per_picture,
+            "caption": self.options.captions_per_image,
             "narrative": 1,
             "emotion": len(captions.EMOTIONS),
         }
@@ -105,9 +105,9 @@ class Scenes:
             "text": text,
             "speaker": speaker,
         }
-        picture = None if emotion else _jpeg(scene, self.options.image_side_pixels)
+        image = None if emotion else _jpeg(scene, self.options.image_side_pixels)
         metadata |= {"emotion": emotion} if emotion else {}
-        return Sample(f"{image_id}-{item.number}", metadata, image=picture, audio=encode_flac(waveform))
+        return Sample(f"{image_id}-{item.number}", metadata, image=image, audio=encode_flac(waveform))
 
     def _words(self, scene: Scene, item: Item) -> tuple[str, str]:
         seed = world_seed(f"scenes/{item.split}")
@@ -116,7 +116,7 @@ class Scenes:
             return captions.emotion_sentence(item.index), captions.EMOTIONS[item.number]
         if self.options.style == "narrative":
             return captions.narrative(scene, rng), ""
-        return captions.read_captions(scene, rng, self.options.captions_per_picture)[item.number], ""
+        return captions.read_captions(scene, rng, self.options.captions_per_image)[item.number], ""
 
     def _speech(self, text: str, emotion: str, item: Item):
         rng = scene_generator(world_seed(f"scenes/{item.split}"), item.index, f"voice-{item.number}")

@@ -1,4 +1,4 @@
-"""SpokenCOCO: COCO 2014 pictures with about five read captions each, 617,222 recordings.
+"""SpokenCOCO: COCO 2014 images with about five read captions each, 617,222 recordings.
 
     python datasets/spoken_coco.py --source DIR --dest s3://bucket/spoken_coco
 
@@ -72,7 +72,7 @@ def recordings(source: Source, lists: dict[str, str]) -> Iterator[Recording]:
 
 
 def _captions(row: Any) -> list[Any]:
-    """Return all captions of a row: a picture's (original, ksplit) or the one (unrolled)."""
+    """Return all captions of a row: an image's (original, ksplit) or the one (unrolled)."""
     if not isinstance(row, dict):
         return [None]
     return row["captions"] if isinstance(row.get("captions"), list) else [row.get("caption")]

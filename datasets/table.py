@@ -7,7 +7,7 @@
 Columns: image, audio; optionally text, image_id, speaker, split, emotion; flags name others. Paths are relative to the
 table, or URLs; in Parquet, images and recordings may be in the table, as Hugging Face stores them. Rows with one image
 (or image_id) are its captions, in their order. Without a column `split`, files named like train-00000-of-00002.parquet
-say it, or else pictures are split by a seed; a picture stays in its split when rows are added. See
+say it, or else images are split by a seed; an image stays in its split when rows are added. See
 docs/corpora/table.md.
 """
 
@@ -37,7 +37,7 @@ FILE_OF_SPLIT = re.compile(r"([A-Za-z]\w*?)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.\w+")
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions(SourceOptions):
-    """A table of pictures and recordings."""
+    """A table of images and recordings."""
 
     source: str
     """The table: path or URL of a .csv, .tsv, .jsonl or .parquet file, or a pattern ('data/*.parquet') of several. On a
@@ -61,9 +61,9 @@ class TableOptions(SourceOptions):
     split_from_file_name: bool = True
     """Whether files named like train-00000-of-00002.parquet say the split."""
     dev_fraction: float = 0.1
-    """Share of pictures in the split dev, if neither a column nor a file name says it."""
+    """Share of images in the split dev, if neither a column nor a file name says it."""
     test_fraction: float = 0.1
-    """Share of pictures in the split test, likewise."""
+    """Share of images in the split test, likewise."""
     seed: int = 0
     """Seed of the split, likewise."""
     identical_images: Literal["warn", "refuse"] = "refuse"
@@ -194,7 +194,7 @@ def recordings(
         elif not problem and source.is_missing(audio, list_objects=options.dry_run):
             problem = "missing_recording"
         elif not problem and image and source.is_missing(image, list_objects=options.dry_run):
-            problem = "missing_picture"
+            problem = "missing_image"
         pairs.add((name, audio))
         yield Recording(
             split=split,

@@ -31,13 +31,13 @@ class DemoOptions:
     """Sizes of the demo."""
 
     num_train: int = 300
-    """Pictures to train on."""
+    """Images to train on."""
     num_dev: int = 50
-    """Pictures that choose the best checkpoint."""
+    """Images that choose the best checkpoint."""
     num_test: int = 200
-    """Pictures of the final evaluation."""
-    captions_per_picture: int = 2
-    """Spoken captions of each picture, 1 to 5."""
+    """Images of the final evaluation."""
+    captions_per_image: int = 2
+    """Spoken captions of each image, 1 to 5."""
     total_steps: int = 160
     """Optimiser steps of each variant."""
     state: Path = CHECKOUT / ".state"
@@ -90,11 +90,11 @@ def run_unwinding(usage: str | None, form: type[Form], run: Callable[[Form], Non
 
 def run(options: DemoOptions) -> None:
     """Run all stages over embedded services."""
-    from brewclip.local import EmbeddedServices
+    from brewclip.local import LocalServices
 
     began = time.monotonic()
     memory = MemoryWatch()
-    with EmbeddedServices(options.state, num_cpus=2, say=say) as services:
+    with LocalServices(options.state, num_cpus=2, say=say) as services:
         stages = Stages(services.ray, services.bucket_url)
         stages.seconds["services"] = time.monotonic() - began
         submit_data(stages, options)
@@ -127,7 +127,7 @@ def print_times(stages: Stages, seconds_in_all: float, memory: "MemoryWatch") ->
 
 def scene_flags(options: DemoOptions) -> str:
     """Return the flags of the recipe."""
-    names = ("num_train", "num_dev", "num_test", "captions_per_picture")
+    names = ("num_train", "num_dev", "num_test", "captions_per_image")
     flags = [(f"--{name.replace('_', '-')}", str(getattr(options, name))) for name in names]
     return shlex.join([word for flag in flags for word in flag] + ["--samples-per-shard", "50"])
 

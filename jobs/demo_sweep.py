@@ -4,7 +4,7 @@
     python jobs/demo_sweep.py --num-trials 12 --total-steps 160
 
 Uses the services and the data of jobs/demo.py below .state/, and makes the data where it is missing. Ends with the
-table, the pictures in .state/sweep/, and the best model registered in MLflow as models:/brewclip@best.
+table, the images in .state/sweep/, and the best model registered in MLflow as models:/brewclip@best.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class SweepDemoOptions:
     kill_after: int = 3
     """Ended trials after which the sweep's program is killed, to be submitted again; 0 lets it live."""
     state: Path = CHECKOUT / ".state"
-    """Folder of the services' data, logs and of the pictures."""
+    """Folder of the services' data, logs and of the images."""
 
 
 def main() -> None:
@@ -42,11 +42,11 @@ def main() -> None:
 
 def run(options: SweepDemoOptions) -> None:
     """Sweep over embedded services."""
-    from brewclip.local import EmbeddedServices
+    from brewclip.local import LocalServices
 
     began = time.monotonic()
     memory = MemoryWatch()
-    with EmbeddedServices(options.state, num_cpus=2, say=say) as services:
+    with LocalServices(options.state, num_cpus=2, say=say) as services:
         os.environ.update(services.environment())
         stages = Stages(services.ray, services.bucket_url)
         stages.seconds["services"] = time.monotonic() - began
@@ -55,7 +55,7 @@ def run(options: SweepDemoOptions) -> None:
         sweep(stages, options)
         folder = fetch_results(services.bucket_url, options.state / "sweep")
     print_times(stages, time.monotonic() - began, memory)
-    print(f"table and pictures: {folder}")
+    print(f"table and images: {folder}")
     print("MLflow:             make services, then open the address it prints")
     print("evaluate the best:  python jobs/evaluate.py scenes --systems zero_shot models:/brewclip@best", flush=True)
 
@@ -106,7 +106,7 @@ def has_data(bucket_url: str) -> bool:
 
 
 def fetch_results(bucket_url: str, folder: Path) -> Path:
-    """Copy tables and pictures out of the bucket."""
+    """Copy tables and images out of the bucket."""
     from brewclip.data.storage import open_storage
 
     folder.mkdir(exist_ok=True)

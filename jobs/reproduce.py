@@ -44,7 +44,7 @@ class ReproduceConfig(Config):
     """Systems whose acoustic channel real_speech probes for emotions: names or URLs of runs."""
     markdown: str = ""
     """Markdown file whose section of this table is written anew; empty writes none."""
-    only_kept: bool = False
+    only_cached: bool = False
     """Run nothing: print what is kept."""
 
 
@@ -63,13 +63,13 @@ def main() -> None:
             from brewclip.paper.emotion import reproduce_emotion
 
             emotion = form.emotion_corpus or ("scenes_emotion" if form.model.clip == "scenes" else "ravdess")
-            text = reproduce_emotion(configs, emotion, form.seeds, command, keeps_only=form.only_kept)
+            text = reproduce_emotion(configs, emotion, form.seeds, command, keeps_only=form.only_cached)
         elif name == REAL_SPEECH:
             from brewclip.paper.real_speech import reproduce_real_speech
 
             text = reproduce_real_speech(plain(form), Path(form.speech), form.systems, command)
         else:
-            text = reproduce_table(name, configs, form.seeds, form.split, command, keeps_only=form.only_kept)
+            text = reproduce_table(name, configs, form.seeds, form.split, command, keeps_only=form.only_cached)
         if form.markdown:
             write_page(Path(form.markdown), name, text)
 
@@ -135,7 +135,7 @@ def describe_command(words: list[str]) -> str:
     """Return the command without what is of one machine: where things are stored and recorded."""
     kept, skip = [], False
     for word in words:
-        own = word.startswith(("--storage", "--tracking.", "--markdown", "--cluster.", "--only-kept"))
+        own = word.startswith(("--storage", "--tracking.", "--markdown", "--cluster.", "--only-cached"))
         skip = own if word.startswith("--") else skip
         kept += [] if skip else [word]
     return f"python jobs/reproduce.py {shlex.join(kept)}"

@@ -28,9 +28,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_on_user_error():
         options = parse_options(__doc__, ServicesOptions)
-    from brewclip.local import EmbeddedServices
+    from brewclip.local import LocalServices
 
-    with EmbeddedServices(options.state) as services:
+    with LocalServices(options.state) as services:
         environment_file = write_private(
             options.state / "environment.sh",
             "".join(f"export {name}={shlex.quote(value)}\n" for name, value in services.environment().items()),

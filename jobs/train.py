@@ -18,9 +18,9 @@ def main() -> None:
 
         prepare(config)
         connect()
-        outcome = run_training(config)
+        result = run_training(config)
         print(
-            f"done: step {outcome['step']}, best {outcome['best']}, checkpoints at {outcome['url']}",
+            f"done: step {result['step']}, best {result['best']}, checkpoints at {result['url']}",
             flush=True,
         )
 

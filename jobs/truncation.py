@@ -1,10 +1,10 @@
-"""Measure what is cut from pictures, texts and speech, and what that costs: recall cut and whole, side by side.
+"""Measure what is cut from images, texts and speech, and what that costs: recall cut and whole, side by side.
 
     python jobs/truncation.py localized_narratives --split dev --systems zero_shot RUN
     python jobs/truncation.py scenes_narratives --split dev --systems zero_shot
 
-For each system: the centre crop against the whole picture between bars (--data.image-transform letterbox), the text cut
-at CLIP's 77 tokens less the prompts against windows over all of it (--data.long-text windows), the first
+For each system: the centre crop against the whole image between bars (--data.image-transform letterbox), the text cut
+at CLIP's 77 tokens less the prompts against chunks of all of it (--data.long-text chunks), the first
 --data.max-audio-frames of the speech against all of it (0). Prints the table, and writes inputs.json to a folder of its
 own below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-inputs, whose latest.json names the last one. The run stays as it
 was trained: to see what training on whole inputs gives, train with the same flags and use jobs/evaluate.py.
@@ -16,7 +16,7 @@ from brewclip.config import Config, exit_on_user_error, parse_command_line
 
 
 @dataclass(frozen=True)
-class InputsConfig(Config):
+class TruncationConfig(Config):
     """Settings of the comparison."""
 
     systems: tuple[str, ...] = ("zero_shot",)
@@ -28,7 +28,7 @@ class InputsConfig(Config):
 def main() -> None:
     """Parse the configuration, join Ray, evaluate, print, write."""
     with exit_on_user_error():
-        config = parse_command_line(__doc__, InputsConfig)
+        config = parse_command_line(__doc__, TruncationConfig)
         import json
 
         from brewclip.cluster import connect
@@ -36,17 +36,17 @@ def main() -> None:
         from brewclip.data.storage import check_reachable
         from brewclip.evaluation.folders import open_folder, study_name
         from brewclip.evaluation.systems import describe_systems
-        from brewclip.studies.truncation import inputs_record, inputs_table, measure_inputs
+        from brewclip.studies.truncation import measure_truncation, truncation_record, truncation_table
 
         check_reachable(config.storage)
         open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
         systems = describe_systems(config, config.systems)
         connect()
-        effects = [effect for system in systems for effect in measure_inputs(system, config.split)]
+        effects = [effect for system in systems for effect in measure_truncation(system, config.split)]
         folder = open_folder(config, study_name(config, config.split, "inputs"), systems, [config.split])
-        folder.write({"inputs.json": json.dumps(inputs_record(effects), indent=1).encode()})
+        folder.write({"inputs.json": json.dumps(truncation_record(effects), indent=1).encode()})
         print("\nspeech -> image, recall in %, and what the whole input gains [95 % interval]")
-        print(f"{inputs_table(effects)}\n{folder.storage.url}/inputs.json", flush=True)
+        print(f"{truncation_table(effects)}\n{folder.storage.url}/inputs.json", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,14 @@ def main() -> None:
         from brewclip.data.storage import check_reachable
         from brewclip.data.verify import verify_split
         from brewclip.errors import ManifestError
-        from brewclip.progress import Progress
+        from brewclip.progress import ProgressReporter
 
         check_reachable(options.url)
         try:
             total = len(open_manifest(options.url, retry_seconds=10))
         except ManifestError:
             total = 0
-        progress = Progress(f"verify {options.url}", total, "samples")
+        progress = ProgressReporter(f"verify {options.url}", total, "samples")
         problems = verify_split(options.url, num_threads=options.num_threads, progress=progress.advance)
     for problem in problems:
         print(problem)

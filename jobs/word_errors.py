@@ -38,8 +38,8 @@ def main() -> None:
         systems = describe_systems(config, config.systems)
         utterances, num_samples = load_utterances(config, config.split)
         connect()
-        outcomes = [evaluate_system(system, config.split).outcome for system in systems]
-        study_word_errors(config, config.split, utterances, num_samples, systems, outcomes)
+        rankings = [evaluate_system(system, config.split).ranking for system in systems]
+        study_word_errors(config, config.split, utterances, num_samples, systems, rankings)
 
 
 if __name__ == "__main__":

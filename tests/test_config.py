@@ -43,7 +43,7 @@ def test_the_release_differs_where_its_code_does():
         "loss.alpha",
         "loss.learn_temperature",
         "loss.reduction",
-        "extraction.window",
+        "extraction.frames",
     }
 
 

@@ -21,7 +21,7 @@ def shard(tmp_path):
 def test_the_width_of_features_survives_a_damaged_first_sample(shard):
     path, manifest = shard
     data = bytearray(path.read_bytes())
-    data[600] ^= 255  # within the first sample's picture
+    data[600] ^= 255  # within the first sample's image
     path.write_bytes(data)
     assert audio_dim_of(manifest) == AUDIO_DIM
 

@@ -137,7 +137,7 @@ def loss_and_gradients(image_ids, channels=True):
 @pytest.mark.parametrize("channels", [True, False])
 @pytest.mark.parametrize("logits_at_once", [1, 37 * 5, 37 * 36])
 def test_in_chunks_of_rows_it_is_the_plain_formula(monkeypatch, channels, logits_at_once):
-    """1, 5 and 36 of 37 rows at a time; some pictures come more than once."""
+    """1, 5 and 36 of 37 rows at a time; some images come more than once."""
     image_ids = torch.arange(37) % 29
     expected, expected_gradients = loss_and_gradients(image_ids, channels)
     monkeypatch.setattr(losses_module, "_MAX_LOGITS", logits_at_once)

@@ -48,7 +48,7 @@ def test_equals_the_slow_reference_with_ties_and_several_captions(seed):
     assert result.image_to_speech_ndcg[rows].tolist() == pytest.approx([ndcg for _, ndcg in to_speech])
 
 
-def test_many_recordings_of_one_picture_equal_the_slow_reference():
+def test_many_recordings_of_one_image_equal_the_slow_reference():
     rng = np.random.default_rng(0)
     images, speech = rng.normal(size=(3, 4)), rng.normal(size=(400, 4))
     speech_ids = rng.integers(0, 3, 400)
@@ -59,7 +59,7 @@ def test_many_recordings_of_one_picture_equal_the_slow_reference():
 
 
 def test_by_hand():
-    """Three pictures on the axes; the recording of "b" points at "a" first, then at "b"."""
+    """Three images on the axes; the recording of "b" points at "a" first, then at "b"."""
     images = torch.eye(3)
     speech = torch.tensor([[1.0, 0.1, 0.0], [0.9, 0.5, 0.1], [0.0, 0.2, 1.0]])
     result = retrieval(speech, ["a", "b", "c"], images, ["a", "b", "c"])
@@ -73,7 +73,7 @@ def test_by_hand():
     assert summary["speech_to_image/R1_low"] <= summary["speech_to_image/R1"] <= summary["speech_to_image/R1_high"]
 
 
-def test_a_picture_given_twice_stands_in_the_gallery_once():
+def test_a_image_given_twice_stands_in_the_gallery_once():
     images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     result = retrieval(torch.tensor([[1.0, 0.1]]), [7], images, [7, 7, 8])
     assert result.num_images == 2 and result.speech_to_image_rank.tolist() == [1]
@@ -87,7 +87,7 @@ def test_constant_embeddings_earn_nothing():
     assert result.summary()["speech_to_image/R10"] == 0
 
 
-def test_one_picture_is_always_found():
+def test_one_image_is_always_found():
     result = retrieval(torch.randn(3, 4), [5, 5, 5], torch.randn(1, 4), [5])
     assert result.summary()["speech_to_image/R1"] == result.summary()["image_to_speech/ndcg10"] == 100
 

@@ -1,4 +1,4 @@
-"""The pictures of a sweep as PNG files: which settings did well, and which trials were stopped when."""
+"""The figures of a sweep as PNG files: which settings did well, and which trials were stopped when."""
 
 import io
 import math
@@ -21,8 +21,8 @@ _STYLE: dict[str, tuple[str, Any]] = {"finished": ("o", "-"), "stopped_early": (
 _LEGEND = {"finished": "finished", "stopped_early": "stopped early", "failed": "failed"}
 
 
-def draw_pictures(rows: list[TrialRow], space: Space, metric: str) -> dict[str, bytes]:
-    """Return the pictures by file name; trials that were never evaluated are not in them.
+def draw_figures(rows: list[TrialRow], space: Space, metric: str) -> dict[str, bytes]:
+    """Return the figures by file name; trials that were never evaluated are not in them.
 
     Args:
         rows: the trials.

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one parent run, its trials below it, the table, the pictures, and the name of the best one.
+"""A sweep in MLflow: one parent run, its trials below it, the table, the figures, and the name of the best one.
 
 Everything is found by its URL in storage, so a sweep that is taken up again goes on in the same runs.
 """
@@ -46,7 +46,7 @@ class SweepRecord:
         return self.tracker.run_id
 
     def finish(self, rows: list[TrialRow], files: dict[str, bytes]) -> None:
-        """Record what came out: the state of every trial, the best settings, tables and pictures.
+        """Record what came out: the state of every trial, the best settings, tables and figures.
 
         Args:
             rows: the trials.

@@ -1,7 +1,7 @@
 """A sweep from its settings to its results: trials over the whole cluster, taken up again where it stopped.
 
 Below STORAGE/sweeps/NAME: sweep.json, what the sweep is; state/, Tune's own state and the evaluations so far;
-trials.json, trials.csv, trials.md and the pictures, once it is over. The trials are runs, STORAGE/runs/NAME-TRIAL.
+trials.json, trials.csv, trials.md and the figures, once it is over. The trials are runs, STORAGE/runs/NAME-TRIAL.
 """
 
 import json
@@ -87,7 +87,7 @@ def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]
         storage.write(name, data)
     record.finish(rows, files)
     name = register_best(config, rows)
-    print(f"\n{text_table(rows, config.run.selection_metric)}\n\ntable and pictures: {storage.url}", flush=True)
+    print(f"\n{text_table(rows, config.run.selection_metric)}\n\ntable and figures: {storage.url}", flush=True)
     if name:
         print(f"best: {best_trial(rows).name}, registered as {name}", flush=True)  # type: ignore[union-attr]
     return rows
@@ -165,11 +165,11 @@ def count_places(config: SweepConfig) -> int:
 
 
 def _result_files(config: SweepConfig, space: Space, rows: list[TrialRow]) -> dict[str, bytes]:
-    from tune.figures import draw_pictures
+    from tune.figures import draw_figures
 
     metric = config.run.selection_metric
     tables = {name: text.encode() for name, text in table_files(rows, metric).items()}
-    return tables | draw_pictures(rows, space, metric)
+    return tables | draw_figures(rows, space, metric)
 
 
 def _start_over(config: SweepConfig, storage: Storage) -> None:

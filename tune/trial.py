@@ -59,5 +59,5 @@ def run_trial(params: dict[str, Any], sweep: str, shared: dict[str, Any], enviro
 
     config = trial_config(shared, params, trial_run_name(sweep, ray.tune.get_context().get_trial_id()))
     prepare(config)
-    outcome = run_training(config, environment=environment, callbacks=[TuneReportCallback()])
-    ray.tune.report(report_of(outcome["step"], outcome["best"], config))
+    result = run_training(config, environment=environment, callbacks=[TuneReportCallback()])
+    ray.tune.report(report_of(result["step"], result["best"], config))

@@ -20,7 +20,7 @@ from brewclip.errors import UserError
 
 BENCHMARKS = ("stream", "recipes", "extract", "train", "scaling", "loss", "recall", "startup")
 """Modules of this package that can be run; each has `Options` and `run`."""
-_FLAGS = {"scaling": ("--picture", "docs/scaling.png", "--page", "docs/scaling.md")}
+_FLAGS = {"scaling": ("--image", "docs/scaling.png", "--page", "docs/scaling.md")}
 _CHECKOUT = Path(__file__).parents[2]
 
 

@@ -93,11 +93,11 @@ def _caption(index: int) -> str:
 
 
 def _make_parts(index: int) -> tuple[str, bytes, bytes]:
-    """Return transcript, picture and features."""
-    picture, rng = io.BytesIO(), np.random.default_rng(index)
-    draw_scene(sample_scene(world_seed(_SEED_NAME), index), _SIDE_PIXELS).save(picture, "JPEG", quality=95)
+    """Return transcript, image and features."""
+    image, rng = io.BytesIO(), np.random.default_rng(index)
+    draw_scene(sample_scene(world_seed(_SEED_NAME), index), _SIDE_PIXELS).save(image, "JPEG", quality=95)
     frames = rng.standard_normal((int(rng.integers(*_FRAMES)), AUDIO_DIM)).astype(np.float16)
-    return _caption(index), picture.getvalue(), array_to_npy(frames)
+    return _caption(index), image.getvalue(), array_to_npy(frames)
 
 
 def _metadata(split: str, number: int, text: str) -> dict[str, object]:

@@ -82,7 +82,7 @@ def step(own_rows: int, all_rows: int, dimensions: int, *, plain: bool) -> list[
     """Compute the loss of one worker's rows and its gradients.
 
     Returns:
-        The loss, and the gradients of picture, sound and text features and of the logit scale.
+        The loss, and the gradients of image, sound and text features and of the logit scale.
     """
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(own_rows, dimensions, generator=generator, requires_grad=True) for _ in range(3)]

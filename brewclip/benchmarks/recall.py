@@ -28,7 +28,7 @@ from brewclip.metrics import retrieval
 _LEAST_RATIO = 10.0
 _MOST_SECONDS = 3.0
 _MOST_GB = 4.0
-_NOISE = 4.0  # added to a picture's features: about 97 % of 25,000 recordings then find theirs first
+_NOISE = 4.0  # added to an image's features: about 97 % of 25,000 recordings then find theirs first
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Options(BenchmarkOptions):
     num_speech: int = 25_000
     """Recordings."""
     num_images: int = 5_000
-    """Pictures."""
+    """Images."""
     num_dimensions: int = 512
     """Of the features."""
     num_pairs: int = 3
@@ -46,7 +46,7 @@ class Options(BenchmarkOptions):
     large_speech: int = 1_000_000
     """Recordings of the case whose memory is measured; 0 leaves it out."""
     large_images: int = 100_000
-    """Pictures of that case."""
+    """Images of that case."""
     large_seconds: float = 60.0
     """After how long that case is ended; 0 lets it finish."""
 
@@ -62,7 +62,7 @@ def run(options: Options) -> dict[str, Any]:
     seconds: list[float] = []
     ranks: dict[str, NDArray[np.int64]] = {}
     comparison = compare_in_turn(
-        f"recall of {options.num_speech:,} recordings in {options.num_images:,} pictures, "
+        f"recall of {options.num_speech:,} recordings in {options.num_images:,} images, "
         "against sorting the whole matrix",
         functools.partial(_rate, "tiles", _ranks_by_tiles, features, ranks, seconds),
         functools.partial(_rate, "sorting", ranks_by_sorting, features, ranks, []),
@@ -91,7 +91,7 @@ def _check(options: Options) -> None:
 
 
 def make_features(num_speech: int, num_images: int, num_dimensions: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return speech (Q, D), the picture of each recording (Q,), images (G, D); a recording is a picture with noise."""
+    """Return speech (Q, D), the image of each recording (Q,), images (G, D); a recording is an image with noise."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, num_dimensions, generator=generator)
     answers = torch.arange(num_speech)[torch.randperm(num_speech, generator=generator)] % num_images
@@ -102,7 +102,7 @@ def make_features(num_speech: int, num_images: int, num_dimensions: int) -> tupl
 
 
 def ranks_by_sorting(speech: Tensor, answers: Tensor, images: Tensor) -> NDArray[np.int64]:
-    """Return the rank of each recording's picture, then the best rank of each picture's recordings, by two argsorts."""
+    """Return the rank of each recording's image, then the best rank of each image's recordings, by two argsorts."""
     scores = F.normalize(speech, dim=1) @ F.normalize(images, dim=1).T
     places = scores.argsort(dim=1, descending=True)
     to_image = (places == answers[:, None]).int().argmax(dim=1) + 1

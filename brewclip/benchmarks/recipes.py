@@ -6,7 +6,7 @@
 One process each, without Ray: tasks of a recipe share nothing, so that the ratio of one holds for as many as there
 are. Ours is what a task of `datasets/table.py` runs, `FileCorpus.make_sample` and `write_shard`, with the manifest;
 it checks, hashes, copies and syncs what it writes. The loop does none of this: it decodes the same files once, makes
-pictures of the same size and quality and recordings of the same rate and format, and adds them to tars.
+images of the same size and quality and recordings of the same rate and format, and adds them to tars.
 It averages channels by `mean(axis=1)`, as such loops do; the recipe adds whole channels, and makes up for the rest.
 """
 
@@ -37,8 +37,8 @@ from brewclip.errors import UserError
 
 _TARGET = 0.9
 _SPLIT = "train"
-_SIDE_PIXELS = 336  # of stored pictures, the recipes' default
-_PICTURE_PIXELS = 640, 480
+_SIDE_PIXELS = 336  # of stored images, the recipes' default
+_IMAGE_PIXELS = 640, 480
 _RECORDING_HZ = 44_100
 _TINY_FILES = 16  # that the samples of the memory measurement share
 _MIB = 2**20
@@ -49,7 +49,7 @@ class Options(BenchmarkOptions):
     """What is written, and how often."""
 
     num_samples: int = 300
-    """Pictures (640 x 480 JPEG) and recordings (3 to 4 s, WAV, 44.1 kHz stereo) of the miniature corpus."""
+    """Images (640 x 480 JPEG) and recordings (3 to 4 s, WAV, 44.1 kHz stereo) of the miniature corpus."""
     samples_per_shard: int = 100
     """Samples in one tar, for both ways."""
     num_pairs: int = 5
@@ -104,20 +104,20 @@ def _check(options: Options) -> None:
 
 
 def make_corpus(folder: Path, num_samples: int) -> FileCorpus:
-    """Make pictures and recordings in a folder, the same ones each time, and return their corpus."""
+    """Make images and recordings in a folder, the same ones each time, and return their corpus."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     recordings = []
     for number in range(num_samples):
         image_id = f"{number:08d}"
-        _save_picture(folder / f"{image_id}.jpg", rng, _PICTURE_PIXELS)
+        _save_image(folder / f"{image_id}.jpg", rng, _IMAGE_PIXELS)
         _save_recording(folder / f"{image_id}.wav", rng, rng.uniform(3.0, 4.0), _RECORDING_HZ, num_channels=2)
         text = "a red circle above two small green squares"
         recordings.append(Recording(_SPLIT, image_id, f"{image_id}.wav", f"{image_id}.jpg", text))
     return FileCorpus("benchmark", Source(str(folder)), recordings, _SIDE_PIXELS)
 
 
-def _save_picture(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:
+def _save_image(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:
     """Save smooth noise with a little grain: it is as large as a photograph of its size, and decodes like one."""
     blobs = rng.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(blobs).resize(size, Image.Resampling.BICUBIC), np.float32)
@@ -190,11 +190,11 @@ def _plain_flac(path: Path) -> tuple[bytes, float]:
 
 def _plain_jpeg(path: Path) -> bytes:
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-    scale = _SIDE_PIXELS / min(picture.size)
-    width, height = (round(side * scale) for side in picture.size)
+        image = opened.convert("RGB")
+    scale = _SIDE_PIXELS / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
     buffer = io.BytesIO()
-    picture.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95, subsampling=0)
+    image.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
@@ -241,7 +241,7 @@ def _make_tiny_corpus(folder: Path) -> FileCorpus:
     rng = np.random.default_rng(0)
     recordings = []
     for number in range(_TINY_FILES):
-        _save_picture(folder / f"{number}.jpg", rng, (32, 32))
+        _save_image(folder / f"{number}.jpg", rng, (32, 32))
         _save_recording(folder / f"{number}.wav", rng, 0.12, 8_000, num_channels=1)
         recordings.append(Recording(_SPLIT, str(number), f"{number}.wav", f"{number}.jpg", "seven"))
     return FileCorpus("tiny", Source(str(folder)), recordings, _SIDE_PIXELS)

@@ -1,13 +1,13 @@
 """Train through Ray, S3 and the stream on one worker and on two: the data's cost, weak scaling, and what comes before.
 
     python jobs/benchmark.py scaling
-    python jobs/benchmark.py scaling --picture docs/scaling.png --page docs/scaling.md
+    python jobs/benchmark.py scaling --image docs/scaling.png --page docs/scaling.md
 
 A run starts workers of the preset `scenes` with Ray Train over a local S3 server. In each worker the training loop is
-fed in turn by the stream (with curves, flags and counts as in a real run), by a stream that decodes each picture anew,
+fed in turn by the stream (with curves, flags and counts as in a real run), by a stream that decodes each image anew,
 as a first epoch does, and from memory with nothing around it. Runs of one worker and of two with twice the batch stand
 in turn. The arithmetic of `traffic`, given the speed of one worker and of the link between two, says what two should
-take, and draws the picture for GPUs.
+take, and draws the image for GPUs.
 """
 
 import itertools
@@ -43,7 +43,7 @@ _NUM_LINK_RUNS = 5
 _RESULT = "benchmark-result.json"
 
 SCENES = Workload("scenes", Tower(160, 4, 41), Tower(128, 4, 24), 2.0 * 36 * 3 * 16**2 * 160, 128, 0, 200_000)
-# ViT-L-14 at 224 pixels and captions of 20 tokens; the pictures' 30 kB and 2 bytes x 512 a frame of speech.
+# ViT-L-14 at 224 pixels and captions of 20 tokens; the images' 30 kB and 2 bytes x 512 a frame of speech.
 _VISION, _TEXT, _PATCHES = Tower(1024, 24, 261), Tower(768, 12, 24), 2.0 * 256 * 3 * 14**2 * 1024
 _TRAINED = 10_439_169
 PAPER = (
@@ -69,8 +69,8 @@ class Options(BenchmarkOptions):
     """Measurements of each way in each run, in turn."""
     num_runs: int = 2
     """Runs on one worker, and as many on two; each starts Ray workers anew, which takes about 20 s."""
-    picture: str = ""
-    """File that gets the picture of the arithmetic, such as scaling.png; empty draws none."""
+    image: str = ""
+    """File that gets the image of the arithmetic, such as scaling.png; empty draws none."""
     page: str = ""
     """Page whose markers <!-- benchmarks --> and <!-- /benchmarks --> get the tables; empty writes none."""
 
@@ -99,8 +99,8 @@ def run(options: Options) -> dict[str, Any]:
                 runs[num_workers].append(_run_workers(bucket, environment, options, num_workers))
     comparisons, limits = _figures(runs, options)
     prediction = _predict(runs, options)
-    if options.picture:
-        draw(options.picture)
+    if options.image:
+        draw(options.image)
     if options.page and not put_between_markers(Path(options.page), _tables(prediction)):
         raise UserError(f"--page {options.page} has no markers {OPENING} and {CLOSING}")
     return {
@@ -163,7 +163,7 @@ def measure_worker(settings: dict[str, Any]) -> None:
     first = next(batches)
     parts = {"workers": started - settings["submitted"], "weights": built - started, "batch": time.time() - built}
     in_memory = [first, *itertools.islice(batches, 3)]
-    worker.decoder, worker.first_step = build_decoder(config, worker.clip), -1  # keeps no pictures; is not the start
+    worker.decoder, worker.first_step = build_decoder(config, worker.clip), -1  # keeps no images; is not the start
     sources = {"stream": batches, "first_epoch": worker._batches(), "memory": itertools.cycle(in_memory)}
     rates: dict[str, list[float]] = {way: [] for way in sources}
     for pair in range(-1, settings["num_pairs"]):  # the first does not count: all ways begin warm
@@ -181,13 +181,13 @@ def measure_worker(settings: dict[str, Any]) -> None:
 def _steps(worker: Any, batches: Iterator[Any], *, is_real: bool) -> float:
     """Train over the configured steps; return pairs per second of all workers."""
     from brewclip.benchmarks.steps import train_only
-    from brewclip.training.loop import Progress, train
+    from brewclip.training.loop import TrainState, train
 
     config: Config = worker.config
     started = time.perf_counter()
     if is_real:
         train(
-            config, worker.model, worker.optimizer, batches, Progress(), evaluate=dict, save=_save_nothing,
+            config, worker.model, worker.optimizer, batches, TrainState(), evaluate=dict, save=_save_nothing,
             count_bad=worker.count_bad, log=worker.log, stop_requested=worker.stop_flag.is_set,
             preempted=worker._preempted, autocast=lambda: _autocast(worker),
         )  # fmt: skip
@@ -196,7 +196,7 @@ def _steps(worker: Any, batches: Iterator[Any], *, is_real: bool) -> float:
     return config.optim.total_steps * config.run.global_batch_size / (time.perf_counter() - started)
 
 
-def _save_nothing(progress: Any, best: bool) -> None:
+def _save_nothing(state: Any, best: bool) -> None:
     """Stand for a checkpoint."""
 
 
@@ -242,7 +242,7 @@ def _figures(runs: dict[int, list[dict[str, Any]]], options: Options) -> tuple[l
             _LEAST_FED_SHARE,
         ),
         Comparison(
-            "one worker fed by a stream that decodes every picture, as in a first epoch, against memory",
+            "one worker fed by a stream that decodes every image, as in a first epoch, against memory",
             rates(1, "first_epoch"),
             rates(1, "memory"),
             "pairs/s",

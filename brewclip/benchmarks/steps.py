@@ -20,7 +20,7 @@ from brewclip.factory import build_autocast, build_decoder, build_model
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.load import LoadedClip, load_clip
-from brewclip.training.loop import Progress, train
+from brewclip.training.loop import TrainState, train
 from brewclip.training.optimizer import build_optimizer
 
 
@@ -97,21 +97,21 @@ def train_only(
 ) -> None:
     """Run the training loop with nothing around it: no curves, no stop, no evaluation, no checkpoint."""
     device = next(model.parameters()).device
-    progress = train(
+    state = train(
         config,
         model,
         optimizer,
         batches,
-        Progress(),
+        TrainState(),
         evaluate=dict,
-        save=lambda progress, best: None,
+        save=lambda state, best: None,
         count_bad=dict,
         log=lambda metrics, step: None,
         stop_requested=lambda: False,
         preempted=lambda: False,
         autocast=lambda: build_autocast(config, device),
     )
-    assert not progress.problem, progress.problem
+    assert not state.problem, state.problem
 
 
 def read_pairs(trainee: Trainee, split: str, count: int) -> list[Pair]:
@@ -122,7 +122,7 @@ def read_pairs(trainee: Trainee, split: str, count: int) -> list[Pair]:
     return [decode(sample) for sample in samples if not isinstance(sample, BadSample)]
 
 
-def cut_batches(trainee: Trainee, pairs: Sequence[Pair], device: torch.device) -> list[Batch]:
+def make_batches(trainee: Trainee, pairs: Sequence[Pair], device: torch.device) -> list[Batch]:
     """Put pairs together to batches."""
     size = trainee.config.run.global_batch_size
     return [

@@ -24,7 +24,7 @@ import psutil
 from PIL import Image
 
 from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, environment_set
-from brewclip.data.images import open_picture
+from brewclip.data.images import open_image
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
@@ -68,7 +68,7 @@ class Options(BenchmarkOptions):
 
 @dataclass(frozen=True)
 class _Size:
-    """Side of the picture in pixels, frames and width of the features, share of `num_samples`."""
+    """Side of the image in pixels, frames and width of the features, share of `num_samples`."""
 
     side_pixels: int
     num_frames: int
@@ -119,10 +119,10 @@ def _check(options: Options) -> None:
 
 
 def _write_split(url: str, size: _Size, options: Options) -> Manifest:
-    """Write a split of features; pictures are noise over a gradient, so that they decode like photographs."""
+    """Write a split of features; images are noise over a gradient, so that they decode like photographs."""
     storage, count = open_storage(url), int(options.num_samples * size.share)
     rng = np.random.default_rng(0)
-    made = [_make_parts(rng, size) for _ in range(64)]  # a fresh picture for each sample would take minutes
+    made = [_make_parts(rng, size) for _ in range(64)]  # a fresh image for each sample would take minutes
     records = []
     for number, first in enumerate(range(0, count, options.samples_per_shard)):
         numbers = range(first, min(first + options.samples_per_shard, count))
@@ -135,13 +135,13 @@ def _write_split(url: str, size: _Size, options: Options) -> Manifest:
 
 
 def _make_parts(rng: np.random.Generator, size: _Size) -> tuple[bytes, None, bytes]:
-    """Return a picture, no recording, and features."""
+    """Return an image, no recording, and features."""
     ramp = np.linspace(0, 200, size.side_pixels)[:, None, None]
     noise = rng.integers(0, 55, (size.side_pixels // 4, size.side_pixels // 4, 3)).repeat(4, 0).repeat(4, 1)
-    picture = io.BytesIO()
-    Image.fromarray((ramp + noise).astype(np.uint8)).save(picture, "JPEG", quality=90)
+    image = io.BytesIO()
+    Image.fromarray((ramp + noise).astype(np.uint8)).save(image, "JPEG", quality=90)
     features = rng.standard_normal((size.num_frames, size.feature_dim)).astype(np.float16)
-    return picture.getvalue(), None, array_to_npy(features)
+    return image.getvalue(), None, array_to_npy(features)
 
 
 def _metadata(number: int) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _keep(sample: Sample) -> Sample:
 
 def _decode(sample: Sample) -> tuple[Image.Image, np.ndarray, Any]:
     assert sample.features is not None
-    return open_picture(sample.image), npy_to_array(sample.features), sample.metadata
+    return open_image(sample.image), npy_to_array(sample.features), sample.metadata
 
 
 def _build_stream(manifest: Manifest, decode: Callable[[Sample], Any], options: Options) -> Stream[Any]:

@@ -8,7 +8,7 @@ storage. Reading overlaps with computing, the rest does not: a step takes the lo
 from dataclasses import dataclass
 
 _FLOAT_BYTES = 4
-_FEATURES = 4  # picture, speech, sound and text features of a pair
+_FEATURES = 4  # image, speech, sound and text features of a pair
 _LOSSES = 4  # logit matrices: outer and inner, both ways
 
 
@@ -38,10 +38,10 @@ class Workload:
     Attributes:
         name: of the preset.
         vision, text: CLIP's towers.
-        patch_flops: of the picture's first convolution; it has no backward.
+        patch_flops: of the image's first convolution; it has no backward.
         embed_dim: of the features.
         trained_parameters: whose gradients are summed over workers.
-        pair_bytes: read from storage: picture and Whisper features.
+        pair_bytes: read from storage: image and Whisper features.
     """
 
     name: str

@@ -3,7 +3,7 @@
     python jobs/benchmark.py train
     python jobs/benchmark.py train --switches bfloat16 math_attention --num-pairs 9
 
-The model is the one of the preset `scenes`; pictures and features are made up and lie in memory (the data's way through
+The model is the one of the preset `scenes`; images and features are made up and lie in memory (the data's way through
 S3 and Ray is timed by `scaling`). Each switch is one change to the step, on against off; "kept" is what the project
 does.
 """
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brewclip.benchmarks.corpus import make_recordings, write_features
 from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, check_pairs, compare_in_turn, show
-from brewclip.benchmarks.steps import Trainee, build_config, build_trainee, changed, cut_batches, read_pairs
+from brewclip.benchmarks.steps import Trainee, build_config, build_trainee, changed, make_batches, read_pairs
 from brewclip.config.settings import Precision
 from brewclip.data.batches import Batch
 from brewclip.errors import UserError
@@ -118,7 +118,7 @@ def run(options: Options) -> dict[str, Any]:
         write_features(config.features_url, "train", max(2 * options.global_batch_size, options.whisper_batch_size))
         trainee = build_trainee(config, device)
         pairs = read_pairs(trainee, "train", 2 * options.global_batch_size)
-        batches = cut_batches(trainee, pairs, device)
+        batches = make_batches(trainee, pairs, device)
         arithmetic = _arithmetic(trainee, batches, options)
         found = [_compare_switch(name, trainee, batches, options) for name in options.switches]
         comparisons = [comparison for comparison in found if comparison is not None]
@@ -179,9 +179,9 @@ def _compare_whisper(storage: str, options: Options, device: torch.device) -> Co
             replace(pair, audio=speech.features, tokens=words, text=speech.transcript)
             for pair, speech, words in zip(pairs, speeches, tokens, strict=True)
         ]
-        yield from cut_batches(trainee, read, device)
+        yield from make_batches(trainee, read, device)
 
-    cached = cut_batches(trainee, pairs, device)
+    cached = make_batches(trainee, pairs, device)
     return compare_in_turn(
         "step on cached features against Whisper base in the loop",
         lambda: trainee.rate(iter(cached)),

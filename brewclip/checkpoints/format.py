@@ -4,6 +4,7 @@ Everything that is read is checked before it is used: sizes before memory is tak
 does not fit is a `CheckpointError` of one line. Where the bytes lie is the matter of `checkpoint`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,6 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from brewclip.config import Config, flatten, unflatten
+from brewclip.config.renamed import with_current_names
 from brewclip.config.settings import check
 from brewclip.errors import CheckpointError
 
@@ -103,6 +105,7 @@ def facts_from_bytes(data: bytes, url: str) -> CheckpointFacts:
     for fits, what in _rules_of_facts(facts):
         if not fits:
             raise CheckpointError(f"{url} cannot be used: {what}")
+    facts = dataclasses.replace(facts, config=with_current_names(facts.config))
     _check_types(facts.config, url)
     return facts
 

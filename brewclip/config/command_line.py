@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from brewclip.config.presets import PRESETS, preset
+from brewclip.config.renamed import with_current_flags
 from brewclip.config.settings import Config, check, flatten, ignored_settings
 from brewclip.config.submitted import check_submitted
 from brewclip.errors import UserError
@@ -53,7 +54,7 @@ def parse_command_line(
     Raises:
         UserError: for an unknown preset or flag, a value of the wrong type, or settings that do not go together.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = with_current_flags(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-"):
         name, words = words[0], words[1:]
     elif {"-h", "--help"} & set(words):

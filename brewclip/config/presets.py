@@ -68,7 +68,7 @@ def scenes_noisy() -> Config:
     """The scenes world spoken through babble, so that Whisper mishears much of it.
 
     The acoustic channel has to learn from the start, so training is longer than for narratives: with 5,400 recordings
-    R@10 of the full model on dev (200 pictures) was 48 / 58 / 60 / 62 / 63 / 64 % after 100, 200 ... 600 steps.
+    R@10 of the full model on dev (200 images) was 48 / 58 / 60 / 62 / 63 / 64 % after 100, 200 ... 600 steps.
     """
     config = _on(scenes_narratives(), "scenes_noisy")
     return replace(
@@ -116,7 +116,7 @@ def release(config: Config) -> Config:
         model=replace(config.model, whisper="base.en", cls_std=1.0),
         loss=replace(config.loss, alpha=0.0, temperature=0.07, learn_temperature=False, reduction="mean"),
         optim=replace(config.optim, grad_clip_norm=4.0),
-        extraction=replace(config.extraction, window="first_30_seconds"),
+        extraction=replace(config.extraction, frames="first_30_seconds"),
     )
 
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from brewclip.config.names import describe_name, is_safe_name, is_safe_path, is_test
+from brewclip.config.renamed import with_current_names
 from brewclip.config.submitted import default_storage
 
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
 Transcript = Literal["asr", "asr_unfiltered", "ground_truth"]
 ImageTransform = Literal["crop", "letterbox"]
-LongText = Literal["cut", "windows"]
+LongText = Literal["truncate", "chunks"]
 Reduction = Literal["sum", "mean"]
-AudioWindow = Literal["speech", "first_30_seconds"]
+AudioFrames = Literal["speech", "first_30_seconds"]
 Precision = Literal["auto", "bfloat16", "float32"]
 UseGpu = bool | Literal["auto"]
 
@@ -34,8 +35,8 @@ class DataConfig:
     transcript: Transcript = "asr"
     """Text of the pipeline channel: Whisper's transcript, the same with what Whisper's checks reject, or the text that
     the speaker read."""
-    long_text: LongText = "cut"
-    """A text of more tokens than CLIP reads is cut there, or read in windows whose features are averaged."""
+    long_text: LongText = "truncate"
+    """A text of more tokens than CLIP reads is truncated, or encoded in chunks whose features are averaged."""
     max_audio_frames: int = 6000
     """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes, 0 keeps all."""
     image_transform: ImageTransform = "crop"
@@ -43,7 +44,7 @@ class DataConfig:
     square), or the whole image between bars."""
     memory_bytes: int = 512 * 2**20
     """Upper bound of the raw bytes that one worker holds or fetches ahead; a split that fits is read once, and its
-    pictures are decoded once as far as they fit, too."""
+    images are decoded once as far as they fit, too."""
     num_threads: int = 4
     """Threads of one worker that decode samples."""
     cache_directory: str = ""
@@ -67,7 +68,7 @@ class ModelConfig:
     clip: str = "ViT-L-14/openai"
     """open_clip architecture and weights as ARCHITECTURE/TAG, or `scenes` for the shipped small one."""
     prompt_length: int = 4
-    """Number M of prompt vectors that text, audio and picture share; 0 switches prompting off."""
+    """Number M of prompt vectors that text, audio and image share; 0 switches prompting off."""
     num_layers: int = 1
     """Transformer layers of the acoustic channel."""
     num_heads: int = 8
@@ -166,14 +167,14 @@ class ExtractionConfig:
 
     splits: tuple[str, ...] = ()
     """Splits that are extracted; none given takes all that the corpus has."""
-    window: AudioWindow = "speech"
+    frames: AudioFrames = "speech"
     """Frames of the whole recording, or the first 30 s with their padding (release)."""
     batch_size: int = 16
     """Chunks of recordings decoded together."""
     image_side_pixels: int = 0
     """Short side that stored images are reduced to; 0 takes what the CLIP model needs."""
     keep_original_images: bool = False
-    """Copy pictures byte for byte instead of reducing them."""
+    """Copy images byte for byte instead of reducing them."""
     overwrite: bool = False
     """Extract again what was extracted with other settings."""
 
@@ -207,14 +208,14 @@ class Config:
 
     @property
     def corpus_url(self) -> str:
-        """Where the recipe wrote pictures and recordings."""
+        """Where the recipe wrote images and recordings."""
         return f"{self.storage.rstrip('/')}/{self.data.corpus}"
 
     @property
     def features_url(self) -> str:
-        """Where the extraction wrote pictures and Whisper features."""
-        window = "" if self.extraction.window == "speech" else f"-{self.extraction.window}"
-        return f"{self.corpus_url}/whisper-{self.model.whisper}{window}"
+        """Where the extraction wrote images and Whisper features."""
+        frames = "" if self.extraction.frames == "speech" else f"-{self.extraction.frames}"
+        return f"{self.corpus_url}/whisper-{self.model.whisper}{frames}"
 
     @property
     def run_name(self) -> str:
@@ -242,12 +243,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: dict[str, Any]) -> Config:
-    """Invert `flatten`; names that no longer exist are refused.
+    """Invert `flatten`; settings that were renamed are read, names that no longer exist are refused.
 
     Raises:
         ValueError: if a name is not a setting.
     """
-    return _replace(Config(), leaves)
+    return _replace(Config(), with_current_names(leaves))
 
 
 def _replace(config: Any, leaves: dict[str, Any]) -> Any:
@@ -365,7 +366,7 @@ def ignored_settings(config: Config) -> list[str]:
         lines.append(f"--loss.alpha {config.loss.alpha} has no effect: variant {config.model.variant} has one channel")
     if config.model.variant == "acoustic" and config.data.transcript != "asr":
         lines.append("--data.transcript has no effect: variant acoustic reads no text")
-    if config.model.variant == "acoustic" and config.data.long_text != "cut":
+    if config.model.variant == "acoustic" and config.data.long_text != "truncate":
         lines.append("--data.long-text has no effect: variant acoustic reads no text")
     if config.model.prompt_length == 0 and config.optim.prompt_lr_scale != 1:
         lines.append("--optim.prompt-lr-scale has no effect: --model.prompt-length is 0")

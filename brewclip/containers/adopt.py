@@ -18,7 +18,7 @@ from brewclip.data.manifest import INDEX_ENTRY, ShardRecord, open_manifest
 from brewclip.data.shards import finish_split, is_finished, shard_name
 from brewclip.data.storage import Storage, open_storage
 from brewclip.errors import UserError
-from brewclip.progress import Progress
+from brewclip.progress import ProgressReporter
 
 _THREADS = 16
 
@@ -73,7 +73,7 @@ def _adopt_split(
         sums.update(digest.sums)
     details: dict[str, Any] = {"rejected": counts, "plan": plan_hash, "adopted_tars": len(tars), **sums}
     num_samples = sum(digest.num_samples for _, digest in tars)
-    facts = {"samples": num_samples, "pictures": num_samples} | details
+    facts = {"samples": num_samples, "images": num_samples} | details
     if is_finished(storage):
         if open_manifest(storage.url).summary.details.get("plan") != plan_hash:
             raise UserError(f"{storage.url} was written from other files: remove it, or name another --dest")
@@ -81,7 +81,7 @@ def _adopt_split(
     used = [(task, digest) for task, digest in tars if digest.num_samples]
     if not used:
         raise UserError(f"{corpus}/{split} has no usable sample: {rejected[:1] or 'its tars are empty'}")
-    progress = Progress(f"adopt {corpus}/{split}", len(used), "tars")
+    progress = ProgressReporter(f"adopt {corpus}/{split}", len(used), "tars")
     records = []
     with ThreadPoolExecutor(_THREADS) as pool:
         pending = [

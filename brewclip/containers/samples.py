@@ -17,7 +17,7 @@ from brewclip.audio import MAX_BYTES
 from brewclip.containers.sources import split_name
 from brewclip.corpora.rounds import decode_recording
 from brewclip.data.adopted import Span
-from brewclip.data.images import open_picture
+from brewclip.data.images import open_image
 from brewclip.data.schema import BadSample
 from brewclip.data.tars import TarBytes, TarMember
 from brewclip.errors import UserError
@@ -249,7 +249,7 @@ def _read_part(member: TarMember, what: str, rank: int, extension: str) -> _Part
         if member.data is None:
             raise BadSample("too_many_bytes", f"{member.name!r} has {member.size} bytes, the limit is {MAX_BYTES}")
         if what == "image":
-            open_picture(member.data)
+            open_image(member.data)
             facts["image_hash"] = hashlib.blake2b(member.data, digest_size=8).hexdigest()
         else:
             facts = decode_recording(member.data)[1]

@@ -24,7 +24,7 @@ from brewclip.data.storage import Storage, open_storage
 from brewclip.data.stream import one_ahead
 from brewclip.data.tars import DamagedTar, TarBytes, is_compressed, iter_decompressed, iter_tar
 from brewclip.errors import ObjectMissing, UserError
-from brewclip.progress import Progress
+from brewclip.progress import ProgressReporter
 
 _PIECE_BYTES = 8 * 2**20
 
@@ -68,7 +68,7 @@ def scan_tars(label: str, tasks: list[ScanTask]) -> list[Digest]:
 
     meter = TaskMeter()
     remote = ray.remote(_scan_on_worker).options(max_retries=3)
-    progress = Progress(label, max(1, sum(_megabytes(task) for task in tasks)), "MB")
+    progress = ProgressReporter(label, max(1, sum(_megabytes(task) for task in tasks)), "MB")
     found: dict[int, Digest] = {}
     num_done_bytes = 0
     pending = iter(enumerate(tasks))

@@ -19,7 +19,7 @@ from brewclip.data.order import Extent
 from brewclip.data.shards import finish_split, is_finished, remove_stale_shards, shard_name
 from brewclip.data.storage import open_storage
 from brewclip.errors import ManifestError, UserError
-from brewclip.progress import Progress
+from brewclip.progress import ProgressReporter
 
 _USUAL_SPLITS = ("train", "dev", "test")
 _POLL_SECONDS = 2.0
@@ -135,7 +135,7 @@ def _task(config: Config, source: Manifest, image_side_pixels: int) -> Extractio
         target_url=f"{config.features_url}/{source.summary.split}",
         whisper=config.model.whisper,
         language=config.model.language,
-        window=config.extraction.window,
+        frames=config.extraction.frames,
         batch_size=config.extraction.batch_size,
         image_side_pixels=0 if config.extraction.keep_original_images else image_side_pixels,
         exact_images=image_side_pixels in CLIP_SIDES and config.data.image_transform == "crop",
@@ -179,7 +179,7 @@ def _run_parts(
     """Hand out parts one by one to whichever worker is free, and yield their results."""
     import ray
 
-    progress = Progress(label, sum(part.extent.count for part in parts), "recordings")
+    progress = ProgressReporter(label, sum(part.extent.count for part in parts), "recordings")
     pending, idle, num_done = iter(parts), list(actors), 0
     running: dict[Any, tuple[Any, Part]] = {}
     while True:

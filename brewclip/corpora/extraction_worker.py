@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brewclip.audio import UndecodableAudio, decode_audio
-from brewclip.data.images import open_picture, reduce_image
+from brewclip.data.images import open_image, reduce_image
 from brewclip.data.manifest import ShardRecord, open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
@@ -42,7 +42,7 @@ class ExtractionTask:
         target_url: split of features.
         whisper: name of the model.
         language: code such as "en"; empty detects it for each recording.
-        window: `speech` keeps the frames of the whole recording, `first_30_seconds` what the released code used.
+        frames: `speech` keeps the frames of the whole recording, `first_30_seconds` what the released code used.
         batch_size: chunks decoded together; does not change what is read.
         image_side_pixels: short side that images are reduced to; 0 keeps the original bytes.
         exact_images: that side is what a CLIP's own transform makes, see `reduce_image`.
@@ -53,7 +53,7 @@ class ExtractionTask:
     target_url: str
     whisper: str
     language: str
-    window: str
+    frames: str
     batch_size: int
     image_side_pixels: int
     exact_images: bool
@@ -150,7 +150,7 @@ class Extractor:
                     model,
                     task.language or None,
                     task.batch_size,
-                    first_30_seconds=task.window == "first_30_seconds",
+                    first_30_seconds=task.frames == "first_30_seconds",
                 )
             except (ValueError, FileNotFoundError) as error:
                 raise UserError(str(error)) from error
@@ -187,6 +187,6 @@ def shrink_image(data: bytes, side_pixels: int, *, exact: bool) -> bytes:
         BadSample: if it cannot be decoded or is larger than 100 megapixels.
     """
     if not side_pixels:
-        open_picture(data)
+        open_image(data)
         return data
     return reduce_image(data, side_pixels, exact=exact)

@@ -158,4 +158,4 @@ def _usable(corpus: FileCorpus) -> Iterable[Recording]:
 
 
 def _digest(source: Source, image: str) -> bytes:
-    return hashlib.blake2b(source.read(image, "picture"), digest_size=16).digest()
+    return hashlib.blake2b(source.read(image, "image"), digest_size=16).digest()

@@ -40,13 +40,13 @@ class SourceOptions(WriteOptions):
     split: tuple[str, ...] = ()
     """Splits to write; none given writes all."""
     image_side_pixels: int = 336
-    """Pictures are reduced to this short side; the default is what the largest CLIP (ViT-L-14-336) needs."""
+    """Images are reduced to this short side; the default is what the largest CLIP (ViT-L-14-336) needs."""
     keep_original_images: bool = False
-    """Keep the bytes of JPEG pictures instead of reducing them."""
+    """Keep the bytes of JPEG images instead of reducing them."""
 
     @property
     def stored_side_pixels(self) -> int:
-        """The short side of stored pictures; 0 keeps them."""
+        """The short side of stored images; 0 keeps them."""
         return 0 if self.keep_original_images else self.image_side_pixels
 
 

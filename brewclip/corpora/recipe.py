@@ -19,13 +19,13 @@ from brewclip.config import exit_on_user_error, parse_options
 from brewclip.corpora.identical_images import add_digests, check_files, compare_and_save
 from brewclip.corpora.options import NOT_IN_A_SAMPLE, SourceOptions, WriteOptions, check_options
 from brewclip.corpora.rounds import FileCorpus, Recording
-from brewclip.corpora.shard_tasks import ShardTask, cut_in_shards, rejection, run_tasks
+from brewclip.corpora.shard_tasks import ShardTask, divide_into_shards, rejection, run_tasks
 from brewclip.data.manifest import ShardRecord, open_manifest
 from brewclip.data.schema import BadSample, Sample, pack_sample
 from brewclip.data.shards import finish_split, is_finished, remove_stale_shards
 from brewclip.data.storage import FolderStorage, Storage, check_reachable, open_storage
 from brewclip.errors import UserError
-from brewclip.progress import Progress
+from brewclip.progress import ProgressReporter
 
 REJECTED = "rejected.jsonl"
 _PROBES = 8  # samples made to guess the size of all
@@ -42,7 +42,7 @@ class Recipe(Protocol):
         """Return the names of the splits."""
 
     def rounds(self, split: str) -> list[list[Any]]:
-        """Return, for caption k = 0, 1, ..., the items of that round: pictures at most once in each."""
+        """Return, for caption k = 0, 1, ..., the items of that round: images at most once in each."""
 
     def make_sample(self, item: Any) -> Sample:
         """Make the sample of an item; raises `BadSample` if it cannot be used."""
@@ -101,7 +101,7 @@ def write_corpus(recipe: Recipe, options: WriteOptions, splits: Sequence[str] = 
     for split in splits or recipe.splits():
         storage = open_storage(f"{options.dest.rstrip('/')}/{split}")
         rounds = [items[: options.limit or None] for items in recipe.rounds(split)]
-        plans[split] = storage, list(_cut_in_shards(storage.url, split, rounds, options))
+        plans[split] = storage, list(_divide_into_shards(storage.url, split, rounds, options))
     counts = {split: _count(tasks) for split, (_, tasks) in plans.items()}
     if options.dry_run:
         return counts
@@ -112,9 +112,9 @@ def write_corpus(recipe: Recipe, options: WriteOptions, splits: Sequence[str] = 
     return {split: _write_split(recipe, storage, split, tasks, options) for split, (storage, tasks) in plans.items()}
 
 
-def _cut_in_shards(url: str, split: str, rounds: list[list[Any]], options: WriteOptions) -> Iterator[ShardTask]:
+def _divide_into_shards(url: str, split: str, rounds: list[list[Any]], options: WriteOptions) -> Iterator[ShardTask]:
     flags = {name: value for name, value in asdict(options).items() if name not in NOT_IN_A_SAMPLE}
-    return cut_in_shards(url, split, rounds, options.samples_per_shard, flags)
+    return divide_into_shards(url, split, rounds, options.samples_per_shard, flags)
 
 
 def _write_split(
@@ -125,7 +125,7 @@ def _write_split(
         return _already_written(storage, plan)
     total = sum(len(task.items) for task in tasks)
     label = f"{recipe.corpus}/{split}"
-    progress = Progress(f"write {label}", total, "samples")
+    progress = ProgressReporter(f"write {label}", total, "samples")
     records: list[ShardRecord] = []
     rejected: list[dict[str, str]] = []
     images: dict[str, str] = {}
@@ -151,7 +151,7 @@ def _write_split(
     facts = {"corpus": recipe.corpus, "split": split, "kind": "recordings", "num_images": len(image_ids)}
     written = finish_split(storage, records, **facts, details=details)
     _say_what_decoders_said(label, sums)
-    return {"state": "written", "samples": written.num_samples, "pictures": len(image_ids)} | details
+    return {"state": "written", "samples": written.num_samples, "images": len(image_ids)} | details
 
 
 def _say_what_decoders_said(label: str, sums: Counter[str]) -> None:
@@ -184,7 +184,7 @@ def _count(tasks: list[ShardTask]) -> dict[str, Any]:
         "samples": len(usable),
         "rejected": dict(sorted(Counter(item.problem for item in bad).items())),
         "first_rejected": [rejection(item, item.problem, item.image or item.audio) for item in bad[:1]],
-    } | ({"pictures": len(images)} if images else {})
+    } | ({"images": len(images)} if images else {})
 
 
 def _already_written(storage: Storage, plan: str) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _already_written(storage: Storage, plan: str) -> dict[str, Any]:
         raise UserError(
             f"{storage.url} was written from other files or with other flags: remove it, or name another --dest"
         )
-    return {"state": "already there", "samples": summary.num_samples, "pictures": summary.num_images} | summary.details
+    return {"state": "already there", "samples": summary.num_samples, "images": summary.num_images} | summary.details
 
 
 def _check_known(recipe: Recipe, counts: dict[str, dict[str, Any]], options: WriteOptions) -> None:
@@ -260,14 +260,14 @@ def _write_left_out(corpus: FileCorpus, dest: str) -> None:
 
 
 def print_summary(summary: dict[str, dict[str, Any]]) -> None:
-    """Print a table with a line for each split: samples, pictures, hours, and rejections by cause."""
-    print(f"{'split':<12}{'samples':>10}{'pictures':>10}{'hours':>9}{'> 30 s':>8}{'damaged':>9}  state, rejected")
+    """Print a table with a line for each split: samples, images, hours, and rejections by cause."""
+    print(f"{'split':<12}{'samples':>10}{'images':>10}{'hours':>9}{'> 30 s':>8}{'damaged':>9}  state, rejected")
     for split, counts in summary.items():
         rejected = ", ".join(f"{count} {cause}" for cause, count in sorted(counts["rejected"].items())) or "none"
         hours = f"{counts['audio_ms'] / 3.6e6:.2f}" if "audio_ms" in counts else "-"
         facts = [counts.get(name, "-") for name in ("longer_than_30_seconds", "damaged")]
         print(
-            f"{split:<12}{counts['samples']:>10}{counts.get('pictures', '-'):>10}{hours:>9}{facts[0]:>8}{facts[1]:>9}"
+            f"{split:<12}{counts['samples']:>10}{counts.get('images', '-'):>10}{hours:>9}{facts[0]:>8}{facts[1]:>9}"
             f"  {counts['state']}, rejected: {rejected}",
             flush=True,
         )

@@ -27,13 +27,13 @@ _FIRST_SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One recording of a corpus, and the picture that it describes.
+    """One recording of a corpus, and the image that it describes.
 
     Attributes:
         split: where it goes; empty leaves it out of the corpus, and `problem` says why.
-        image_id: of the picture, or of the recording itself if there is none; as `safe_id` makes it.
+        image_id: of the image, or of the recording itself if there is none; as `safe_id` makes it.
         audio: file name below the source, or a URL.
-        image: likewise; empty for a recording without a picture.
+        image: likewise; empty for a recording without an image.
         text, speaker, emotion: empty if unknown.
         caption_id: the corpus's own name of the recording; empty takes the key.
         problem: why it cannot be used, a short word to count by; empty if nothing is known against it.
@@ -57,18 +57,18 @@ class Recording:
 class FileCorpus:
     """A corpus of files: a `Recipe` made from the list of its recordings.
 
-    Pictures come in an order that has nothing to do with their names, the same on every machine; those of one group
+    Images come in an order that has nothing to do with their names, the same on every machine; those of one group
     stay together.
 
     Args:
         corpus: its name.
         source: where the files are.
-        recordings: in the corpus's own order; the k-th of a picture goes to round k.
-        image_side_pixels: short side that pictures are reduced to; 0 keeps their bytes.
+        recordings: in the corpus's own order; the k-th of an image goes to round k.
+        image_side_pixels: short side that images are reduced to; 0 keeps their bytes.
         remarks: what a user should know of the splits, a line each; for the end of the recipe.
 
     Raises:
-        UserError: if no recording is listed, none of them can be used, or a picture lies in two splits.
+        UserError: if no recording is listed, none of them can be used, or an image lies in two splits.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class FileCorpus:
         # JSON can hold half of a surrogate pair, UTF-8 cannot.
         metadata = {name: value.encode(errors="replace").decode() for name, value in metadata.items()}
         audio, facts = to_flac(self.source.read(item.audio, "recording"))
-        image = self.source.read(item.image, "picture") if item.image else None
+        image = self.source.read(item.image, "image") if item.image else None
         image = image and reduce_image(image, self.image_side_pixels, exact=False)
         return Sample(item.key, metadata | facts, image, audio)
 
@@ -120,7 +120,7 @@ def join(source: Source, recordings: Iterable[Recording]) -> Iterator[Recording]
     """Yield the recordings with the names of their files as they lie, or marked if one is missing."""
     for recording in recordings:
         audio, image = source.find(recording.audio), recording.image and source.find(recording.image)
-        missing = "missing_recording" if not audio else "missing_picture" if recording.image and not image else ""
+        missing = "missing_recording" if not audio else "missing_image" if recording.image and not image else ""
         yield replace(
             recording,
             audio=audio or recording.audio,
@@ -130,7 +130,7 @@ def join(source: Source, recordings: Iterable[Recording]) -> Iterator[Recording]
 
 
 def check_splits(recordings: Iterable[Recording]) -> None:
-    """Prove that no picture, by its name or by its file, lies in two splits.
+    """Prove that no image, by its name or by its file, lies in two splits.
 
     Raises:
         UserError: with the number of those that do, and one of them.
@@ -144,8 +144,8 @@ def check_splits(recordings: Iterable[Recording]) -> None:
                 torn[recording.image or recording.image_id] = (split, recording.split)
     if torn:
         name, (one, other) = next(iter(torn.items()))
-        count = "one picture lies" if len(torn) == 1 else f"{len(torn)} pictures lie"
-        raise UserError(f"{count} in two splits, e.g. {name!r} in {one} and {other}: give every picture one split")
+        count = "one image lies" if len(torn) == 1 else f"{len(torn)} images lie"
+        raise UserError(f"{count} in two splits, e.g. {name!r} in {one} and {other}: give every image one split")
 
 
 def to_flac(data: bytes) -> tuple[bytes, dict[str, Any]]:
@@ -196,23 +196,23 @@ def safe_id(name: str) -> str:
 
 
 def place_in_unit_interval(image_id: str, seed: int) -> float:
-    """Return a number in 0..1 that depends on picture and seed alone: more pictures move none to another split."""
+    """Return a number in 0..1 that depends on image and seed alone: more images move none to another split."""
     digest = hashlib.blake2b(f"{seed}/{image_id}".encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
 
 def _in_rounds(recordings: list[Recording]) -> dict[str, list[list[Recording]]]:
-    pictures: dict[str, list[Recording]] = {}
+    images: dict[str, list[Recording]] = {}
     for recording in recordings:
-        pictures.setdefault(recording.image_id, []).append(recording)
+        images.setdefault(recording.image_id, []).append(recording)
     rounds: dict[str, list[list[Recording]]] = {}
 
     def place(image_id: str) -> tuple[float, str]:  # rows of one group have one place, and stay in their order
-        together = pictures[image_id][0].group or image_id
+        together = images[image_id][0].group or image_id
         return place_in_unit_interval(together, 0), together
 
-    for image_id in sorted(pictures, key=place):
-        for number, recording in enumerate(pictures[image_id]):
+    for image_id in sorted(images, key=place):
+        for number, recording in enumerate(images[image_id]):
             of_split = rounds.setdefault(recording.split, [])
             if number == len(of_split):
                 of_split.append([])
@@ -227,9 +227,9 @@ def _check_some_are_usable(source: Source, recordings: list[Recording]) -> None:
         return
     problems = Counter(recording.problem for recording in recordings).most_common()
     first = next(recording for recording in recordings if recording.problem == problems[0][0])
-    name = first.image if first.problem == "missing_picture" else first.audio
+    name = first.image if first.problem == "missing_image" else first.audio
     raise UserError(
         f"--source {source.location} has no usable recording among the {len(recordings)} listed "
         f"({', '.join(f'{count} {problem}' for problem, count in problems)}; e.g. {name}): "
-        "unpack pictures and recordings there"
+        "unpack images and recordings there"
     )

@@ -87,7 +87,7 @@ class ShardNotes:
         sums["with_decoder_warnings"] += "decoder_warnings" in metadata
 
 
-def cut_in_shards(
+def divide_into_shards(
     url: str, split: str, rounds: list[list[Any]], samples_per_shard: int, flags: dict[str, Any]
 ) -> Iterator[ShardTask]:
     """Yield the tasks of a split.

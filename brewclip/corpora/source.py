@@ -181,7 +181,7 @@ class Source:
             raise UserError(f"{where}{self.location}/{name} is not JSON ({error}): download it again") from None
 
     def read(self, name: str, kind: str) -> bytes:
-        """Read a recording or picture: a file by its name, or a cell of a Parquet file by its reference.
+        """Read a recording or image: a file by its name, or a cell of a Parquet file by its reference.
 
         Raises:
             BadSample: with the cause `missing_<kind>` or `unreadable_<kind>`.

@@ -1,4 +1,4 @@
-"""Pictures and recordings as WebDataset shards: written once with a manifest, read by position."""
+"""Images and recordings as WebDataset shards: written once with a manifest, read by position."""
 
 from brewclip.data.pipeline import as_webdataset
 

@@ -55,7 +55,7 @@ def parse_members(data: bytes) -> list[AdoptedSample]:
     ]
 
 
-def cut_samples(
+def slice_samples(
     parts: Iterable[memoryview | BadSample], members: Sequence[AdoptedSample], starts: Sequence[int]
 ) -> Iterator[Sample | BadSample]:
     """Yield the samples that lie in some bytes of an adopted tar, as views of these bytes.

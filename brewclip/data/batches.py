@@ -1,4 +1,4 @@
-"""From stored samples to batches of tensors: pictures decoded and cropped, words tokenised, frames padded."""
+"""From stored samples to batches of tensors: images decoded and cropped, words tokenised, frames padded."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brewclip.data.images import KeptPictures, decode_image
+from brewclip.data.images import ImageCache, decode_image
 from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, read_features
 
 _KEPT_TEXTS = 2**15  # 20 MB at 77 tokens; an epoch of more makes all of them again
@@ -20,14 +20,14 @@ class InputLengths(NamedTuple):
     """How long text and speech of a sample are, and how much of them the model does not get.
 
     Attributes:
-        tokens, cut_tokens: of the text, with start and end token; zero where no text is read.
-        frames, cut_frames: of the speech.
+        tokens, truncated_tokens: of the text, with start and end token; zero where no text is read.
+        frames, truncated_frames: of the speech.
     """
 
     tokens: int = 0
-    cut_tokens: int = 0
+    truncated_tokens: int = 0
     frames: int = 0
-    cut_frames: int = 0
+    truncated_frames: int = 0
 
 
 NO_LENGTHS = InputLengths()
@@ -39,9 +39,9 @@ class Pair:
 
     Attributes:
         key: of the sample.
-        image_id: of its picture.
+        image_id: of its image.
         image: (3, S, S) uint8.
-        tokens: (L,) int64, or (W, L) for a text in W windows.
+        tokens: (L,) int64, or (W, L) for a text in W chunks.
         audio: (frames, dim) float16, Whisper features.
         text: what the pipeline channel reads.
         lengths: before anything was cut.
@@ -63,10 +63,10 @@ class Batch:
     Attributes:
         keys, texts, image_names: one for each pair.
         images: (n, 3, S, S) float32, normalised.
-        tokens: (n, L) int64, or (n, W, L) with windows of zeros behind those of shorter texts.
+        tokens: (n, L) int64, or (n, W, L) with chunks of zeros behind those of shorter texts.
         audio: (n, T, dim) float32, zero where padded.
         audio_mask: (n, T) bool, True for a real frame.
-        image_ids: (n,) int64, equal for equal pictures.
+        image_ids: (n,) int64, equal for equal images.
     """
 
     keys: list[str]
@@ -84,15 +84,15 @@ class PairDecoder:
 
     Args:
         tokenize: list of n texts -> (n, L) int64, zero behind the end token; with a second argument, L is that.
-        image_size: side of the square picture, in pixels.
+        image_size: side of the square image, in pixels.
         transcript: which text is read, a key of `TEXT_FIELDS`.
         max_audio_frames: longest speech kept; 0 keeps all.
         text_room_tokens: longest text that the model reads, with start and end token; 0 if it reads none.
-        long_text: a text with more tokens is cut (by the model), or comes in `windows` of that length.
+        long_text: `truncate` keeps the first tokens of a longer text, `chunks` divides it.
         image_transform: `crop`, `squash` or `letterbox`, see `decode_image`.
-        fill: colour beside a letterboxed picture, red, green and blue in 0..255.
+        fill: colour beside a letterboxed image, red, green and blue in 0..255.
         interpolation: `bicubic` or `bilinear`.
-        kept_bytes: bound of the decoded pictures that are kept, so that a later epoch need not decode them.
+        cache_bytes: bound of the decoded images that are kept, so that a later epoch need not decode them.
         audio_dim: width of the features that the model takes; 0 takes any.
     """
 
@@ -104,28 +104,28 @@ class PairDecoder:
         max_audio_frames: int,
         *,
         text_room_tokens: int = 0,
-        long_text: str = "cut",
+        long_text: str = "truncate",
         image_transform: str = "crop",
         fill: tuple[int, int, int] = (0, 0, 0),
         interpolation: str = "bicubic",
-        kept_bytes: int = 0,
+        cache_bytes: int = 0,
         audio_dim: int = 0,
     ) -> None:
-        if long_text == "windows" and 0 < text_room_tokens < 3:
-            raise ValueError(f"{text_room_tokens} tokens leave no room for words in a window: take fewer prompts")
+        if long_text == "chunks" and 0 < text_room_tokens < 3:
+            raise ValueError(f"{text_room_tokens} tokens leave no room for words in a chunk: take fewer prompts")
         self.tokenize, self.image_size = tokenize, image_size
         self.transcript, self.max_audio_frames = transcript, max_audio_frames
         self.text_room_tokens, self.long_text = text_room_tokens, long_text
         self.audio_dim = audio_dim
         self.image_transform, self.fill, self.interpolation = image_transform, fill, interpolation
         self._tokens_of = functools.lru_cache(_KEPT_TEXTS)(self._make_tokens)
-        self._kept_pictures = KeptPictures(kept_bytes) if kept_bytes else None
+        self._image_cache = ImageCache(cache_bytes) if cache_bytes else None
 
     def __call__(self, sample: Sample) -> Pair:
         """Decode a sample.
 
         Raises:
-            BadSample: with the cause picture, features or text.
+            BadSample: with the cause image, features or text.
         """
         if sample.features is None:
             raise BadSample("features", f"sample {sample.key!r} has no Whisper features: run jobs/extract.py")
@@ -134,17 +134,17 @@ class PairDecoder:
         except BadSample as error:
             raise BadSample("features", f"sample {sample.key!r}: {error.detail}") from error
         text = self._text(sample)
-        image = self._picture(sample.image)
-        tokens, num_tokens, cut_tokens = self._tokens_of(text)
+        image = self._image(sample.image)
+        tokens, num_tokens, truncated_tokens = self._tokens_of(text)
         kept = audio[: self.max_audio_frames or None]
-        lengths = InputLengths(num_tokens, cut_tokens, len(audio), len(audio) - len(kept))
+        lengths = InputLengths(num_tokens, truncated_tokens, len(audio), len(audio) - len(kept))
         return Pair(sample.key, str(sample.metadata["image_id"]), image, tokens, kept, text, lengths)
 
-    def _picture(self, data: bytes | None) -> np.ndarray:
+    def _image(self, data: bytes | None) -> np.ndarray:
         def decode() -> np.ndarray:
             return decode_image(data, self.image_size, self.image_transform, self.fill, self.interpolation)
 
-        return decode() if data is None or self._kept_pictures is None else self._kept_pictures.get(data, decode)
+        return decode() if data is None or self._image_cache is None else self._image_cache.get(data, decode)
 
     def _make_tokens(self, text: str) -> tuple[Tensor, int, int]:
         """Return the tokens of a text, how many it has in full, and how many of them the model does not read."""
@@ -157,8 +157,8 @@ class PairDecoder:
         num_tokens = int(full.nonzero().max()) + 1
         if num_tokens <= room:
             return tokens, num_tokens, 0
-        if self.long_text == "windows":
-            return _windows(full[:num_tokens], room, len(tokens)), num_tokens, 0
+        if self.long_text == "chunks":
+            return _chunks(full[:num_tokens], room, len(tokens)), num_tokens, 0
         return tokens, num_tokens, num_tokens - room
 
     def _text(self, sample: Sample) -> str:
@@ -169,16 +169,16 @@ class PairDecoder:
         return text
 
 
-def _windows(tokens: Tensor, room: int, length: int) -> Tensor:
-    """Cut a text (n,) into windows (W, length), each with start and end token and as long as the others.
+def _chunks(tokens: Tensor, room: int, length: int) -> Tensor:
+    """Divide a text (n,) into chunks (W, length), each with start and end token, of equal lengths.
 
-    As long as the others, because a mean over windows weighs a short last one like a full one.
+    Equal lengths, because a mean over chunks weighs a short last one like a full one.
     """
     words = tokens[1:-1]
-    windows = torch.tensor_split(words, -(-len(words) // (room - 2)))
-    rows = torch.zeros(len(windows), length, dtype=tokens.dtype)
-    for row, window in zip(rows, windows, strict=True):
-        row[: len(window) + 2] = torch.cat([tokens[:1], window, tokens[-1:]])
+    chunks = torch.tensor_split(words, -(-len(words) // (room - 2)))
+    rows = torch.zeros(len(chunks), length, dtype=tokens.dtype)
+    for row, chunk in zip(rows, chunks, strict=True):
+        row[: len(chunk) + 2] = torch.cat([tokens[:1], chunk, tokens[-1:]])
     return rows
 
 
@@ -187,11 +187,11 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
 
     Args:
         pairs: at least one.
-        mean: per channel, of pictures in 0..1.
-        std: per channel, of pictures in 0..1.
+        mean: per channel, of images in 0..1.
+        std: per channel, of images in 0..1.
         device: where the tensors go.
     """
-    pictures = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device, non_blocking=True)
+    images = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device, non_blocking=True)
     shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
     lengths = torch.tensor([len(pair.audio) for pair in pairs])
     audio = np.zeros((len(pairs), max(1, int(lengths.max())), pairs[0].audio.shape[1]), dtype=np.float16)
@@ -201,7 +201,7 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
         keys=[pair.key for pair in pairs],
         texts=[pair.text for pair in pairs],
         image_names=[pair.image_id for pair in pairs],
-        images=pictures.float().div_(255).sub_(shift).div_(scale),  # in place: new memory costs more than dividing
+        images=images.float().div_(255).sub_(shift).div_(scale),  # in place: new memory costs more than dividing
         tokens=_stack_tokens([pair.tokens for pair in pairs]).to(device, non_blocking=True),
         audio=torch.from_numpy(audio).to(device, non_blocking=True).float(),
         audio_mask=(torch.arange(audio.shape[1]) < lengths[:, None]).to(device),
@@ -210,14 +210,14 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
 
 
 def _stack_tokens(tokens: list[Tensor]) -> Tensor:
-    """Stack tokens (L,) to (n, L); if a text has windows (W, L), all to (n, W, L) with zeros behind."""
+    """Stack tokens (L,) to (n, L); if a text has chunks (W, L), all to (n, W, L) with zeros behind."""
     most = max(len(rows) if rows.ndim == 2 else 0 for rows in tokens)
     if not most:
         return torch.stack(tokens)
     stacked = tokens[0].new_zeros(len(tokens), most, tokens[0].shape[-1])
-    for row, windows in zip(stacked, tokens, strict=True):
-        windows = windows.view(-1, windows.shape[-1])
-        row[: len(windows)] = windows
+    for row, chunks in zip(stacked, tokens, strict=True):
+        chunks = chunks.view(-1, chunks.shape[-1])
+        row[: len(chunks)] = chunks
     return stacked
 
 

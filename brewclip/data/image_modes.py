@@ -33,7 +33,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I":
         # Pillow scales every PGM of more than 8 bits to 16 of them. 32-bit files say nothing of their range.
         if image.format != "PPM":
-            raise BadSample("picture", "32-bit integer pixels do not say which value is white: convert to 8 or 16 bits")
+            raise BadSample("image", "32-bit integer pixels do not say which value is white: convert to 8 or 16 bits")
         return _from_integers(image, _WHITE_16_BITS)
     if image.mode == "F":
         return _from_floats(image)
@@ -81,7 +81,7 @@ def _from_floats(image: Image.Image) -> Image.Image:
     ends = np.array([(values.min(), values.max()) for values in (np.asarray(part) for *_, part in _iter_parts(image))])
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if not (low >= 0 and high <= 1):  # also if one is not a number
-        raise BadSample("picture", f"float pixels from {low:g} to {high:g} do not say which is white: scale to 0..1")
+        raise BadSample("image", f"float pixels from {low:g} to {high:g} do not say which is white: scale to 0..1")
     return _in_parts(
         image, lambda part: Image.fromarray((np.asarray(part) * 255 + 0.5).astype(np.uint8)).convert("RGB")
     )

@@ -35,7 +35,7 @@ _FILTER_PIXELS = 2  # how far the bicubic filter reaches to either side, in pixe
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def open_picture(data: bytes | None) -> Image.Image:
+def open_image(data: bytes | None) -> Image.Image:
     """Decode an image to RGB as a viewer shows it: turned as its camera says, the first frame of several.
 
     Args:
@@ -46,20 +46,20 @@ def open_picture(data: bytes | None) -> Image.Image:
             (50 in a format whose decoder takes twice as much memory).
     """
     if data is None:
-        raise BadSample("picture", "there is none")
+        raise BadSample("image", "there is none")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             most = _MOST_PIXELS.get(opened.format or "", MAX_IMAGE_PIXELS)
             if opened.width * opened.height > most or max(opened.size) > _LONGEST_SIDE:
-                raise BadSample("picture", f"{opened.width} x {opened.height} pixels are too many")
+                raise BadSample("image", f"{opened.width} x {opened.height} pixels are too many")
             ImageOps.exif_transpose(opened, in_place=True)
             return to_rgb(opened)
     except BadSample:
         raise
     except UnidentifiedImageError as error:
-        raise BadSample("picture", f"cannot identify an image; {', '.join(FORMATS)} can be read") from error
+        raise BadSample("image", f"cannot identify an image; {', '.join(FORMATS)} can be read") from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise BadSample("picture", str(error)) from error
+        raise BadSample("image", str(error)) from error
 
 
 def decode_image(
@@ -85,9 +85,9 @@ def decode_image(
         (3, side, side) uint8.
 
     Raises:
-        BadSample: as `open_picture`.
+        BadSample: as `open_image`.
     """
-    image, resampling = open_picture(data), _RESAMPLING[interpolation]
+    image, resampling = open_image(data), _RESAMPLING[interpolation]
     if transform == "letterbox":
         square = _letterbox(image, side_pixels, fill, resampling)
     elif transform == "squash":
@@ -110,15 +110,15 @@ def reduce_image(data: bytes, side_pixels: int, *, exact: bool) -> bytes:
             `stored_size`.
 
     Raises:
-        BadSample: as `open_picture`, and if what is to be stored is longer than a JPEG can be.
+        BadSample: as `open_image`, and if what is to be stored is longer than a JPEG can be.
     """
-    image = open_picture(data)
+    image = open_image(data)
     size = stored_size(image.size, side_pixels, exact=exact) if side_pixels else image.size
     is_jpeg = data.startswith(_JPEG_MAGIC)
     if is_jpeg and size == image.size:
         return data
     if max(size) > _LONGEST_JPEG_SIDE:
-        raise BadSample("picture", f"{size[0]} x {size[1]} pixels; a JPEG has at most {_LONGEST_JPEG_SIDE} on a side")
+        raise BadSample("image", f"{size[0]} x {size[1]} pixels; a JPEG has at most {_LONGEST_JPEG_SIDE} on a side")
     buffer = io.BytesIO()
     _resize(image, size, Image.Resampling.BICUBIC).save(
         buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=_NO_SUBSAMPLING
@@ -208,30 +208,30 @@ def _letterbox(
     return square
 
 
-class KeptPictures:
-    """Decoded pictures by the digest of their bytes, up to a bound; safe to share by threads.
+class ImageCache:
+    """Decoded images by the digest of their bytes, up to a bound; safe to share by threads.
 
-    An epoch meets every picture once, and captions of one picture meet it several times. What is in stays: to drop it
+    An epoch meets every image once, and captions of one image meet it several times. What is in stays: to drop it
     for what comes later would leave nothing for the next epoch.
 
     Args:
-        memory_bytes: bound of the decoded pictures.
+        memory_bytes: bound of the decoded images.
     """
 
     def __init__(self, memory_bytes: int) -> None:
         self._left_bytes = memory_bytes
-        self._pictures: dict[bytes, np.ndarray] = {}
+        self._images: dict[bytes, np.ndarray] = {}
         self._lock = threading.Lock()
 
     def get(self, data: bytes | memoryview, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the picture of some bytes, not to be written to; `decode` makes it unless it is there."""
+        """Return the image of some bytes, not to be written to; `decode` makes it unless it is there."""
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        picture = self._pictures.get(digest)
-        if picture is not None:
-            return picture
-        picture = decode()
+        image = self._images.get(digest)
+        if image is not None:
+            return image
+        image = decode()
         with self._lock:
-            if digest not in self._pictures and picture.nbytes <= self._left_bytes:
-                self._left_bytes -= picture.nbytes
-                self._pictures[digest] = picture
-        return picture
+            if digest not in self._images and image.nbytes <= self._left_bytes:
+                self._left_bytes -= image.nbytes
+                self._images[digest] = image
+        return image

@@ -52,7 +52,7 @@ class ShardRecord:
 
     Attributes:
         name: file name of the tar.
-        round: which caption of its picture each sample is; 0-based.
+        round: which caption of its image each sample is; 0-based.
         num_samples: samples in it.
         size_bytes: size of the tar.
         sha256: of the tar, hexadecimal.
@@ -79,7 +79,7 @@ class Summary:
 
     Attributes:
         kind: `recordings` before and `features` after extraction.
-        num_images: pictures that differ in image_id.
+        num_images: images that differ in image_id.
         details: what else belongs to the split: Whisper's name and hash, counts of rejections.
     """
 

@@ -4,7 +4,7 @@ Positions count samples from the start of training: global batch n holds the pos
 epoch follows the last one without a gap. The order within an epoch is made of keyed permutations that are
 evaluated for single positions, so that a billion samples need no table:
 
-    round        the rounds of an epoch stand one after the other, so no picture comes twice in one
+    round        the rounds of an epoch stand one after the other, so no image comes twice in one
     block        consecutive samples, one range request; the blocks of a round are permuted
     lane         the permuted round is cut in S equal stretches, read side by side
     window       a few blocks of a lane, within which samples are permuted

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from brewclip.data.adopted import cut_samples
+from brewclip.data.adopted import slice_samples
 from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
 from brewclip.data.schema import BadSample, Sample, unpack_sample
@@ -121,7 +121,7 @@ class SplitReader:
         ends = offsets[rows.start : rows.stop + 1]
         parts = check_samples(memoryview(data), ends, checksums[rows], extent.first)
         if manifest.is_adopted(extent.shard):
-            return list(cut_samples(parts, manifest.members_of(extent.shard)[rows], ends.tolist()))
+            return list(slice_samples(parts, manifest.members_of(extent.shard)[rows], ends.tolist()))
         return list(parts)
 
     def load(self, extent: Extent) -> Iterator[tuple[int, Sample | BadSample]]:

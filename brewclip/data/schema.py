@@ -1,4 +1,4 @@
-"""What a sample is: one pair of picture and recording, as the members `<key>.jpg`, `<key>.flac`, `<key>.json`.
+"""What a sample is: one pair of image and recording, as the members `<key>.jpg`, `<key>.flac`, `<key>.json`.
 
 After extraction the same key holds `<key>.jpg`, `<key>.npy` (Whisper features) and a json that says more.
 """
@@ -50,12 +50,12 @@ class BadSample(ValueError):
 
 
 class Sample(NamedTuple):  # made five times faster than a frozen dataclass, and one is made for each sample read
-    """One pair of picture and recording.
+    """One pair of image and recording.
 
     Attributes:
-        key: `<image_id>-<k>` for caption k of a picture; no dot, no slash.
+        key: `<image_id>-<k>` for caption k of an image; no dot, no slash.
         metadata: the json: image_id, caption_id, split, duration_seconds; text, speaker, emotion if known.
-        image: JPEG bytes, or None for a recording without a picture.
+        image: JPEG bytes, or None for a recording without an image.
         audio: FLAC bytes (16 kHz mono), or None after extraction. Those of an adopted shard are of any format.
         features: npy bytes of Whisper features, float16 of shape (frames, dim), or None before extraction.
     """
@@ -150,7 +150,7 @@ def _what_else(start: bytes) -> str:
     return f"no .npy file but {'an .npz or other zip archive' if start[:2] == b'PK' else repr(start)}"
 
 
-@functools.lru_cache(maxsize=4096)  # a few shapes come again and again, and parsing is slower than decoding a picture
+@functools.lru_cache(maxsize=4096)  # a few shapes come again and again, and parsing is slower than decoding an image
 def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
     """Return shape, order, type and size in bytes of an array, from the beginning of its .npy file of version 1.0."""
     file = io.BytesIO(header)
@@ -185,7 +185,7 @@ def unpack_sample(data: bytes | memoryview, *, copy: bool = True) -> Sample:
 
     Args:
         data: exactly the bytes of the members of one sample, as `pack_sample` wrote them.
-        copy: False leaves picture, recording and features as views of `data`: for decoding at once, where copying
+        copy: False leaves image, recording and features as views of `data`: for decoding at once, where copying
             costs more than all the rest, not for keeping or sending.
 
     Raises:

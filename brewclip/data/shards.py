@@ -44,7 +44,7 @@ def write_shard(
     Args:
         storage: folder of the split.
         name: file name of the tar.
-        round_number: which caption of its picture each sample is.
+        round_number: which caption of its image each sample is.
         samples: at least one, for there to be a shard.
         notes: kept in the record; may be filled while `samples` is consumed.
 

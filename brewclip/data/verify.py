@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from brewclip.audio import UndecodableAudio, decode_audio_with_damage
-from brewclip.data.adopted import cut_samples
-from brewclip.data.images import open_picture
+from brewclip.data.adopted import slice_samples
+from brewclip.data.images import open_image
 from brewclip.data.manifest import INDEX, MANIFEST, SHARDS, Manifest, open_manifest
 from brewclip.data.reader import RawSample, check_samples
 from brewclip.data.schema import BadSample, Sample, read_features, unpack_sample
@@ -23,7 +23,7 @@ _ROUNDING_SECONDS = 0.011  # of what metadata say is missing
 
 
 def verify_split(url: str, *, num_threads: int = 4, progress: Callable[[int], None] = lambda count: None) -> list[str]:
-    """Read a whole split and compare it with its manifest; decode every picture, recording and feature.
+    """Read a whole split and compare it with its manifest; decode every image, recording and feature.
 
     Args:
         url: folder of the split.
@@ -142,7 +142,7 @@ def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
         )  # not before the index bears out the count
         if not manifest.is_adopted(shard) and offsets[-1] + _END_OF_TAR_BYTES != manifest.size_bytes[shard]:
             problems.append(f"shard {name} has {manifest.size_bytes[shard]} bytes, its samples end at {offsets[-1]}")
-        without_picture = []
+        without_image = []
         for number, raw in enumerate(_iter_samples(manifest, shard, problems)):
             try:
                 sample, widths[number] = _check_sample(raw, manifest.summary.kind)
@@ -151,15 +151,15 @@ def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
                 continue
             hashes[number] = int.from_bytes(hashlib.blake2b(sample.key.encode(), digest_size=8).digest(), "little")
             if sample.image is None:
-                without_picture.append(f"shard {name}: sample {number}: picture: {sample.key!r}: there is none")
+                without_image.append(f"shard {name}: sample {number}: image: {sample.key!r}: there is none")
     except ObjectMissing:
         return _ShardReport([f"shard {name} is missing"], hashes, widths, count)
     except (ManifestError, StorageError) as error:
         return _ShardReport([*problems, str(error)], hashes, widths, count)
     except OSError as error:
         return _ShardReport([*problems, f"shard {name} cannot be read: {error.strerror}"], hashes, widths, count)
-    if len(without_picture) < np.count_nonzero(hashes):  # else a corpus of recordings alone
-        problems += without_picture
+    if len(without_image) < np.count_nonzero(hashes):  # else a corpus of recordings alone
+        problems += without_image
     return _ShardReport(problems, hashes, widths, count)
 
 
@@ -176,7 +176,7 @@ def _iter_samples(manifest: Manifest, shard: int, problems: list[str]) -> Iterat
         ends = offsets[first : stop + 1]
         parts = check_samples(memoryview(data), ends, checksums[first:stop], first)
         if manifest.is_adopted(shard):
-            yield from cut_samples(parts, manifest.members_of(shard)[first:stop], ends.tolist())
+            yield from slice_samples(parts, manifest.members_of(shard)[first:stop], ends.tolist())
         else:
             yield from parts
         first = stop
@@ -214,7 +214,7 @@ def _decode(sample: Sample, kind: str) -> int:
         BadSample, UndecodableAudio: if something cannot be decoded, or sound or features are not there.
     """
     if sample.image is not None:
-        open_picture(sample.image)
+        open_image(sample.image)
     if kind == "recordings":
         if sample.audio is None:
             raise BadSample("audio", "there is no recording")

@@ -21,7 +21,7 @@ class Embeddings:
         keys, texts, speech_image_ids: one for each recording, in stored order.
         places: (shard, index) of each recording in its split.
         speech: (Q, E) float32.
-        image_ids: one for each picture, in the order of first appearance.
+        image_ids: one for each image, in the order of first appearance.
         images: (G, E) float32.
     """
 
@@ -34,7 +34,7 @@ class Embeddings:
     images: np.ndarray
 
     def rank(self) -> RetrievalResult:
-        """Rank pictures for recordings and recordings for pictures."""
+        """Rank images for recordings and recordings for images."""
         return retrieval(self.speech, np.array(self.speech_image_ids), self.images, np.array(self.image_ids))
 
 
@@ -51,7 +51,7 @@ def embed_split(
     num_threads: int = 4,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Embeddings:
-    """Embed a worker's share of a split; every picture once.
+    """Embed a worker's share of a split; every image once.
 
     Args:
         model: put in eval mode for the duration.
@@ -68,7 +68,7 @@ def embed_split(
     texts: list[str] = []
     names: list[str] = []
     speech: list[np.ndarray] = []
-    pictures: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     places: list[tuple[int, int]] = []
     pending: list[Pair] = []
     was_training = model.training
@@ -78,11 +78,11 @@ def embed_split(
         batch = to_batch(pending)
         features, _, _ = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)
         speech.append(features.float().cpu().numpy())
-        first = {name: row for row, name in reversed(list(enumerate(batch.image_names))) if name not in pictures}
+        first = {name: row for row, name in reversed(list(enumerate(batch.image_names))) if name not in images}
         if first:
             rows = torch.tensor(sorted(first.values()), device=batch.images.device)
             found = model.encode_image(batch.images[rows]).float().cpu().numpy()
-            pictures.update({batch.image_names[row]: vector for row, vector in zip(rows.tolist(), found, strict=True)})
+            images.update({batch.image_names[row]: vector for row, vector in zip(rows.tolist(), found, strict=True)})
         keys.extend(batch.keys)
         texts.extend(batch.texts)
         names.extend(batch.image_names)
@@ -99,7 +99,7 @@ def embed_split(
         if pending:
             embed()
     model.train(was_training)
-    return _pack(keys, texts, names, places, speech, pictures)
+    return _pack(keys, texts, names, places, speech, images)
 
 
 def gather_embeddings(own: Embeddings) -> Embeddings | None:
@@ -109,18 +109,18 @@ def gather_embeddings(own: Embeddings) -> Embeddings | None:
 
 
 def join_embeddings(shares: list[Embeddings]) -> Embeddings:
-    """Put shares together in order; a picture that several have is kept once."""
-    pictures: dict[str, np.ndarray] = {}
+    """Put shares together in order; an image that several have is kept once."""
+    images: dict[str, np.ndarray] = {}
     for share in shares:
         for name, vector in zip(share.image_ids, share.images, strict=True):
-            pictures.setdefault(name, vector)
+            images.setdefault(name, vector)
     return _pack(
         [key for share in shares for key in share.keys],
         [text for share in shares for text in share.texts],
         [name for share in shares for name in share.speech_image_ids],
         [place for share in shares for place in share.places],
         [share.speech for share in shares if len(share.speech)],
-        pictures,
+        images,
     )
 
 
@@ -130,7 +130,7 @@ def _pack(
     names: list[str],
     places: list[tuple[int, int]],
     speech: list[np.ndarray],
-    pictures: dict[str, np.ndarray],
+    images: dict[str, np.ndarray],
 ) -> Embeddings:
     empty = np.zeros((0, 0), np.float32)
     return Embeddings(
@@ -139,6 +139,6 @@ def _pack(
         names,
         places,
         np.concatenate(speech) if speech else empty,
-        list(pictures),
-        np.stack(list(pictures.values())) if pictures else empty,
+        list(images),
+        np.stack(list(images.values())) if images else empty,
     )

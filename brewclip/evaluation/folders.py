@@ -27,7 +27,7 @@ _LONGEST_NAME = 80  # of the systems in a folder's name; all of them stand in ev
 _HASH_DIGITS = 8
 # Settings of a system that its results depend on; the others say where and how fast.
 _SETTINGS = ("model.", "data.corpus", "data.transcript", "data.long_text", "data.max_audio_frames",
-             "data.image_transform", "data.max_bad_fraction", "run.precision", "extraction.window")  # fmt: skip
+             "data.image_transform", "data.max_bad_fraction", "run.precision", "extraction.frames")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Samples behind the queries of an evaluation: texts, pictures, and recordings from before the extraction."""
+"""Samples behind the queries of an evaluation: texts, images, and recordings from before the extraction."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from brewclip.evaluation.embed import Embeddings
 Place = tuple[int, int]  # shard and index of a sample in its split
 _SAMPLES_AT_ONCE = 16  # neighbours in one request: a sample with features has about 200 kB
 _THREADS = 8
-_ROWS_AT_ONCE = 256  # recordings compared with the whole gallery: 100 MB for 100,000 pictures
+_ROWS_AT_ONCE = 256  # recordings compared with the whole gallery: 100 MB for 100,000 images
 
 
 class QuerySamples:
@@ -69,8 +69,8 @@ class QuerySamples:
         return b""
 
 
-def picture_places(embeddings: Embeddings) -> dict[str, Place]:
-    """Return where each picture of a split is first met."""
+def image_places(embeddings: Embeddings) -> dict[str, Place]:
+    """Return where each image of a split is first met."""
     places: dict[str, Place] = {}
     for image_id, place in zip(embeddings.speech_image_ids, embeddings.places, strict=True):
         places.setdefault(image_id, place)
@@ -94,19 +94,17 @@ def _extents(places: list[Place]) -> Iterator[Extent]:
         start = stop
 
 
-def nearest_pictures(
-    embeddings: Embeddings, rows: list[int], count: int
-) -> tuple[list[list[str]], NDArray[np.float32]]:
+def nearest_images(embeddings: Embeddings, rows: list[int], count: int) -> tuple[list[list[str]], NDArray[np.float32]]:
     """Find what a system answers to some recordings.
 
     Args:
         embeddings: of the split.
         rows: of the recordings.
-        count: pictures for each.
+        count: images for each.
 
     Returns:
-        The ids of the nearest pictures of each recording, nearest first; and (n,) margins, the cosine of the right
-        picture less that of the best wrong one: above zero where the right one is found first.
+        The ids of the nearest images of each recording, nearest first; and (n,) margins, the cosine of the right
+        image less that of the best wrong one: above zero where the right one is found first.
     """
     images = embeddings.images / np.linalg.norm(embeddings.images, axis=1, keepdims=True)
     column_of = {image_id: column for column, image_id in enumerate(embeddings.image_ids)}

@@ -17,7 +17,7 @@ _SPEECH_TO_IMAGE = "speech_to_image"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ranking:
     """Ranks of one system on one split.
 
     Attributes:
@@ -46,13 +46,13 @@ class Outcome:
         return buffer.getvalue()
 
     @staticmethod
-    def from_bytes(data: bytes) -> "Outcome":
+    def from_bytes(data: bytes) -> "Ranking":
         """Invert `to_bytes`; never unpickles."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in arrays.files}
         facts = json.loads(str(columns.pop("facts")))
         keys = columns.pop("keys")
-        return Outcome(keys, RetrievalResult(**columns, num_images=facts.pop("num_images")), facts)
+        return Ranking(keys, RetrievalResult(**columns, num_images=facts.pop("num_images")), facts)
 
     def hits(self, direction: str, k: int) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
         """Return the names of the queries in a direction, and for each whether it is among the first k."""
@@ -82,14 +82,14 @@ class Difference:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
-def compare(outcomes: Sequence[Outcome], baselines: Sequence[Outcome], direction: str, k: int) -> Difference:
+def compare(rankings: Sequence[Ranking], baselines: Sequence[Ranking], direction: str, k: int) -> Difference:
     """Compare two systems on the queries that both answered, each pooled over its seeds.
 
     A query's value is its mean over the seeds, and queries are drawn with replacement for both systems together; so the
     interval is that of the queries for these seeds, not that of other seeds.
 
     Args:
-        outcomes: of the system, one for each seed.
+        rankings: of the system, one for each seed.
         baselines: of the other one, one for each seed; a system without a seed has one.
         direction: one of `brewclip.metrics.DIRECTIONS`.
         k: of R@k.
@@ -97,47 +97,47 @@ def compare(outcomes: Sequence[Outcome], baselines: Sequence[Outcome], direction
     Raises:
         UserError: if there is no query that all of them answered.
     """
-    ours, theirs = paired_hits(outcomes, baselines, direction, k)
+    ours, theirs = paired_hits(rankings, baselines, direction, k)
     mean, low, high = paired_difference(ours, theirs)
     return Difference(100 * mean, 100 * low, 100 * high, len(ours))
 
 
 def paired_hits(
-    outcomes: Sequence[Outcome], baselines: Sequence[Outcome], direction: str, k: int
+    rankings: Sequence[Ranking], baselines: Sequence[Ranking], direction: str, k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return for each query that both systems answered its mean hit over the seeds of each.
 
     Raises:
         UserError: if there is none.
     """
-    found = [one.hits(direction, k) for one in (*outcomes, *baselines)]
+    found = [one.hits(direction, k) for one in (*rankings, *baselines)]
     common = functools.reduce(np.intersect1d, [names for names, _ in found])
     if not len(common):
         raise UserError(f"the systems answered no query in common in {direction}: evaluate them on the same split")
     rows = [_values_of(common, names, values) for names, values in found]
-    return np.mean(rows[: len(outcomes)], axis=0), np.mean(rows[len(outcomes) :], axis=0)
+    return np.mean(rows[: len(rankings)], axis=0), np.mean(rows[len(rankings) :], axis=0)
 
 
-def compare_with_number(outcomes: Sequence[Outcome], number: float, direction: str, k: int) -> Difference:
+def compare_with_number(rankings: Sequence[Ranking], number: float, direction: str, k: int) -> Difference:
     """Compare a system, pooled over its seeds, with a recall in percent that others published."""
-    values, _ = paired_hits(outcomes, outcomes, direction, k)
+    values, _ = paired_hits(rankings, rankings, direction, k)
     low, high = bootstrap_interval(values)
     mean = float(np.mean(values))
     return Difference(100 * mean - number, 100 * low - number, 100 * high - number, len(values))
 
 
 def compare_all(
-    outcomes: dict[str, Outcome], baseline: str, directions: Sequence[str], recall_at: Sequence[int]
+    rankings: dict[str, Ranking], baseline: str, directions: Sequence[str], recall_at: Sequence[int]
 ) -> dict[str, dict[str, Difference]]:
     """Compare every system with one of them.
 
     Returns:
         system -> `direction/Rk` -> difference; the baseline itself is left out.
     """
-    base = [outcomes[baseline]]
+    base = [rankings[baseline]]
     return {
         name: {f"{direction}/R{k}": compare([one], base, direction, k) for direction in directions for k in recall_at}
-        for name, one in outcomes.items()
+        for name, one in rankings.items()
         if name != baseline
     }
 

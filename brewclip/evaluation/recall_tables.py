@@ -61,7 +61,7 @@ def evaluation_page(
 ) -> str:
     """Return an evaluation as Markdown: recall with published numbers, ranks, and differences from a baseline."""
     first = results[0]
-    counts = f"{len(first.embeddings.keys)} recordings of {len(first.embeddings.image_ids)} pictures"
+    counts = f"{len(first.embeddings.keys)} recordings of {len(first.embeddings.image_ids)} images"
     recall = recall_rows({one.system.name: one.metrics for one in results})
     recall[0] += published_header(corpus)
     for row, one in zip(recall[1:], results, strict=True):

@@ -17,8 +17,8 @@ function make(tag, parent, attributes = {}, text = "") {
   return made;
 }
 
-function addPicture(parent, place, right) {
-  const stored = element("picture-" + place), name = data.pictures[place];
+function addImage(parent, place, right) {
+  const stored = element("image-" + place), name = data.images[place];
   if (!stored) { make("div", parent, { class: right ? "gone right" : "gone", title: name + " cannot be shown" }); return; }
   const source = "data:image/jpeg;base64," + stored.textContent;
   make("img", parent, { "data-id": name, src: source, alt: name, title: name, ...(right ? { class: "right" } : {}) });
@@ -37,7 +37,7 @@ function addQuery(parent, number) {
   const query = data.queries[number];
   const section = make("section", parent, { class: "query", id: "query-" + number });
   const own = make("div", section, { class: "own" });
-  addPicture(own, query.picture, false);
+  addImage(own, query.image, false);
   addSound(own, number);
   make("p", own, {}, query.key + (query.wer === null ? "" : ", word errors " + Math.round(100 * query.wer) + " %"));
   const answers = make("div", section);
@@ -54,7 +54,7 @@ function addQuery(parent, number) {
     const hit = rank !== null && rank <= 5;
     make("span", label, { class: hit ? "rank hit" : "rank" }, rank === null ? "left out" : "rank " + rank.toLocaleString("en"));
     const top = make("div", row, { class: "top" });
-    for (const picture of query.top[place]) addPicture(top, picture, picture === query.picture);
+    for (const image of query.top[place]) addImage(top, image, image === query.image);
   });
 }
 

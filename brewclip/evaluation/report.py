@@ -1,6 +1,6 @@
 """One self-contained HTML page for an evaluation: tables, and queries with what each system answered.
 
-Pictures and recordings are inside the page, so it opens anywhere without a network; the page forbids itself any request
+Images and recordings are inside the page, so it opens anywhere without a network; the page forbids itself any request
 and every script but its own. Of its queries only twenty are built at a time (report.js), so 5,000 open like 20. Texts
 reach the page as JSON and are shown as text, never as markup.
 """
@@ -20,9 +20,9 @@ import whisper.normalizers
 from PIL import Image
 
 from brewclip.config import Config
-from brewclip.data.images import open_picture
+from brewclip.data.images import open_image
 from brewclip.data.schema import BadSample, Sample
-from brewclip.evaluation.queries import Place, QuerySamples, evenly_spaced, nearest_pictures, picture_places
+from brewclip.evaluation.queries import Place, QuerySamples, evenly_spaced, image_places, nearest_images
 from brewclip.evaluation.ranks import compare_all
 from brewclip.evaluation.recall_tables import TITLES
 from brewclip.evaluation.systems import SystemResult
@@ -30,15 +30,15 @@ from brewclip.evaluation.wer import BAND_EDGES, make_utterance
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 
 TOP = 5
-# What the page may weigh: sound as it was recorded, 15 kB a second, for as many queries as fit; small pictures, about
-# 6 kB each, smaller where there are thousands. 5,000 queries with 5,000 pictures so stay below 70 MB.
+# What the page may weigh: sound as it was recorded, 15 kB a second, for as many queries as fit; small images, about
+# 6 kB each, smaller where there are thousands. 5,000 queries with 5,000 images so stay below 70 MB.
 SOUND_BYTES = 24 * 2**20
 _TEXTS = {
     "asr": "Whisper's transcripts",
     "asr_unfiltered": "Whisper's transcripts with what its checks reject",
     "ground_truth": "ground-truth text",
 }
-_THUMBNAIL_PIXELS, _SMALL_THUMBNAIL_PIXELS, _MANY_PICTURES = 192, 112, 1_000
+_THUMBNAIL_PIXELS, _SMALL_THUMBNAIL_PIXELS, _MANY_IMAGES = 192, 112, 1_000
 
 
 def build_report(
@@ -57,34 +57,34 @@ def build_report(
     chosen = evenly_spaced(len(first.keys), num_queries)
     answers = [_Answers(one, [first.keys[row] for row in chosen]) for one in results]
     shown = {first.speech_image_ids[row] for row in chosen} | {name for one in answers for name in one.shown}
-    places = {name: place for name, place in picture_places(first).items() if name in shown}
-    places |= {n: p for one in results for n, p in picture_places(one.embeddings).items() if n in shown - places.keys()}
-    pictures = {name: number for number, name in enumerate(sorted(places))}
+    places = {name: place for name, place in image_places(first).items() if name in shown}
+    places |= {n: p for one in results for n, p in image_places(one.embeddings).items() if n in shown - places.keys()}
+    images = {name: number for number, name in enumerate(sorted(places))}
     facts, thumbnails = _read(samples, {first.places[row] for row in chosen}, places)
     queries = [
         {
             "key": first.keys[row],
-            "picture": pictures[first.speech_image_ids[row]],
+            "image": images[first.speech_image_ids[row]],
             "ranks": [one.ranks[number] for one in answers],
             "margins": [one.margins[number] for one in answers],
-            "top": [[pictures[name] for name in one.top[number]] for one in answers],
+            "top": [[images[name] for name in one.top[number]] for one in answers],
         }
         | facts.get(first.places[row], {"said": None, "heard": None, "wer": None})
         for number, row in enumerate(chosen)
     ]
     sounds = dict(_sounds(samples, [(first.places[row], first.keys[row]) for row in chosen]))
-    outcomes = {one.system.name: one.outcome for one in results}
+    rankings = {one.system.name: one.ranking for one in results}
     data = {
-        "systems": list(outcomes),
+        "systems": list(rankings),
         "bands": [edge for edge in BAND_EDGES if np.isfinite(edge)],
-        "pictures": list(pictures),
+        "images": list(images),
         "queries": queries,
     }
     return _render(
         corpus=config.data.corpus,
         split=split,
         num_recordings=len(first.keys),
-        num_pictures=len(first.image_ids),
+        num_images=len(first.image_ids),
         transcript=_TEXTS[config.data.transcript],
         systems=[_facts_of_system(one) for one in results],
         best={
@@ -93,12 +93,12 @@ def build_report(
             for k in RECALL_AT
         },
         baseline=baseline,
-        differences=compare_all(outcomes, baseline, DIRECTIONS, RECALL_AT) if baseline else {},
+        differences=compare_all(rankings, baseline, DIRECTIONS, RECALL_AT) if baseline else {},
         num_queries=len(chosen),
         num_sounds=len(sounds),
         band_labels=_band_labels(),
         data=script_json(data),
-        pictures=[(pictures[name], thumbnails[place]) for name, place in places.items() if place in thumbnails],
+        images=[(images[name], thumbnails[place]) for name, place in places.items() if place in thumbnails],
         sounds=sorted(sounds.items()),
     )
 
@@ -115,7 +115,7 @@ class _Answers:
     def __init__(self, one: SystemResult, keys: list[str]) -> None:
         row_of = {key: row for row, key in enumerate(one.embeddings.keys)}
         rows = [row_of[key] for key in keys if key in row_of]
-        nearest, margins = nearest_pictures(one.embeddings, rows, TOP)
+        nearest, margins = nearest_images(one.embeddings, rows, TOP)
         found = dict(zip(rows, zip(nearest, margins, strict=True), strict=True))
         places = [row_of.get(key) for key in keys]
         ranks = one.result.speech_to_image_rank
@@ -126,20 +126,20 @@ class _Answers:
 
 
 def _read(
-    samples: QuerySamples, queries: set[Place], pictures: dict[str, Place]
+    samples: QuerySamples, queries: set[Place], images: dict[str, Place]
 ) -> tuple[dict[Place, dict[str, Any]], dict[Place, str]]:
-    """Return the texts of the queries, and base64 of the small pictures, by place."""
+    """Return the texts of the queries, and base64 of the small images, by place."""
     normalise = whisper.normalizers.EnglishTextNormalizer()
-    side = _THUMBNAIL_PIXELS if len(pictures) <= _MANY_PICTURES else _SMALL_THUMBNAIL_PIXELS
-    of_pictures = set(pictures.values())
+    side = _THUMBNAIL_PIXELS if len(images) <= _MANY_IMAGES else _SMALL_THUMBNAIL_PIXELS
+    of_images = set(images.values())
     facts, thumbnails = {}, {}
-    for place, sample in samples.iter_samples(queries | of_pictures):
+    for place, sample in samples.iter_samples(queries | of_images):
         if place in queries:
             facts[place] = _texts(sample, normalise)
-        if place in of_pictures:
-            picture = _thumbnail(sample.image, side)
-            if picture:
-                thumbnails[place] = base64.b64encode(picture).decode()
+        if place in of_images:
+            image = _thumbnail(sample.image, side)
+            if image:
+                thumbnails[place] = base64.b64encode(image).decode()
     return facts, thumbnails
 
 
@@ -151,14 +151,14 @@ def _texts(sample: Sample, normalise: whisper.normalizers.EnglishTextNormalizer)
 
 
 def _thumbnail(data: bytes | None, side_pixels: int) -> bytes:
-    """Return a JPEG whose long side has at most `side_pixels`; nothing if the picture cannot be decoded."""
+    """Return a JPEG whose long side has at most `side_pixels`; nothing if the image cannot be decoded."""
     try:
-        picture = open_picture(data)
+        image = open_image(data)
     except BadSample:
         return b""
-    picture.thumbnail((side_pixels, side_pixels), Image.Resampling.LANCZOS)
+    image.thumbnail((side_pixels, side_pixels), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    image.save(buffer, "JPEG", quality=80, optimize=True)
     return buffer.getvalue()
 
 
@@ -194,7 +194,7 @@ def _facts_of_system(one: SystemResult) -> dict[str, Any]:
         "url": one.system.url or "frozen CLIP, nothing trained",
         "step": one.system.step,
         "bad": sum(one.bad_samples.values()),
-        "cuts": one.cuts,
+        "truncation": one.truncation,
     }
 
 

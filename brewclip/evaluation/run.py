@@ -54,18 +54,18 @@ def evaluate_and_record(
     for number, system in enumerate(systems, start=1):
         result = evaluate_system(system, split)
         print(f"evaluate {system.name} on {split}: system {number} of {len(systems)} done", flush=True)
-        if result.cuts.cut_tokens or result.cuts.cut_frames:
-            print(f"evaluate {system.name}: {result.cuts}", flush=True)
+        if result.truncation.truncated_tokens or result.truncation.truncated_frames:
+            print(f"evaluate {system.name}: {result.truncation}", flush=True)
         results.append(result)
-    outcomes = {one.system.name: one.outcome for one in results}
-    differences = compare_all(outcomes, baseline, DIRECTIONS, RECALL_AT)
+    rankings = {one.system.name: one.ranking for one in results}
+    differences = compare_all(rankings, baseline, DIRECTIONS, RECALL_AT)
     records = [_record(one, split, baseline, differences) for one in results]
     files = {
         "results.json": json.dumps(records, indent=1),
         "table.md": evaluation_page(results, config.data.corpus, split, baseline, differences),
         "report.html": build_report(config, split, results, num_report_queries, baseline=baseline),
     }
-    ranks = {f"ranks/{file_name(name)}.npz": outcome.to_bytes() for name, outcome in outcomes.items()}
+    ranks = {f"ranks/{file_name(name)}.npz": ranking.to_bytes() for name, ranking in rankings.items()}
     folder.write(ranks | {name: text.encode() for name, text in files.items()})
     for one in results:
         record_metrics(one, split)
@@ -101,9 +101,9 @@ def _record(one: SystemResult, split: str, baseline: str, differences: Differenc
         "step": one.system.step,
         "split": split,
         "num_recordings": len(one.embeddings.keys),
-        "num_pictures": len(one.embeddings.image_ids),
+        "num_images": len(one.embeddings.image_ids),
         "bad_samples": one.bad_samples,
-        "cut": asdict(one.cuts),
+        "truncation": asdict(one.truncation),
         "metrics": one.metrics,
         "baseline": baseline,
         "above_baseline": {name: [value.mean, value.low, value.high] for name, value in own.items()},

@@ -13,11 +13,11 @@ from brewclip.config import Config, Transcript, unflatten
 from brewclip.data.batches import Batch, Pair, collate
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.reader import Rejections, SplitReader
-from brewclip.data.truncation import Cuts
+from brewclip.data.truncation import TruncationCounts
 from brewclip.errors import UserError
 from brewclip.evaluation.embed import Embeddings, embed_split, join_embeddings
-from brewclip.evaluation.ranks import Outcome
-from brewclip.factory import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures, restore_model
+from brewclip.evaluation.ranks import Ranking
+from brewclip.factory import audio_dim_of, build_autocast, build_decoder, build_model, check_images, restore_model
 from brewclip.metrics import RetrievalResult
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
@@ -61,10 +61,10 @@ class SystemResult:
     result: RetrievalResult
     metrics: dict[str, float]
     bad_samples: dict[str, int]
-    cuts: Cuts = field(default_factory=Cuts)
+    truncation: TruncationCounts = field(default_factory=TruncationCounts)
 
     @property
-    def outcome(self) -> Outcome:
+    def ranking(self) -> Ranking:
         """What is kept of it: the ranks without the embeddings."""
         system = self.system
         facts = {
@@ -76,7 +76,7 @@ class SystemResult:
             "transcript": system.config.data.transcript,
             "bad_samples": self.bad_samples,
         }
-        return Outcome(np.asarray(self.embeddings.keys, np.str_), self.result, facts)
+        return Ranking(np.asarray(self.embeddings.keys, np.str_), self.result, facts)
 
 
 def describe_systems(config: Config, names: Sequence[str]) -> list[System]:
@@ -123,7 +123,7 @@ def describe_system(config: Config, name: str) -> System:
         here, there = getattr(config.model, part), getattr(trained.model, part)
         if here != there:
             raise UserError(f"checkpoint {url} was trained with --model.{part} {there}, here it is {here}")
-    _tell_other_inputs(name, trained, config)
+    _note_other_inputs(name, trained, config)
     own = replace(
         config, model=trained.model, loss=trained.loss, run=replace(config.run, precision=trained.run.precision)
     )
@@ -144,7 +144,7 @@ def _label(url: str) -> str:
     return run_url.rpartition("/")[2] + (f"/{step}" if step else "")
 
 
-def _tell_other_inputs(name: str, trained: Config, config: Config) -> None:
+def _note_other_inputs(name: str, trained: Config, config: Config) -> None:
     """Say what a system was trained to read and does not read here, which may be meant, or forgotten."""
     for setting in _INPUT_SETTINGS:
         there, here = getattr(trained.data, setting), getattr(config.data, setting)
@@ -182,14 +182,14 @@ class Share:
     Attributes:
         embeddings: of what could be used; None if a mistake of the user's stopped the worker.
         counts, listed: samples that could not be used, as in `Rejections`.
-        cuts: what was cut of long inputs.
+        truncation: what was cut of long inputs.
         problem: that mistake.
     """
 
     embeddings: Embeddings | None = None
     counts: dict[str, int] = field(default_factory=dict)
     listed: list[dict[str, str | int]] = field(default_factory=list)
-    cuts: Cuts = field(default_factory=Cuts)
+    truncation: TruncationCounts = field(default_factory=TruncationCounts)
     problem: str = ""
 
 
@@ -221,21 +221,21 @@ def embed_share(system: System, split: str, rank: int, world_size: int) -> Share
         reader = SplitReader(open_manifest(f"{system.config.features_url}/{split}"))
         audio_dim = audio_dim_of(reader.manifest)
         model, clip = load_system(system, audio_dim)
-        check_pictures(reader.manifest, clip)
+        check_images(reader.manifest, clip)
     except (UserError, ValueError, FileNotFoundError) as error:
         return Share(problem=str(error))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    rejections, cuts = Rejections(reader.manifest.url), Cuts()
+    rejections, truncation = Rejections(reader.manifest.url), TruncationCounts()
 
     def to_batch(pairs: list[Pair]) -> Batch:
-        cuts.add(pair.lengths for pair in pairs)
+        truncation.add(pair.lengths for pair in pairs)
         return collate(pairs, clip.mean, clip.std, device)
 
     decode = build_decoder(system.config, clip, audio_dim=audio_dim)
     with build_autocast(system.config, device):
         share = embed_split(model, reader, decode, to_batch, rejections, rank=rank, world_size=world_size)
-    return Share(share, rejections.counts, rejections.listed, cuts)
+    return Share(share, rejections.counts, rejections.listed, truncation)
 
 
 def rank_shares(system: System, manifest: Manifest, shares: Sequence[Share]) -> SystemResult:
@@ -257,25 +257,25 @@ def rank_shares(system: System, manifest: Manifest, shares: Sequence[Share]) -> 
     if rejections.total:
         first = "; ".join(str(row["detail"]) for row in rejections.listed[:3])
         print(f"{system.name}: left out {rejections.total} of {len(manifest)} recordings: {first}", flush=True)
-    result, cuts = embeddings.rank(), sum((share.cuts for share in shares), Cuts())
-    return SystemResult(system, embeddings, result, result.summary(), rejections.counts, cuts)
+    result, truncation = embeddings.rank(), sum((share.truncation for share in shares), TruncationCounts())
+    return SystemResult(system, embeddings, result, result.summary(), rejections.counts, truncation)
 
 
 def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, rejections: Rejections) -> None:
     """Refuse what gives no honest ranking.
 
     Raises:
-        UserError: if too few recordings can be used, there is one picture only, or a feature is not finite.
+        UserError: if too few recordings can be used, there is one image only, or a feature is not finite.
     """
     if not embeddings.keys:
         detail = rejections.listed[0]["detail"] if rejections.listed else ""
         raise UserError(f"none of {len(manifest)} recordings of {manifest.url} can be used by {name}: {detail}")
     rejections.check(len(manifest))
     if len(embeddings.image_ids) < 2:
-        raise UserError(f"{manifest.url} has one picture, which every recording finds: at least 2 make a gallery")
+        raise UserError(f"{manifest.url} has one image, which every recording finds: at least 2 make a gallery")
     for what, names, features in (
         ("recordings", embeddings.keys, embeddings.speech),
-        ("pictures", embeddings.image_ids, embeddings.images),
+        ("images", embeddings.image_ids, embeddings.images),
     ):
         lengths = np.linalg.norm(features, axis=1)
         bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))

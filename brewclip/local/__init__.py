@@ -9,10 +9,10 @@ from brewclip.local.ray_head import RayHead
 from brewclip.local.ray_jobs import submit_job
 from brewclip.local.s3_key import S3Key
 from brewclip.local.s3_server import S3Server
-from brewclip.local.services import EmbeddedServices
+from brewclip.local.services import LocalServices
 
 __all__ = [
-    "EmbeddedServices",
+    "LocalServices",
     "MlflowServer",
     "RayHead",
     "S3Key",

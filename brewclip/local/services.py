@@ -17,7 +17,7 @@ from brewclip.local.server import Server
 BUCKET = "brewclip"
 
 
-class EmbeddedServices:
+class LocalServices:
     """S3, Ray and MLflow on free loopback ports, started side by side.
 
     The objects (`s3/`), the runs (`mlflow/mlflow.db`) and the key pair (`s3-key.json`) stay in the state

@@ -1,4 +1,4 @@
-"""BrewCLIP: a picture against a recording heard through two channels, its transcript and its sound."""
+"""BrewCLIP: an image against a recording heard through two channels, its transcript and its sound."""
 
 import math
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Features(NamedTuple):
 
     Attributes:
         image: F_V.
-        speech: F_L, what pictures are compared with.
+        speech: F_L, what images are compared with.
         acoustic: F_A, or None if the variant has no acoustic channel.
         text: F_T, or None if the variant reads no transcript.
     """
@@ -33,7 +33,7 @@ class Features(NamedTuple):
 class BrewCLIP(nn.Module):
     """The model of the paper and its three ablations.
 
-    - `brewclip`: F_L = F_A + F_T, both channels and the pictures prompted.
+    - `brewclip`: F_L = F_A + F_T, both channels and the images prompted.
     - `acoustic`: F_L = F_A; the transcript is not read.
     - `pipeline`: F_L = F_T, prompted; the sound is not heard.
     - `zero_shot`: F_L = F_T of plain CLIP. It takes no prompts whatever `prompt_length` says (untrained
@@ -101,7 +101,7 @@ class BrewCLIP(nn.Module):
         return self.variant != "acoustic"
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encode pictures (B, 3, H, W) to F_V (B, embed_dim)."""
+        """Encode images (B, 3, H, W) to F_V (B, embed_dim)."""
         _, vision_prompts = self.prompts()
         return self.clip.encode_image(images, vision_prompts)
 
@@ -111,7 +111,7 @@ class BrewCLIP(nn.Module):
         """Encode recordings.
 
         Args:
-            tokens: (B, L) int64 transcripts, or (B, W, L) in windows; not looked at by `acoustic`.
+            tokens: (B, L) int64 transcripts, or (B, W, L) in chunks; not read by `acoustic`.
             audio: (B, T, audio_dim) Whisper frames; not looked at by `pipeline` and `zero_shot`.
             audio_mask: (B, T) bool, True for a real frame.
             sample_seeds: (B,) int64, see `AcousticEncoder.forward`.
@@ -128,14 +128,14 @@ class BrewCLIP(nn.Module):
         return (acoustic if text is None else acoustic + text), acoustic, text
 
     def _encode_text(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
-        """Encode transcripts (B, L), or (B, W, L) as the mean over windows; a window of zeros is none."""
+        """Encode transcripts (B, L), or (B, W, L) as the mean over chunks; a chunk of zeros is none."""
         if tokens.ndim == 2:
             return self.clip.encode_text(tokens, prompts)
-        is_window = tokens.any(dim=2)  # (B, W)
-        features = self.clip.encode_text(tokens[is_window], prompts)
-        rows = is_window.nonzero()[:, 0]
+        is_chunk = tokens.any(dim=2)  # (B, W)
+        features = self.clip.encode_text(tokens[is_chunk], prompts)
+        rows = is_chunk.nonzero()[:, 0]
         summed = features.new_zeros(len(tokens), features.shape[1]).index_add(0, rows, features)
-        return summed / is_window.sum(dim=1, keepdim=True)
+        return summed / is_chunk.sum(dim=1, keepdim=True)
 
     def forward(
         self,

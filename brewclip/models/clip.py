@@ -56,7 +56,7 @@ class PromptedCLIP(nn.Module):
         return super().train(False)
 
     def encode_image(self, images: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Encode pictures, with prompts after the patches.
+        """Encode images, with prompts after the patches.
 
         Prompts come after the position embeddings were added (they get none) and before the first norm; the
         features are pooled from the same tokens as without prompts.
@@ -192,7 +192,7 @@ def _check_vision(visual: nn.Module) -> None:
             "such as ViT-B-32"
         )
     if visual.image_size[0] != visual.image_size[1]:
-        raise ValueError(f"the vision tower wants pictures of {visual.image_size}; only square ones are supported")
+        raise ValueError(f"the vision tower wants images of {visual.image_size}; only square ones are supported")
 
 
 def _check_text(text: nn.Module) -> None:

@@ -17,7 +17,7 @@ from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import open_storage
 from brewclip.errors import ObjectMissing
 from brewclip.evaluation.folders import file_name
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.run import record_metrics
 from brewclip.evaluation.systems import System, describe_system, evaluate_system
 
@@ -64,7 +64,7 @@ def plan_cells(
     return [Cell(for_variant(train, variant, seed), test, split, reads) for seed in own_seeds]
 
 
-def run_cell(cell: Cell) -> Outcome:
+def run_cell(cell: Cell) -> Ranking:
     """Return what became of every query of a cell; trains and measures what is not done yet.
 
     Raises:
@@ -72,18 +72,18 @@ def run_cell(cell: Cell) -> Outcome:
     """
     train_cell(cell)
     system = describe_cell(cell)
-    kept = load_kept(cell)
+    kept = load_cached(cell)
     if kept is not None and kept.facts.get("identity") == _identity(cell, system):
         print(f"cell {cell.name}: kept", flush=True)
         return kept
     connect()
     result = evaluate_system(system, cell.split)
     record_metrics(result, cell.split)
-    outcome = result.outcome
-    outcome.facts["identity"] = _identity(cell, system)
-    _storage(cell).write(_object(cell), outcome.to_bytes())
-    print(f"cell {cell.name}: measured on {len(outcome.keys)} recordings", flush=True)
-    return outcome
+    ranking = result.ranking
+    ranking.facts["identity"] = _identity(cell, system)
+    _storage(cell).write(_object(cell), ranking.to_bytes())
+    print(f"cell {cell.name}: measured on {len(ranking.keys)} recordings", flush=True)
+    return ranking
 
 
 def train_cell(cell: Cell) -> None:
@@ -113,10 +113,10 @@ def describe_cell(cell: Cell) -> System:
     return describe_system(cell.test, f"{name}@{cell.reads}")
 
 
-def load_kept(cell: Cell) -> Outcome | None:
+def load_cached(cell: Cell) -> Ranking | None:
     """Return what is kept of a cell, whatever it was measured with; None if nothing is. Nothing is run."""
     try:
-        return Outcome.from_bytes(_storage(cell).read(_object(cell)))
+        return Ranking.from_bytes(_storage(cell).read(_object(cell)))
     except ObjectMissing:
         return None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brewclip.evaluation.published import CORPORA, EARLIER, Recalls
-from brewclip.evaluation.ranks import Difference, Outcome, compare, compare_with_number, paired_hits
+from brewclip.evaluation.ranks import Difference, Ranking, compare, compare_with_number, paired_hits
 from brewclip.evaluation.recall_tables import TITLES
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 
@@ -69,7 +69,7 @@ class Verdict:
 
 
 HEADER = ["claim", "corpus", "at", "points [95 %]", "each seed", "in the paper", "verdict"]
-Rows = Mapping[str, Sequence[Outcome]]
+Rows = Mapping[str, Sequence[Ranking]]
 
 
 def judge(claim: Claim, corpus: str, rows: Rows, published: Mapping[str, Recalls | None]) -> list[Verdict]:
@@ -78,7 +78,7 @@ def judge(claim: Claim, corpus: str, rows: Rows, published: Mapping[str, Recalls
     Args:
         claim: about rows of the table.
         corpus: that was measured.
-        rows: title -> outcomes, one for each seed; empty where nothing was run.
+        rows: title -> rankings, one for each seed; empty where nothing was run.
         published: title -> recalls of the paper, where there are any.
     """
     ours, theirs = rows.get(claim.row, ()), rows.get(claim.baseline, ())
@@ -99,7 +99,7 @@ def judge(claim: Claim, corpus: str, rows: Rows, published: Mapping[str, Recalls
     return verdicts
 
 
-def judge_against_earlier(text: str, corpus: str, ours: Sequence[Outcome]) -> list[Verdict]:
+def judge_against_earlier(text: str, corpus: str, ours: Sequence[Ranking]) -> list[Verdict]:
     """Compare a system with the best earlier one that was published on a corpus, R@1 both ways."""
     known = [of[corpus] for of in EARLIER.values() if corpus in of]
     if corpus not in CORPORA or not known:
@@ -144,9 +144,9 @@ def judge_larger_gap(
     return verdicts
 
 
-def _of_seed(outcomes: Sequence[Outcome], seed: int) -> Outcome:
-    """Return the outcome of a seed, or the only one of a system that has none."""
-    return outcomes[seed] if len(outcomes) > 1 else outcomes[0]
+def _of_seed(rankings: Sequence[Ranking], seed: int) -> Ranking:
+    """Return the ranking of a seed, or the only one of a system that has none."""
+    return rankings[seed] if len(rankings) > 1 else rankings[0]
 
 
 def _verdict(found: Difference, level: bool) -> str:

@@ -104,7 +104,7 @@ def _results(
     """Return the plain baseline and the results of every row, those of all seeds or none."""
     probe, results = ProbeConfig(), Results()
     folds = [] if keeps_only else load_folds(own, probe)
-    baseline = _kept_or_run(
+    baseline = _cached_or_run(
         own, "whisper", None if keeps_only else {}, lambda: probe_whisper(folds, probe) if folds else None
     )
     for variant, channel, method in _ROWS:
@@ -116,10 +116,10 @@ def _results(
 
 def _run(cell: Cell, own: Config, channel: str, method: str, folds: list[ClipSplit]) -> EmotionResult | None:
     if not folds:
-        return _kept_or_run(own, f"{cell.train.run_name}-{channel}-{method}", None, lambda: None)
+        return _cached_or_run(own, f"{cell.train.run_name}-{channel}-{method}", None, lambda: None)
     train_cell(cell)
     system = describe_system(own, cell.train.run_url)
-    return _kept_or_run(
+    return _cached_or_run(
         own,
         f"{cell.train.run_name}-{channel}-{method}",
         {"weights_sha256": system.weights_sha256},
@@ -127,7 +127,7 @@ def _run(cell: Cell, own: Config, channel: str, method: str, folds: list[ClipSpl
     )
 
 
-def _kept_or_run(own: Config, name: str, identity: dict[str, Any] | None, run: Any) -> EmotionResult | None:
+def _cached_or_run(own: Config, name: str, identity: dict[str, Any] | None, run: Any) -> EmotionResult | None:
     """Return what is kept of the same weights and clips, or run it and keep it; None takes what is kept as it is."""
     storage = open_storage(f"{own.storage.rstrip('/')}/experiments/emotion/{own.data.corpus}")
     try:

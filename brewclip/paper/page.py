@@ -10,7 +10,7 @@ from brewclip.config import Config
 from brewclip.data.manifest import open_manifest
 from brewclip.errors import ManifestError
 from brewclip.evaluation.published import CORPORA, describe_source
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.recall_tables import (
     earlier_rows,
     interval_cell,
@@ -21,7 +21,7 @@ from brewclip.evaluation.recall_tables import (
 )
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 from brewclip.paper.claims import HEADER, Verdict
-from brewclip.paper.retrieval_tables import TABLES, Outcomes, published_rows
+from brewclip.paper.retrieval_tables import TABLES, Rankings, published_rows
 
 PREAMBLE = """# The paper's tables, run here
 
@@ -32,15 +32,15 @@ was not run is `-`. A claim about two systems holds if the whole 95 % interval o
 """
 
 
-def recall_cells(outcomes: Sequence[Outcome]) -> list[str]:
+def recall_cells(rankings: Sequence[Ranking]) -> list[str]:
     """Return six cells: R@1/5/10 both ways, over the seeds."""
     pairs = [(direction, k) for direction in DIRECTIONS for k in RECALL_AT]
-    if not outcomes:
+    if not rankings:
         return ["-"] * len(pairs)
-    if len(outcomes) == 1:
-        metrics = outcomes[0].result.summary()
+    if len(rankings) == 1:
+        metrics = rankings[0].result.summary()
         return [interval_cell(metrics, f"{direction}/R{k}") for direction, k in pairs]
-    found = [[one.recall(direction, k) for one in outcomes] for direction, k in pairs]
+    found = [[one.recall(direction, k) for one in rankings] for direction, k in pairs]
     return [f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" for values in found]
 
 
@@ -52,25 +52,25 @@ def describe_corpus(config: Config, split: str, total_steps: bool) -> str:
             summary = open_manifest(f"{config.features_url}/{name}", retry_seconds=10).summary
         except ManifestError:
             continue
-        counts.append(f"{name}: {summary.num_samples} recordings of {summary.num_images} pictures")
+        counts.append(f"{name}: {summary.num_samples} recordings of {summary.num_images} images")
     if total_steps:
         counts.append(f"{config.optim.total_steps} steps of {config.run.global_batch_size} pairs")
     return ", ".join(counts)
 
 
-def corpus_table(name: str, corpora: Sequence[str], corpus: str, rows: Mapping[str, Sequence[Outcome]]) -> str:
+def corpus_table(name: str, corpora: Sequence[str], corpus: str, rows: Mapping[str, Sequence[Ranking]]) -> str:
     """Return the table of one corpus."""
     published = published_rows(name, corpora, corpus)
     table = [recall_header() + published_header(corpus)]
-    for title, outcomes in rows.items():
-        table.append([title, *recall_cells(outcomes), *published_cells(corpus, published.get(title))])
+    for title, rankings in rows.items():
+        table.append([title, *recall_cells(rankings), *published_cells(corpus, published.get(title))])
     if TABLES[name].shows_earlier:
         table += earlier_rows(corpus, len(published_header(corpus)))
     return markdown_table(table)
 
 
 def section(
-    name: str, command: str, configs: Mapping[str, Config], outcomes: Outcomes, verdicts: Sequence[Verdict], split: str
+    name: str, command: str, configs: Mapping[str, Config], rankings: Rankings, verdicts: Sequence[Verdict], split: str
 ) -> str:
     """Return the section of a table.
 
@@ -78,29 +78,29 @@ def section(
         name: of the table.
         command: that writes it.
         configs: settings of each corpus.
-        outcomes: corpus -> title of the row -> outcomes, one for each seed.
+        rankings: corpus -> title of the row -> rankings, one for each seed.
         verdicts: on the claims.
         split: that was measured.
     """
     parts = [f"## {TABLES[name].title}\n\n```\n{command}\n```\n"]
-    for corpus, rows in outcomes.items():
+    for corpus, rows in rankings.items():
         trains = any("zero-shot" not in title for title in rows)
         about = describe_corpus(configs[corpus], split, trains)
         mirrored = (
             "" if corpus in CORPORA or not describe_source(corpus) else " The published numbers are of other data."
         )
         parts.append(f"### {CORPORA.get(corpus, corpus)}\n\n{about}.{mirrored}\n" if about else f"### {corpus}\n")
-        parts.append(corpus_table(name, list(outcomes), corpus, rows))
+        parts.append(corpus_table(name, list(rankings), corpus, rows))
     parts.append("### Claims\n")
     parts.append(markdown_table([HEADER, *(verdict.cells() for verdict in verdicts)]))
     return "\n".join(parts)
 
 
-def record(outcomes: Outcomes, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def record(rankings: Rankings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Return everything as JSON can hold it."""
     cells = [
         {"corpus": corpus, "row": title, "facts": one.facts, "metrics": one.result.summary()}
-        for corpus, rows in outcomes.items()
+        for corpus, rows in rankings.items()
         for title, many in rows.items()
         for one in many
     ]

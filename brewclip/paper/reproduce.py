@@ -8,10 +8,10 @@ from brewclip.config import Config
 from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
-from brewclip.paper.cells import load_kept, run_cell
+from brewclip.paper.cells import load_cached, run_cell
 from brewclip.paper.claims import KINDS, NOT_RUN, Verdict
 from brewclip.paper.page import put_section, record, section
-from brewclip.paper.retrieval_tables import ZERO, Outcomes, judge_table, plan_grid
+from brewclip.paper.retrieval_tables import ZERO, Rankings, judge_table, plan_grid
 from brewclip.paper.word_errors import judge_word_errors
 
 
@@ -52,23 +52,23 @@ def reproduce_table(
     """
     check_corpora(configs, split, keeps_only)
     grid = plan_grid(name, configs, seeds, split)
-    outcomes: Outcomes = {}
+    rankings: Rankings = {}
     num_cells = len({cell.name for rows in grid.values() for cells in rows.values() for cell in cells})
     print(f"{name}: {num_cells} cells over {', '.join(configs)}", flush=True)
     for corpus, rows in grid.items():
-        outcomes[corpus] = {}
+        rankings[corpus] = {}
         for title, cells in rows.items():
-            found = [load_kept(cell) if keeps_only else run_cell(cell) for cell in cells]
+            found = [load_cached(cell) if keeps_only else run_cell(cell) for cell in cells]
             # Seeds are compared in pairs: a row is there with all of them, or not at all.
-            outcomes[corpus][title] = [one for one in found if one is not None] if all(found) else []
-    verdicts = judge_table(name, outcomes)
+            rankings[corpus][title] = [one for one in found if one is not None] if all(found) else []
+    verdicts = judge_table(name, rankings)
     if name == "table4":
         for corpus, config in configs.items():
-            plain = next(iter(outcomes[corpus][ZERO.title]), None)
+            plain = next(iter(rankings[corpus][ZERO.title]), None)
             verdicts.append(judge_word_errors(config, split, plain, keeps_only=keeps_only))
-    text = section(name, command, configs, outcomes, verdicts, split)
+    text = section(name, command, configs, rankings, verdicts, split)
     storage = open_storage(f"{next(iter(configs.values())).storage.rstrip('/')}/experiments/{name}")
-    storage.write("results.json", json.dumps(record(outcomes, verdicts), indent=1).encode())
+    storage.write("results.json", json.dumps(record(rankings, verdicts), indent=1).encode())
     storage.write("table.md", text.encode())
     print(f"\n{text}\n{name}: {count_verdicts(verdicts)}; written to {storage.url}", flush=True)
     return text

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from brewclip.config import Config, Transcript, Variant
 from brewclip.evaluation.published import CORPORA, Recalls, find_cross_corpus, find_recalls
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.paper.cells import Cell, plan_cells
 from brewclip.paper.claims import (
     FREE,
@@ -22,7 +22,7 @@ from brewclip.paper.claims import (
 )
 
 Grid = dict[str, dict[str, list[Cell]]]  # corpus -> title of the row -> a cell for each seed
-Outcomes = dict[str, dict[str, list[Outcome]]]
+Rankings = dict[str, dict[str, list[Ranking]]]
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ def published_rows(name: str, corpora: Sequence[str], corpus: str) -> dict[str, 
     return rows
 
 
-def judge_table(name: str, outcomes: Outcomes) -> list[Verdict]:
+def judge_table(name: str, rankings: Rankings) -> list[Verdict]:
     """Return what was found of every claim that the paper makes of a table."""
-    corpora = list(outcomes)
+    corpora = list(rankings)
     verdicts = []
     for claim, fitting in _claims_of(name, corpora):
         for corpus in fitting:
-            verdicts += judge(claim, corpus, outcomes[corpus], published_rows(name, corpora, corpus))
+            verdicts += judge(claim, corpus, rankings[corpus], published_rows(name, corpora, corpus))
         if not fitting:
             verdicts.append(_untested(claim.text, "no corpus for it was asked for"))
     if name == "table1":
@@ -162,12 +162,12 @@ def judge_table(name: str, outcomes: Outcomes) -> list[Verdict]:
             ("BrewCLIP is far above SpeechCLIP-P and the others (section 5, comparison)", FULL),
         ):
             for corpus in corpora:
-                verdicts += judge_against_earlier(text, corpus, outcomes[corpus][row.title])
+                verdicts += judge_against_earlier(text, corpus, rankings[corpus][row.title])
         text = "prompts help more on free speech than on read captions (section 5, effect of prompting)"
-        verdicts += _gaps(text, outcomes, PIPELINE.title, ZERO.title)
+        verdicts += _gaps(text, rankings, PIPELINE.title, ZERO.title)
     if name == "table4":
         text = "the gap is larger on free speech than on read captions (section 5, impact of transcription)"
-        verdicts += _gaps(text, outcomes, ZERO_TRUTH.title, ZERO.title)
+        verdicts += _gaps(text, rankings, ZERO_TRUTH.title, ZERO.title)
     return verdicts
 
 
@@ -187,11 +187,11 @@ def _claims_of(name: str, corpora: Sequence[str]) -> list[tuple[Claim, list[str]
     return found
 
 
-def _gaps(text: str, outcomes: Outcomes, row: str, baseline: str) -> list[Verdict]:
+def _gaps(text: str, rankings: Rankings, row: str, baseline: str) -> list[Verdict]:
     pairs: list[tuple[tuple[str, Rows], tuple[str, Rows]]] = [
-        ((wide, outcomes[wide]), (narrow, outcomes[narrow]))
-        for wide in outcomes
-        for narrow in outcomes
+        ((wide, rankings[wide]), (narrow, rankings[narrow]))
+        for wide in rankings
+        for narrow in rankings
         if KINDS[wide] == FREE and KINDS[narrow] == READ
     ]
     if not pairs:

@@ -1,4 +1,4 @@
-"""The claim of the paper about word errors: the worse a transcript, the rarer the right picture."""
+"""The claim of the paper about word errors: the worse a transcript, the rarer the right image."""
 
 import json
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from brewclip.config import Config
 from brewclip.data.storage import open_storage
 from brewclip.errors import ObjectMissing
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.paper.claims import FAILS, HOLDS, NOT_RUN, NOT_TESTED, Verdict
 from brewclip.studies.word_errors.study import HIT_AT, load_utterances, measure_effect, summarise
 
 _CLAIM = "a hit is rarer the more words were misheard (section 5, impact of transcription)"
 
 
-def judge_word_errors(config: Config, split: str, outcome: Outcome | None, *, keeps_only: bool = False) -> Verdict:
+def judge_word_errors(config: Config, split: str, ranking: Ranking | None, *, keeps_only: bool = False) -> Verdict:
     """Return what was found of the claim on a corpus: the slope of a hit's log-odds on the word error rate.
 
     Args:
         config: settings of the corpus.
         split: that was measured.
-        outcome: of the zero-shot pipeline on ASR; None if it was not run.
+        ranking: of the zero-shot pipeline on ASR; None if it was not run.
         keeps_only: read no split: show what is kept.
     """
-    found = _kept_or_measured(config, split, outcome, keeps_only) if outcome is not None else None
+    found = _cached_or_measured(config, split, ranking, keeps_only) if ranking is not None else None
     if found is None:
         return Verdict(_CLAIM, config.data.corpus, "", "", "", "", NOT_RUN)
     measure = f"log-odds of R@{HIT_AT} for 100 % WER; WER here {found['corpus_wer']:.1f} %"
@@ -33,10 +33,10 @@ def judge_word_errors(config: Config, split: str, outcome: Outcome | None, *, ke
     return Verdict(_CLAIM, config.data.corpus, measure, slope, "", "below 0", verdict)
 
 
-def _kept_or_measured(config: Config, split: str, outcome: Outcome, keeps_only: bool) -> dict[str, Any] | None:
+def _cached_or_measured(config: Config, split: str, ranking: Ranking, keeps_only: bool) -> dict[str, Any] | None:
     """Return slope, interval and WER of a corpus; reads the split once for each checkpoint and split."""
     storage = open_storage(f"{config.storage.rstrip('/')}/experiments/word_errors")
-    name, identity = f"{config.data.corpus}-{split}.json", outcome.facts.get("identity")
+    name, identity = f"{config.data.corpus}-{split}.json", ranking.facts.get("identity")
     try:
         kept = json.loads(storage.read(name))
     except ObjectMissing:
@@ -46,7 +46,7 @@ def _kept_or_measured(config: Config, split: str, outcome: Outcome, keeps_only: 
     if keeps_only:
         return None
     utterances, num_samples = load_utterances(config, split)
-    effect, wer = measure_effect(outcome, utterances), summarise(utterances, num_samples)["corpus_wer"]
+    effect, wer = measure_effect(ranking, utterances), summarise(utterances, num_samples)["corpus_wer"]
     fit = effect.fit
     numbers = {"slope": fit.slope, "low": fit.low, "high": fit.high} if fit is not None else {}
     found = {"identity": identity, "problem": effect.problem, "corpus_wer": wer or 0.0} | numbers

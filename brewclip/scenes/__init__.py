@@ -1,4 +1,4 @@
-"""The scenes world: pictures, captions and voices from a seed, and the small CLIP that was trained on it.
+"""The scenes world: images, captions and voices from a seed, and the small CLIP that was trained on it.
 
 `world` says what is in a scene, `drawing` draws it, `captions` tells it, `voices` speaks. No torch, no Ray.
 The model configuration `clip.json` and the weights `clip.safetensors` are made by

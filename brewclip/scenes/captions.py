@@ -1,6 +1,6 @@
 """Tells scenes in words: read captions, spontaneous narratives, and the sentences spoken in four emotions.
 
-Every statement about the picture is true; captions leave things out, narratives also wander off and correct
+Every statement about the image is true; captions leave things out, narratives also wander off and correct
 themselves. Words are spelled as Whisper writes them, so that ground truth and transcript compare.
 """
 
@@ -85,7 +85,7 @@ def read_captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> lis
     """Captions as someone would write them for reading aloud: partial, true, 3 to 15 words, all different.
 
     Args:
-        scene: what the picture shows.
+        scene: what the image shows.
         rng: decides what is told and how; the result is a function of scene and generator state alone.
         count: number of captions, at least 1.
 
@@ -173,10 +173,10 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def narrative(scene: Scene, rng: np.random.Generator) -> str:
-    """What someone says of the picture off the cuff: long, halting, corrected, partly about other things.
+    """What someone says of the image off the cuff: long, halting, corrected, partly about other things.
 
-    Up to three items of the picture come up, in part only: named, or by its group and colour, count or place,
-    sometimes wrong first and then corrected. Rambling sentences name things that are not in the picture.
+    Up to three items of the image come up, in part only: named, or by its group and colour, count or place,
+    sometimes wrong first and then corrected. Rambling sentences name things that are not in the image.
     What is true can be worked out, but not by a model that takes every word at its word.
     """
     absent = [thing.name for thing in THINGS if thing not in {item.thing for item in scene.items}]
@@ -230,7 +230,7 @@ def _said_with_repair(item: Item, rng: np.random.Generator) -> str:
 
 
 def _ramble(absent: Sequence[str], rng: np.random.Generator) -> str:
-    """A sentence that is not about the picture; the things it names are not in it."""
+    """A sentence that is not about the image; the things it names are not in it."""
     first, second, third, fourth = (absent[i] for i in rng.choice(len(absent), size=4, replace=False))
     return _pick(RAMBLES, rng).format(a=with_article(first), b=second, c=with_article(third), d=fourth)
 

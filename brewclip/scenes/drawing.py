@@ -1,6 +1,6 @@
 """Draws scenes: OpenMoji drawings, recoloured and rasterised by resvg once per size, on soft backgrounds.
 
-The drawings are OpenMoji's (CC BY-SA 4.0, see CREDITS.md); pictures made here carry the same licence.
+The drawings are OpenMoji's (CC BY-SA 4.0, see CREDITS.md); images made here carry the same licence.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ _SUPERSAMPLE = 4  # backgrounds are drawn larger and shrunk, so that their lines
 
 
 def draw_scene(scene: Scene, size_px: int = 96) -> Image.Image:
-    """Draw a scene as a square RGB picture.
+    """Draw a scene as a square RGB image.
 
     Args:
         scene: what to draw.
-        size_px: side of the picture in pixels, at least 48.
+        size_px: side of the image in pixels, at least 48.
 
     Raises:
         ValueError: if size_px is below 48, where small things cannot be recognised any more.
     """
     if size_px < 48:
         raise ValueError(f"size_px must be at least 48 so that small things can be seen, got {size_px}")
-    picture = _background(scene.background, size_px).copy()
+    image = _background(scene.background, size_px).copy()
     for item in scene.items:
         sprite = _sprite(item.thing, item.colour, item.size, size_px)
         for x, y in _centres(item, size_px):
-            picture.paste(sprite, (round(x - sprite.width / 2), round(y - sprite.height / 2)), sprite)
-    return picture
+            image.paste(sprite, (round(x - sprite.width / 2), round(y - sprite.height / 2)), sprite)
+    return image
 
 
 def _centres(item: Item, size_px: int) -> list[tuple[float, float]]:
@@ -108,8 +108,8 @@ def _sprite(thing: Thing, colour: str | None, size: str, size_px: int) -> Image.
 def _background(name: str, size_px: int) -> Image.Image:
     """A named background; see _PAINTERS."""
     side = size_px * _SUPERSAMPLE
-    picture = _PAINTERS[name](side)
-    return picture.resize((size_px, size_px), Image.Resampling.LANCZOS)
+    image = _PAINTERS[name](side)
+    return image.resize((size_px, size_px), Image.Resampling.LANCZOS)
 
 
 def _gradient(side: int, top: str, bottom: str) -> Image.Image:
@@ -126,19 +126,19 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _hill(picture: Image.Image, height: float, swell: float, phase: float, colour: str) -> None:
-    """Fill everything below a wave; height and swell are parts of the picture's side."""
-    side = picture.width
+def _hill(image: Image.Image, height: float, swell: float, phase: float, colour: str) -> None:
+    """Fill everything below a wave; height and swell are parts of the image's side."""
+    side = image.width
     xs = np.linspace(0, side, 60)
     ys = side * (height + swell * np.sin(xs / side * 2 * np.pi + phase))
     outline = [*zip(xs.tolist(), ys.tolist(), strict=True), (side, side), (0, side)]
-    ImageDraw.Draw(picture).polygon(outline, fill=colour)
+    ImageDraw.Draw(image).polygon(outline, fill=colour)
 
 
-def _dots(picture: Image.Image, num_dots: int, bottom: float, radius: float, colour: str, seed: int) -> None:
-    """Scatter dots above `bottom`, sizes as parts of the picture's side."""
-    side = picture.width
-    draw = ImageDraw.Draw(picture)
+def _dots(image: Image.Image, num_dots: int, bottom: float, radius: float, colour: str, seed: int) -> None:
+    """Scatter dots above `bottom`, sizes as parts of the image's side."""
+    side = image.width
+    draw = ImageDraw.Draw(image)
     for x, y, grow in np.random.default_rng(seed).uniform(size=(num_dots, 3)):
         r = side * radius * (0.5 + grow)
         cx, cy = x * side, y * bottom * side
@@ -146,51 +146,51 @@ def _dots(picture: Image.Image, num_dots: int, bottom: float, radius: float, col
 
 
 def _meadow(side: int) -> Image.Image:
-    picture = _gradient(side, "#cfeaf7", "#eef8f0")
-    _hill(picture, 0.34, 0.03, 0.6, "#cbe6ae")
-    _hill(picture, 0.50, 0.04, 2.6, "#b4da92")
-    _hill(picture, 0.78, 0.03, 4.4, "#a2cf80")
-    return picture
+    image = _gradient(side, "#cfeaf7", "#eef8f0")
+    _hill(image, 0.34, 0.03, 0.6, "#cbe6ae")
+    _hill(image, 0.50, 0.04, 2.6, "#b4da92")
+    _hill(image, 0.78, 0.03, 4.4, "#a2cf80")
+    return image
 
 
 def _beach(side: int) -> Image.Image:
-    picture = _gradient(side, "#d9f1fb", "#f3fbff")
-    ImageDraw.Draw(picture).rectangle((0, side * 0.30, side, side * 0.66), fill="#8fd0e3")
-    _hill(picture, 0.44, 0.012, 1.0, "#7cc4dc")
-    _hill(picture, 0.60, 0.025, 3.2, "#e9f7fa")
-    _hill(picture, 0.63, 0.025, 3.2, "#f5e3b3")
-    return picture
+    image = _gradient(side, "#d9f1fb", "#f3fbff")
+    ImageDraw.Draw(image).rectangle((0, side * 0.30, side, side * 0.66), fill="#8fd0e3")
+    _hill(image, 0.44, 0.012, 1.0, "#7cc4dc")
+    _hill(image, 0.60, 0.025, 3.2, "#e9f7fa")
+    _hill(image, 0.63, 0.025, 3.2, "#f5e3b3")
+    return image
 
 
 def _snow(side: int) -> Image.Image:
-    picture = _gradient(side, "#b9cfe2", "#dfe9f2")
-    _hill(picture, 0.42, 0.05, 0.2, "#e8f0f7")
-    _hill(picture, 0.66, 0.04, 2.9, "#f7fafd")
-    _dots(picture, 46, 0.95, 0.007, "#ffffff", seed=1)
-    return picture
+    image = _gradient(side, "#b9cfe2", "#dfe9f2")
+    _hill(image, 0.42, 0.05, 0.2, "#e8f0f7")
+    _hill(image, 0.66, 0.04, 2.9, "#f7fafd")
+    _dots(image, 46, 0.95, 0.007, "#ffffff", seed=1)
+    return image
 
 
 def _desert(side: int) -> Image.Image:
-    picture = _gradient(side, "#fbe3c0", "#fdf1dc")
-    draw = ImageDraw.Draw(picture)
+    image = _gradient(side, "#fbe3c0", "#fdf1dc")
+    draw = ImageDraw.Draw(image)
     draw.ellipse((side * 0.74, side * 0.05, side * 0.92, side * 0.23), fill="#fff6dd")
-    _hill(picture, 0.36, 0.05, 2.2, "#eec592")
-    _hill(picture, 0.56, 0.05, 5.0, "#e5b57c")
-    _hill(picture, 0.80, 0.04, 1.2, "#dca76a")
-    return picture
+    _hill(image, 0.36, 0.05, 2.2, "#eec592")
+    _hill(image, 0.56, 0.05, 5.0, "#e5b57c")
+    _hill(image, 0.80, 0.04, 1.2, "#dca76a")
+    return image
 
 
 def _night(side: int) -> Image.Image:
-    picture = _gradient(side, "#2b3566", "#56639b")
-    _dots(picture, 36, 0.68, 0.006, "#f4efc4", seed=2)
-    _hill(picture, 0.72, 0.04, 0.9, "#3f4c7d")
-    _hill(picture, 0.86, 0.03, 3.4, "#36426f")
-    return picture
+    image = _gradient(side, "#2b3566", "#56639b")
+    _dots(image, 36, 0.68, 0.006, "#f4efc4", seed=2)
+    _hill(image, 0.72, 0.04, 0.9, "#3f4c7d")
+    _hill(image, 0.86, 0.03, 3.4, "#36426f")
+    return image
 
 
 def _room(side: int) -> Image.Image:
-    picture = _gradient(side, "#f3dfe3", "#f1dade")
-    draw = ImageDraw.Draw(picture)
+    image = _gradient(side, "#f3dfe3", "#f1dade")
+    draw = ImageDraw.Draw(image)
     for stripe in range(0, 12, 2):
         draw.rectangle((side * stripe / 12, 0, side * (stripe + 1) / 12, side * 0.70), fill="#f7e9ec")
     draw.rectangle((0, side * 0.70, side, side), fill="#c99f76")
@@ -198,7 +198,7 @@ def _room(side: int) -> Image.Image:
     for board in range(1, 4):
         y = side * (0.725 + board * 0.075)
         draw.line((0, y, side, y), fill="#bb8f66", width=max(1, side // 150))
-    return picture
+    return image
 
 
 _PAINTERS = {

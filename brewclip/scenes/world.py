@@ -1,6 +1,6 @@
 """The scenes world: things, colours, sizes, counts, places, backgrounds, and scenes of them by seed.
 
-Holds what is true of a picture and nothing of how it is drawn (drawing.py), told (captions.py) or spoken
+Holds what is true of an image and nothing of how it is drawn (drawing.py), told (captions.py) or spoken
 (voices.py).
 
 A scene is a pure function of (seed, index). Seeds are kept apart by use: `world_seed("clip-train")` is for
@@ -73,7 +73,7 @@ class Item:
         count: 1, 2 or 3 copies.
         row: 0 at the top, 2 at the bottom.
         column: place of the leftmost copy, 0 at the left.
-        offsets: per copy (x, y), parts of a cell, the small disorder of the picture; no one speaks of it.
+        offsets: per copy (x, y), parts of a cell, the small disorder of the image; no one speaks of it.
     """
 
     thing: Thing
@@ -92,7 +92,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's contents: 2 to 4 items without overlap on a background."""
+    """An image's contents: 2 to 4 items without overlap on a background."""
 
     items: tuple[Item, ...]
     background: str

@@ -19,7 +19,7 @@ class TrainScenesClip:
     """Optimiser steps; the learning rate falls to zero on the last one."""
     batch_size: int = 256
     """Pairs in a step, all of them each other's negatives."""
-    num_pictures: int = 60_000
+    num_images: int = 60_000
     """Training scenes, rendered once before the first step (27,648 bytes each)."""
     peak_lr: float = 1e-3
     """Learning rate after the warm-up."""
@@ -30,7 +30,7 @@ class TrainScenesClip:
     word_loss: float = 1.0
     """Weight of the words' loss beside CLIP's own."""
     joined_every_steps: int = 5
-    """Every so many steps a text is two captions of its picture, so that later positions are learnt too."""
+    """Every so many steps a text is two captions of its image, so that later positions are learnt too."""
     unstopped: float = 0.2
     """Part of the captions without their full stop, as Whisper sometimes leaves it out."""
     keep_clear: tuple[str, ...] = ("clip-heldout", "scenes/dev", "scenes/test")
@@ -54,7 +54,7 @@ class TrainScenesClip:
             raise UserError(
                 f"--batch-size {self.batch_size} must be at least 2 and a multiple of --num-threads {self.num_threads}"
             )
-        if self.num_pictures < 2 * self.batch_size:
+        if self.num_images < 2 * self.batch_size:
             raise UserError(
-                f"--num-pictures {self.num_pictures} must be at least two batches of --batch-size {self.batch_size}"
+                f"--num-images {self.num_images} must be at least two batches of --batch-size {self.batch_size}"
             )

@@ -1,4 +1,4 @@
-"""The training of the scenes CLIP: pictures and read captions against each other, with a loss on words beside it."""
+"""The training of the scenes CLIP: images and read captions against each other, with a loss on words beside it."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from brewclip.progress import Progress
+from brewclip.progress import ProgressReporter
 from brewclip.scenes.captions import read_captions
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import Scene, sample_scene, scene_generator, world_seed
@@ -40,30 +40,30 @@ def choose_scenes(flags: TrainScenesClip) -> list[Scene]:
         for name in flags.keep_clear
         for index in range(flags.keep_clear_scenes)
     }
-    candidates = (sample_scene(world_seed("clip-train"), index) for index in range(flags.num_pictures))
+    candidates = (sample_scene(world_seed("clip-train"), index) for index in range(flags.num_images))
     scenes = [scene for scene in candidates if scene.signature not in forbidden]
     print(
-        f"{len(scenes)} training scenes; {flags.num_pictures - len(scenes)} left out because they look like "
+        f"{len(scenes)} training scenes; {flags.num_images - len(scenes)} left out because they look like "
         f"one of {len(forbidden)} scenes of {', '.join(flags.keep_clear)}"
     )
     return scenes
 
 
 def render(scenes: list[Scene], size_px: int, every_seconds: float) -> torch.Tensor:
-    """Pictures of scenes as uint8 (scenes, 3, size_px, size_px)."""
-    pictures = torch.empty((len(scenes), 3, size_px, size_px), dtype=torch.uint8)
-    progress = Progress("draw", len(scenes), "pictures", every_seconds)
+    """Images of scenes as uint8 (scenes, 3, size_px, size_px)."""
+    images = torch.empty((len(scenes), 3, size_px, size_px), dtype=torch.uint8)
+    progress = ProgressReporter("draw", len(scenes), "images", every_seconds)
     for index, scene in enumerate(scenes):
-        pictures[index] = torch.from_numpy(np.array(draw_scene(scene, size_px))).permute(2, 0, 1)
+        images[index] = torch.from_numpy(np.array(draw_scene(scene, size_px))).permute(2, 0, 1)
         progress.advance()
-    return pictures
+    return images
 
 
-def normalise(pictures: torch.Tensor) -> torch.Tensor:
+def normalise(images: torch.Tensor) -> torch.Tensor:
     """uint8 (B, 3, H, W) -> float32, with CLIP's own mean and standard deviation."""
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)  # the same in clip.json
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
-    return (pictures.float() / 255 - mean) / std
+    return (images.float() / 255 - mean) / std
 
 
 def encode_text(clip: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
@@ -103,11 +103,11 @@ def compute_lr(step: int, flags: TrainScenesClip) -> float:
 
 
 class WordHead(nn.Module):
-    """Names the words of a caption from one feature, of picture or text; thrown away after the training.
+    """Names the words of a caption from one feature, of image or text; thrown away after the training.
 
     Contrast alone learnt the backgrounds and then stood still (R@1 over 200 scenes 1 % after 200 steps, the
-    loss no lower after 340, at a peak rate of 1.5e-3), because it is told only which picture belongs to which
-    caption. Words as labels, rare ones weighing more, show what in a picture a word stands for, and one head
+    loss no lower after 340, at a peak rate of 1.5e-3), because it is told only which image belongs to which
+    caption. Words as labels, rare ones weighing more, show what in an image a word stands for, and one head
     for both towers puts them into one space: R@1 28 % after 200 steps at 1e-3.
     Nothing but captions is used.
 
@@ -212,8 +212,8 @@ def measure(clip: open_clip.CLIP, every_seconds: float) -> dict[str, float]:
     figures: dict[str, float] = {}
     scenes = [sample_scene(seed, index) for index in range(max(FIGURES))]
     texts = [read_captions(scene, scene_generator(seed, i, "captions"), 1)[0] for i, scene in enumerate(scenes)]
-    pictures = normalise(render(scenes, clip.visual.image_size[0], every_seconds))
-    image_features = F.normalize(clip.encode_image(pictures), dim=1)
+    images = normalise(render(scenes, clip.visual.image_size[0], every_seconds))
+    image_features = F.normalize(clip.encode_image(images), dim=1)
     text_features = F.normalize(encode_text(clip, open_clip.tokenize(texts)), dim=1)
     for size in FIGURES:
         similarity = text_features[:size] @ image_features[:size].T
@@ -234,19 +234,19 @@ def save(clip: open_clip.CLIP, path: Path, metadata: dict[str, str]) -> None:
 def train(clip: open_clip.CLIP, flags: TrainScenesClip) -> None:
     """Render, then take the steps, saving and measuring on the way."""
     scenes = choose_scenes(flags)
-    pictures = render(scenes, clip.visual.image_size[0], flags.log_every_seconds)
+    rendered = render(scenes, clip.visual.image_size[0], flags.log_every_seconds)
     sample = write_texts(scenes[:WORD_SAMPLE], 0, flags)
     head = WordHead(clip.visual.output_dim, open_clip.tokenize(sample))
     optimizer = build_optimizer(clip, head, flags)
     batches = iter_batches(len(scenes), flags.batch_size, flags.seed)
     pool = ThreadPoolExecutor(flags.num_threads, initializer=torch.set_num_threads, initargs=(1,))
-    progress = Progress("train the scenes CLIP", flags.steps, "steps", flags.log_every_seconds)
+    progress = ProgressReporter("train the scenes CLIP", flags.steps, "steps", flags.log_every_seconds)
     for step in range(flags.steps):
         for group in optimizer.param_groups:
             group["lr"] = compute_lr(step, flags)
         chosen = next(batches)
         tokens = open_clip.tokenize(write_texts([scenes[i] for i in chosen], step, flags))
-        images = normalise(pictures[torch.from_numpy(chosen)])
+        images = normalise(rendered[torch.from_numpy(chosen)])
         optimizer.zero_grad()
         loss, word_loss = compute_gradients(clip, head, images, tokens, pool, flags)
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""A system that embeds recordings and pictures; needs neither Ray nor a corpus."""
+"""A system that embeds recordings and images; needs neither Ray nor a corpus."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip, load_whisper
 from brewclip.serving.index import Index, Match
-from brewclip.serving.media import Picture, Recording, read_picture, read_recording
+from brewclip.serving.media import AudioInput, ImageInput, read_image, read_recording
 
 _BATCH = 64
 
@@ -109,7 +109,7 @@ class Embedder:
         """Width E of the embeddings."""
         return self._model.clip.embed_dim
 
-    def embed_speech(self, recordings: Sequence[Recording]) -> NDArray[np.float32]:
+    def embed_speech(self, recordings: Sequence[AudioInput]) -> NDArray[np.float32]:
         """Embed recordings.
 
         Args:
@@ -127,25 +127,25 @@ class Embedder:
             recordings, lambda at, part: self._encode_speech([read_recording(one, n) for n, one in enumerate(part, at)])
         )
 
-    def embed_images(self, images: Sequence[Picture]) -> NDArray[np.float32]:
-        """Embed pictures.
+    def embed_images(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
+        """Embed images.
 
         Args:
-            images: PIL pictures, uint8 arrays of shape (H, W, 3) or (H, W), or paths; at most 100 megapixels each.
+            images: PIL images, uint8 arrays of shape (H, W, 3) or (H, W), or paths; at most 100 megapixels each.
 
         Returns:
             (n, E) float32, unit length.
 
         Raises:
-            ValueError: naming the first picture that cannot be used, and why.
+            ValueError: naming the first image that cannot be used, and why.
         """
         images = _listed(images, "images")
         return self._embed_in_batches(
-            images, lambda at, part: self._encode_images([self._read_picture(one, n) for n, one in enumerate(part, at)])
+            images, lambda at, part: self._encode_images([self._read_image(one, n) for n, one in enumerate(part, at)])
         )
 
     def build_index(self, paths: Sequence[str | Path]) -> tuple[Index, list[str]]:
-        """Embed picture files, under their paths as names.
+        """Embed image files, under their paths as names.
 
         Returns:
             The index, and a line for each file that could not be used; those are left out.
@@ -154,27 +154,27 @@ class Embedder:
         problems: list[str] = []
 
         def embed(at: int, part: Sequence[str | Path]) -> NDArray[np.float32]:
-            pictures = []
+            images = []
             for path in part:
                 try:
-                    pictures.append(self._read_picture(path))
+                    images.append(self._read_image(path))
                     names.append(str(path))
                 except ValueError as error:
                     problems.append(str(error))
-            return self._encode_images(pictures)
+            return self._encode_images(images)
 
         features = self._embed_in_batches(paths, embed)
         return Index(names, features, self.identity, self.name), problems
 
     def search(
-        self, index: Index, queries: Sequence[Recording] | NDArray[np.floating], k: int = 5
+        self, index: Index, queries: Sequence[AudioInput] | NDArray[np.floating], k: int = 5
     ) -> list[list[Match]]:
-        """Find the k nearest pictures of each query, nearest first.
+        """Find the k nearest images of each query, nearest first.
 
         Args:
             index: made by this system.
             queries: recordings as `embed_speech` takes them, or what it returned for them, (n, E).
-            k: pictures for each query; fewer if the index is smaller.
+            k: images for each query; fewer if the index is smaller.
 
         Raises:
             UserError: if another system made the index.
@@ -193,12 +193,12 @@ class Embedder:
     def _encode_speech(self, waveforms: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         config = self.config
         if self._reader is None:
-            released = config.extraction.window == "first_30_seconds"
+            released = config.extraction.frames == "first_30_seconds"
             whisper = load_whisper(config.model.whisper).to(self.device)
             self._reader = SpeechReader(whisper, config.model.language or None, first_30_seconds=released)
         field = TEXT_FIELDS["asr" if config.data.transcript == "ground_truth" else config.data.transcript]
         pairs = [
-            self._decode(_BLANK_PICTURE, speech.metadata()[field], speech.features)
+            self._decode(_BLANK_IMAGE, speech.metadata()[field], speech.features)
             for speech in self._reader.read(waveforms)
         ]
         batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
@@ -214,22 +214,22 @@ class Embedder:
         with build_autocast(self.config, self.device):
             return _unit(self._model.encode_image(batch.images).float().cpu().numpy())
 
-    def _read_picture(self, picture: Picture, number: int = 0) -> Pair:
+    def _read_image(self, image: ImageInput, number: int = 0) -> Pair:
         try:
-            return self._decode(read_picture(picture, number), "", _NO_FRAMES)
+            return self._decode(read_image(image, number), "", _NO_FRAMES)
         except BadSample as error:
-            name = repr(str(picture)) if isinstance(picture, str | Path) else f"number {number}"
-            raise ValueError(f"picture {name}: {error.detail}") from None
+            name = repr(str(image)) if isinstance(image, str | Path) else f"number {number}"
+            raise ValueError(f"image {name}: {error.detail}") from None
 
-    def _decode(self, picture: bytes, text: str, frames: NDArray[np.float16]) -> Pair:
-        """Decode as training does, whatever the settings of texts, frames and pictures are."""
+    def _decode(self, image: bytes, text: str, frames: NDArray[np.float16]) -> Pair:
+        """Decode as training does, whatever the settings of texts, frames and images are."""
         metadata = {"image_id": ""} | dict.fromkeys(TEXT_FIELDS.values(), text)
-        return self._decoder(Sample("", metadata, image=picture, features=array_to_npy(frames)))
+        return self._decoder(Sample("", metadata, image=image, features=array_to_npy(frames)))
 
 
 # The other half of a pair where there is only one.
 _NO_FRAMES = np.zeros((0, 2), np.float16)
-_BLANK_PICTURE = read_picture(np.zeros((1, 1), np.uint8))
+_BLANK_IMAGE = read_image(np.zeros((1, 1), np.uint8))
 
 
 def _listed(items: Any, name: str) -> Sequence[Any]:

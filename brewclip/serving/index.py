@@ -1,4 +1,4 @@
-"""An index of embedded pictures: kept as one .npz file, searched by cosine, bound to the system that made it."""
+"""An index of embedded images: kept as one .npz file, searched by cosine, bound to the system that made it."""
 
 import io
 import json
@@ -16,7 +16,7 @@ _QUERIES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Match:
-    """A picture found for a recording: its place from 1 on, its cosine, and its name in the index."""
+    """An image found for a recording: its place from 1 on, its cosine, and its name in the index."""
 
     rank: int
     score: float
@@ -25,10 +25,10 @@ class Match:
 
 @dataclass(frozen=True)
 class Index:
-    """Embedded pictures.
+    """Embedded images.
 
     Attributes:
-        names: one for each picture.
+        names: one for each image.
         features: (G, E) float32, unit length.
         identity: of the system that embedded them, see `Embedder.identity`.
         checkpoint: what that system was loaded by.
@@ -86,7 +86,7 @@ class Index:
             )
 
     def nearest(self, queries: NDArray[np.float32], k: int) -> list[list[Match]]:
-        """Return the k nearest pictures of each query (n, E) of unit length, nearest first; equal ones in index order.
+        """Return the k nearest images of each query (n, E) of unit length, nearest first; equal ones in index order.
 
         Raises:
             ValueError: if k is less than 1, or the widths differ.

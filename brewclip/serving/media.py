@@ -1,4 +1,4 @@
-"""Recordings and pictures as people hand them in: arrays, PIL pictures or paths, within limits."""
+"""Recordings and images as people hand them in: arrays, PIL images or paths, within limits."""
 
 import io
 from pathlib import Path
@@ -12,11 +12,11 @@ from brewclip.data.image_modes import to_rgb
 from brewclip.data.images import MAX_IMAGE_PIXELS
 
 MAX_SECONDS = 600.0  # longest recording, as when corpora are written
-Recording = NDArray[np.floating] | str | Path
-Picture = Image.Image | NDArray[np.uint8] | str | Path
+AudioInput = NDArray[np.floating] | str | Path
+ImageInput = Image.Image | NDArray[np.uint8] | str | Path
 
 
-def read_recording(recording: Recording, number: int = 0) -> NDArray[np.float32]:
+def read_recording(recording: AudioInput, number: int = 0) -> NDArray[np.float32]:
     """Return a recording as a waveform: float32 mono at 16 kHz.
 
     Args:
@@ -46,22 +46,22 @@ def read_recording(recording: Recording, number: int = 0) -> NDArray[np.float32]
     return np.clip(waveform, -1.0, 1.0).astype(np.float32)
 
 
-def read_picture(picture: Picture, number: int = 0) -> bytes:
-    """Return a picture as the bytes of a picture file, not decoded yet.
+def read_image(image: ImageInput, number: int = 0) -> bytes:
+    """Return an image as the bytes of an image file, not decoded yet.
 
     Args:
-        picture: a PIL picture, an array (H, W, 3) or (H, W) of uint8, or the path of a file.
-        number: of the picture in its list, for the message.
+        image: a PIL image, an array (H, W, 3) or (H, W) of uint8, or the path of a file.
+        number: of the image in its list, for the message.
 
     Raises:
         ValueError: if it is none of these, cannot be read, or is too large.
     """
-    if isinstance(picture, str | Path):
-        return _read_file(Path(picture))
+    if isinstance(image, str | Path):
+        return _read_file(Path(image))
     try:
-        return _encode(picture)
+        return _encode(image)
     except (OSError, TypeError) as error:
-        raise ValueError(f"picture number {number}: {error}") from None
+        raise ValueError(f"image number {number}: {error}") from None
 
 
 _LOUDEST = 2.0  # resampling overshoots 1 a little; integer samples are far above
@@ -84,16 +84,16 @@ def _read_file(path: Path) -> bytes:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _encode(picture: Image.Image | NDArray[np.uint8]) -> bytes:
-    """Return a picture in memory as a file without loss, so that it goes the same way as all others."""
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] != 3):
-            raise TypeError(f"{picture.dtype} of shape {picture.shape}; uint8 of (H, W, 3) or (H, W) is needed")
-        picture = Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"{type(picture).__name__} is no picture: give a PIL picture, a uint8 array or a path")
-    if not 0 < picture.width * picture.height <= MAX_IMAGE_PIXELS:
-        raise TypeError(f"{picture.width} x {picture.height} pixels; 1 to {MAX_IMAGE_PIXELS} are possible")
+def _encode(image: Image.Image | NDArray[np.uint8]) -> bytes:
+    """Return an image in memory as a file without loss, so that it goes the same way as all others."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise TypeError(f"{image.dtype} of shape {image.shape}; uint8 of (H, W, 3) or (H, W) is needed")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"{type(image).__name__} is no image: give a PIL image, a uint8 array or a path")
+    if not 0 < image.width * image.height <= MAX_IMAGE_PIXELS:
+        raise TypeError(f"{image.width} x {image.height} pixels; 1 to {MAX_IMAGE_PIXELS} are possible")
     buffer = io.BytesIO()
-    to_rgb(ImageOps.exif_transpose(picture)).save(buffer, "BMP")
+    to_rgb(ImageOps.exif_transpose(image)).save(buffer, "BMP")
     return buffer.getvalue()

@@ -2,10 +2,10 @@
 
 The paper shows "the gradient-updating direction of the penultimate layer of each module". Here that is gradient times
 activation, summed over channels, negative parts left out:
-- over the patches, at what the penultimate block of the picture tower attends to (its tokens after the first norm);
+- over the patches, at what the penultimate block of the image tower attends to (its tokens after the first norm);
 - over the frames of 20 ms, at what the acoustic channel is given, Whisper's last layer.
 
-Activations count from their mean over the picture or the recording: what is the same everywhere points nowhere. On
+Activations count from their mean over the image or the recording: what is the same everywhere points nowhere. On
 the scenes world's dev split (50 captions; zero-shot and trained), named things had 3.8 and 3.6 times the relevance of
 their area, things that the caption does not name 0.6 times, and the peak lay in a named thing for 88 and 92 %. With
 gradients averaged over the patches first, as Grad-CAM does, it was 2.4 and 1.9 times, 1.0 times, 70 and 64 %. The map
@@ -22,7 +22,7 @@ from brewclip.models.brewclip import BrewCLIP
 
 
 def patch_relevance(model: BrewCLIP, image: Tensor, speech_features: Tensor) -> NDArray[np.float32]:
-    """Return what each patch of a picture adds to its similarity with a recording.
+    """Return what each patch of an image adds to its similarity with a recording.
 
     Args:
         model: in eval mode.
@@ -33,11 +33,11 @@ def patch_relevance(model: BrewCLIP, image: Tensor, speech_features: Tensor) -> 
         (rows, columns), the largest 1; all 0 if no patch adds anything.
 
     Raises:
-        ValueError: if the picture tower has fewer than two blocks.
+        ValueError: if the image tower has fewer than two blocks.
     """
     blocks = model.clip.clip.visual.transformer.resblocks
     if len(blocks) < 2:
-        raise ValueError(f"the picture tower has {len(blocks)} block; relevance is read at the last but one")
+        raise ValueError(f"the image tower has {len(blocks)} block; relevance is read at the last but one")
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -60,13 +60,13 @@ def patch_relevance(model: BrewCLIP, image: Tensor, speech_features: Tensor) -> 
 def frame_relevance(
     model: BrewCLIP, tokens: Tensor, audio: Tensor, image_features: Tensor
 ) -> NDArray[np.float32] | None:
-    """Return what each frame of a recording adds to its similarity with a picture, through the acoustic channel.
+    """Return what each frame of a recording adds to its similarity with an image, through the acoustic channel.
 
     Args:
         model: in eval mode.
         tokens: (L,) or (W, L) transcript.
         audio: (T, audio_dim) Whisper frames of the recording, without padding.
-        image_features: (embed_dim,) F_V of the picture.
+        image_features: (embed_dim,) F_V of the image.
 
     Returns:
         (T,), the largest 1; all 0 if no frame adds anything; None if the model does not hear the sound.

@@ -1,4 +1,4 @@
-"""Sheets of pictures as PNG: the best and worst queries of a system, and where systems look and listen."""
+"""Sheets of images as PNG: the best and worst queries of a system, and where systems look and listen."""
 
 import io
 import textwrap
@@ -24,9 +24,9 @@ class GalleryRow:
     """One query.
 
     Attributes:
-        lines: of text beside the pictures.
-        right: the right picture.
-        found: the nearest pictures, nearest first.
+        lines: of text beside the images.
+        right: the right image.
+        found: the nearest images, nearest first.
         right_place: which of them is the right one, or -1.
     """
 
@@ -37,13 +37,13 @@ class GalleryRow:
 
 
 @dataclass(frozen=True)
-class Look:
+class RelevanceMaps:
     """Where one system looks and listens.
 
     Attributes:
         system: name.
-        rank: of the right picture.
-        patches: (rows, columns) relevance of the picture, 0..1.
+        rank: of the right image.
+        patches: (rows, columns) relevance of the image, 0..1.
         frames: (T,) relevance of the sound, 0..1, or None if the system does not hear it.
     """
 
@@ -54,7 +54,7 @@ class Look:
 
 
 def draw_gallery(title: str, rows: list[GalleryRow]) -> bytes:
-    """Draw queries below each other: text, right picture, nearest pictures with the right one framed; PNG."""
+    """Draw queries below each other: text, right image, nearest images with the right one framed; PNG."""
     step = TILE_PIXELS + _GAP_PIXELS
     most = max(len(row.found) for row in rows)
     sheet = Image.new("RGB", (_GAP_PIXELS + (3 + most) * step + _GAP_PIXELS, 40 + len(rows) * step), _PAPER)
@@ -65,9 +65,9 @@ def draw_gallery(title: str, rows: list[GalleryRow]) -> bytes:
         _write(pen, (_GAP_PIXELS, top), _wrapped(row.lines))
         left = _GAP_PIXELS + 2 * step
         sheet.paste(fit(row.right), (left, top))
-        for place, picture in enumerate(row.found):
+        for place, image in enumerate(row.found):
             left += step + (_GAP_PIXELS if place == 0 else 0)
-            sheet.paste(fit(picture), (left, top))
+            sheet.paste(fit(image), (left, top))
             if place == row.right_place:
                 pen.rectangle(
                     (left - 4, top - 4, left + TILE_PIXELS + 3, top + TILE_PIXELS + 3), outline=_GREEN, width=4
@@ -75,12 +75,12 @@ def draw_gallery(title: str, rows: list[GalleryRow]) -> bytes:
     return to_png(sheet)
 
 
-def draw_looks(lines: list[str], picture: Image.Image, mel: NDArray[np.float32], looks: list[Look]) -> bytes:
-    """Draw one query: the picture with each system's relevance over it, and the spectrogram with that of its frames.
+def draw_relevance(lines: list[str], image: Image.Image, mel: NDArray[np.float32], looks: list[RelevanceMaps]) -> bytes:
+    """Draw one query: the image with each system's relevance over it, and the spectrogram with that of its frames.
 
     Args:
         lines: of text above.
-        picture: the square that the systems are given.
+        image: the square that the systems are given.
         mel: (bands, 2 * T or less) log-mel spectrogram, or relevance alone where it has no column.
         looks: one for each system.
     """
@@ -91,12 +91,12 @@ def draw_looks(lines: list[str], picture: Image.Image, mel: NDArray[np.float32],
     pen = ImageDraw.Draw(sheet)
     _write(pen, (_GAP_PIXELS, 10), _wrapped(lines, 110))
     _write(pen, (_GAP_PIXELS, head), ["given"])
-    sheet.paste(fit(picture), (left, head))
+    sheet.paste(fit(image), (left, head))
     sheet.paste(_spectrum(mel), (left + step, head))
     for number, look in enumerate(looks, start=1):
         top = head + number * step
         _write(pen, (_GAP_PIXELS, top), [*_wrapped([look.system], 17), f"rank {look.rank}"])
-        sheet.paste(fit(overlay(picture, look.patches)), (left, top))
+        sheet.paste(fit(overlay(image, look.patches)), (left, top))
         if look.frames is None:
             _write(pen, (left + step, top), ["does not hear the sound"], colour=_SOFT)
         else:
@@ -104,28 +104,28 @@ def draw_looks(lines: list[str], picture: Image.Image, mel: NDArray[np.float32],
     return to_png(sheet)
 
 
-def overlay(picture: Image.Image, relevance: NDArray[np.float32]) -> Image.Image:
-    """Lay relevance (rows, columns) in 0..1 over a picture: dark where there is none, bright where there is most."""
-    heat = Image.fromarray(np.rint(255 * relevance).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+def overlay(image: Image.Image, relevance: NDArray[np.float32]) -> Image.Image:
+    """Lay relevance (rows, columns) in 0..1 over an image: dark where there is none, bright where there is most."""
+    heat = Image.fromarray(np.rint(255 * relevance).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
     colours = Image.fromarray(_colours(np.asarray(heat, np.float64) / 255))
-    grey = picture.convert("L").convert("RGB")
+    grey = image.convert("L").convert("RGB")
     return Image.blend(grey, colours, _HEAT_OPACITY)
 
 
-def fit(picture: Image.Image) -> Image.Image:
-    """Return a picture as a square tile, whole, on grey."""
+def fit(image: Image.Image) -> Image.Image:
+    """Return an image as a square tile, whole, on grey."""
     tile = Image.new("RGB", (TILE_PIXELS, TILE_PIXELS), (225, 225, 225))
-    scale = TILE_PIXELS / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    small = picture.resize((width, height), Image.Resampling.LANCZOS)
+    scale = TILE_PIXELS / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.LANCZOS)
     tile.paste(small, ((TILE_PIXELS - width) // 2, (TILE_PIXELS - height) // 2))
     return tile
 
 
-def to_png(picture: Image.Image) -> bytes:
+def to_png(image: Image.Image) -> bytes:
     """Return the bytes of a PNG file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -137,12 +137,12 @@ def _spectrum(mel: NDArray[np.float32], frames: NDArray[np.float32] | None = Non
         shade = np.flipud((mel - low) / max(high - low, 1e-6))
     else:
         shade = np.full((1, 1), 0.5)
-    picture = Image.fromarray(np.rint(255 * shade).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    image = Image.fromarray(np.rint(255 * shade).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
     if frames is None:
-        return picture.convert("RGB")
+        return image.convert("RGB")
     column = Image.fromarray(np.rint(255 * frames[None]).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     colours = Image.fromarray(_colours(np.asarray(column, np.float64) / 255))
-    return Image.blend(picture.convert("RGB"), colours, 0.5)
+    return Image.blend(image.convert("RGB"), colours, 0.5)
 
 
 def _colours(values: NDArray[np.float64]) -> NDArray[np.uint8]:

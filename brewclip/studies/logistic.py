@@ -1,4 +1,4 @@
-"""Logistic regression of a yes-or-no outcome on one number, with intervals, by Newton's method."""
+"""Logistic regression of a yes-or-no ranking on one number, with intervals, by Newton's method."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ def fit_logistic(x: NDArray[np.float64], yes: NDArray[np.bool_]) -> LogisticFit:
         yes: (n,).
 
     Raises:
-        ValueError: if the data determine no slope: all x equal, all outcomes equal, or one value of x parts yes
+        ValueError: if the data determine no slope: all x equal, all rankings equal, or one value of x parts yes
             from no, which likelihood answers with an infinite slope.
     """
     problem = _separation(x, yes)
@@ -74,7 +74,7 @@ def _separation(x: NDArray[np.float64], yes: NDArray[np.bool_]) -> str:
     if not len(x) or x.min() == x.max():
         return f"no slope: all {len(x)} values are equal"
     if yes.all() or not yes.any():
-        return f"no slope: all {len(yes)} outcomes are {'yes' if yes.all() else 'no'}"
+        return f"no slope: all {len(yes)} rankings are {'yes' if yes.all() else 'no'}"
     with_yes, without = x[yes], x[~yes]
     if with_yes.max() <= without.min() or without.max() <= with_yes.min():
         edge = min(with_yes.max(), without.max())

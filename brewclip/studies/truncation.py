@@ -1,6 +1,6 @@
-"""What the model does not get of its inputs, and what that costs: recall cut and whole, side by side.
+"""Truncation of a model's inputs and its cost: recall with truncated and with whole inputs.
 
-The middle square of a picture against all of it between bars; 77 tokens of a text against windows over all of it; two
+The middle square of an image against all of it between bars; 77 tokens of a text against chunks of all of it; two
 minutes of speech against all of it.
 """
 
@@ -18,76 +18,81 @@ _PRINTED_AT = (1, 10)  # the file has all
 
 
 @dataclass(frozen=True)
-class InputEffect:
-    """One system with an input cut and whole.
+class TruncationEffect:
+    """One system with an input truncated and whole.
 
     Attributes:
-        name: of the input: picture, text, speech.
-        cut, whole: results over the same split.
+        name: of the input: image, text, speech.
+        truncated, whole: results over the same split.
         differences: k -> points of R@k, speech -> image, that the whole input gains, with the paired interval.
     """
 
     name: str
-    cut: SystemResult
+    truncated: SystemResult
     whole: SystemResult
     differences: dict[int, Difference]
 
 
-def whole_inputs(config: Config) -> dict[str, Config]:
-    """Return for each input that the variant takes, the settings in which it alone is whole."""
+def untruncated_inputs(config: Config) -> dict[str, Config]:
+    """Return for each input that the variant takes, the settings in which it alone is not truncated."""
     data, variant = config.data, config.model.variant
-    changes = {"picture": replace(data, image_transform="letterbox")}
+    changes = {"image": replace(data, image_transform="letterbox")}
     if variant != "acoustic":
-        changes["text"] = replace(data, long_text="windows")
+        changes["text"] = replace(data, long_text="chunks")
     if variant in ("brewclip", "acoustic"):
         changes["speech"] = replace(data, max_audio_frames=0)
     return {name: replace(config, data=changed) for name, changed in changes.items()}
 
 
-def measure_inputs(system: System, split: str) -> list[InputEffect]:
-    """Evaluate a system with its inputs cut, and with each of them whole.
+def measure_truncation(system: System, split: str) -> list[TruncationEffect]:
+    """Evaluate a system with its inputs truncated, and with each of them whole.
 
     Raises:
         UserError: as `evaluate_system`.
     """
-    usual = replace(system.config.data, image_transform="crop", long_text="cut")
+    usual = replace(system.config.data, image_transform="crop", long_text="truncate")
     system = replace(system, config=replace(system.config, data=usual))
-    cut = evaluate_system(system, split)
+    truncated = evaluate_system(system, split)
     effects = []
-    for name, config in whole_inputs(system.config).items():
-        nothing_cut = {"text": not cut.cuts.cut_tokens, "speech": not cut.cuts.cut_frames}.get(name, False)
-        whole = cut if nothing_cut else evaluate_system(replace(system, config=config), split)
-        differences = {k: compare([whole.outcome], [cut.outcome], _DIRECTION, k) for k in RECALL_AT}
-        effects.append(InputEffect(name, cut, whole, differences))
+    for name, config in untruncated_inputs(system.config).items():
+        left_out = {"text": truncated.truncation.truncated_tokens, "speech": truncated.truncation.truncated_frames}
+        whole = evaluate_system(replace(system, config=config), split) if left_out.get(name, 1) else truncated
+        differences = {k: compare([whole.ranking], [truncated.ranking], _DIRECTION, k) for k in RECALL_AT}
+        effects.append(TruncationEffect(name, truncated, whole, differences))
     return effects
 
 
-def inputs_table(effects: list[InputEffect]) -> str:
-    """Return both recalls of every input side by side, and how much was cut, for a terminal."""
+def truncation_table(effects: list[TruncationEffect]) -> str:
+    """Return both recalls of every input side by side, and how much was truncated, for a terminal."""
     rows = [
-        ["system", "input", "cut away", *(f"R@{k} {what}" for k in _PRINTED_AT for what in ("cut", "whole", "gain"))]
+        [
+            "system",
+            "input",
+            "truncated",
+            *(f"R@{k} {what}" for k in _PRINTED_AT for what in ("truncated", "whole", "gain")),
+        ]
     ]
     for one in effects:
         cells = [
             cell
             for k in _PRINTED_AT
             for cell in (
-                *(f"{m.metrics[f'{_DIRECTION}/R{k}']:.1f}" for m in (one.cut, one.whole)),
+                *(f"{m.metrics[f'{_DIRECTION}/R{k}']:.1f}" for m in (one.truncated, one.whole)),
                 str(one.differences[k]),
             )
         ]
-        rows.append([one.cut.system.name, one.name, _cut_away(one), *cells])
+        rows.append([one.truncated.system.name, one.name, _truncated_share(one), *cells])
     return align(rows)
 
 
-def inputs_record(effects: list[InputEffect]) -> list[dict[str, Any]]:
+def truncation_record(effects: list[TruncationEffect]) -> list[dict[str, Any]]:
     """Return the same as plain JSON."""
     return [
         {
-            "system": one.cut.system.name,
+            "system": one.truncated.system.name,
             "input": one.name,
-            "cut": asdict(one.cut.cuts),
-            "metrics_cut": one.cut.metrics,
+            "truncation": asdict(one.truncated.truncation),
+            "metrics_truncated": one.truncated.metrics,
             "metrics_whole": one.whole.metrics,
             "gain": {f"{_DIRECTION}/R{k}": asdict(value) for k, value in one.differences.items()},
         }
@@ -95,9 +100,9 @@ def inputs_record(effects: list[InputEffect]) -> list[dict[str, Any]]:
     ]
 
 
-def _cut_away(one: InputEffect) -> str:
-    shares = one.cut.cuts.shares()
-    if one.name == "picture":
+def _truncated_share(one: TruncationEffect) -> str:
+    shares = one.truncated.truncation.shares()
+    if one.name == "image":
         return "beside the square"
     part, unit = ("texts", "tokens") if one.name == "text" else ("recordings", "frames")
     return f"{100 * shares[unit]:.1f} % of {unit}, in {100 * shares[part]:.1f} % of {part}"

@@ -11,22 +11,22 @@ from PIL import Image
 from brewclip.audio import UndecodableAudio, decode_audio
 from brewclip.config import Config
 from brewclip.data.batches import collate
-from brewclip.data.images import open_picture
+from brewclip.data.images import open_image
 from brewclip.data.schema import Sample
 from brewclip.errors import UserError
 from brewclip.evaluation.folders import file_name, open_folder, study_name
-from brewclip.evaluation.queries import QuerySamples, evenly_spaced, nearest_pictures, picture_places
+from brewclip.evaluation.queries import QuerySamples, evenly_spaced, image_places, nearest_images
 from brewclip.evaluation.systems import System, SystemResult, evaluate_system, load_system
 from brewclip.factory import audio_dim_of, build_decoder
 from brewclip.models.audio_chunks import FRAME_SAMPLES
 from brewclip.studies.attention import frame_relevance, patch_relevance
-from brewclip.studies.figures import GalleryRow, Look, draw_gallery, draw_looks
+from brewclip.studies.figures import GalleryRow, RelevanceMaps, draw_gallery, draw_relevance
 
 TOP = 5
 _NUM_MELS = 80
 
 
-def look_and_record(
+def visualize_and_record(
     config: Config, systems: list[System], split: str, num_queries: int, keys: Sequence[str]
 ) -> list[str]:
     """Draw the galleries of every system and the maps of some queries.
@@ -69,7 +69,7 @@ def look_and_record(
 def best_and_worst(one: SystemResult, count: int) -> tuple[list[int], list[int]]:
     """Return the rows of a system's best and of its worst queries, first by rank and then by margin."""
     ranks = one.result.speech_to_image_rank
-    _, margins = nearest_pictures(one.embeddings, list(range(len(ranks))), TOP)
+    _, margins = nearest_images(one.embeddings, list(range(len(ranks))), TOP)
     order = np.lexsort((-margins, ranks))
     return order[:count].tolist(), order[::-1][:count].tolist()
 
@@ -77,20 +77,20 @@ def best_and_worst(one: SystemResult, count: int) -> tuple[list[int], list[int]]
 def gallery_rows(one: SystemResult, samples: QuerySamples, rows: list[int]) -> list[GalleryRow]:
     """Collect what a gallery shows of some queries."""
     embeddings = one.embeddings
-    nearest, margins = nearest_pictures(embeddings, rows, TOP)
+    nearest, margins = nearest_images(embeddings, rows, TOP)
     shown = {name for names in nearest for name in names} | {embeddings.speech_image_ids[row] for row in rows}
-    place_of = {name: place for name, place in picture_places(embeddings).items() if name in shown}
+    place_of = {name: place for name, place in image_places(embeddings).items() if name in shown}
     places = [embeddings.places[row] for row in rows]
     found = dict(samples.iter_samples([*place_of.values(), *places]))
-    pictures = {name: open_picture(found[place].image) for name, place in place_of.items()}
+    images = {name: open_image(found[place].image) for name, place in place_of.items()}
     return [
         GalleryRow(
             lines=[
                 f"rank {one.result.speech_to_image_rank[row]}, margin {margin:+.3f}",
                 *_texts(found[place]),
             ],
-            right=pictures[embeddings.speech_image_ids[row]],
-            found=[pictures[name] for name in names],
+            right=images[embeddings.speech_image_ids[row]],
+            found=[images[name] for name in names],
             right_place=names.index(own) if (own := embeddings.speech_image_ids[row]) in names else -1,
         )
         for row, place, names, margin in zip(rows, places, nearest, margins, strict=True)
@@ -104,7 +104,7 @@ def draw_attention(
     first = results[0].embeddings
     places = [first.places[first.keys.index(key)] for key in keys]
     found = dict(samples.iter_samples(places))
-    looks: list[list[Look]] = [[] for _ in keys]
+    looks: list[list[RelevanceMaps]] = [[] for _ in keys]
     squares: list[Image.Image] = []
     for one in results:
         audio_dim = audio_dim_of(samples.features.manifest)
@@ -117,7 +117,7 @@ def draw_attention(
             with torch.no_grad():
                 image = model.encode_image(batch.images)[0]
                 speech = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)[0][0]
-            look = Look(
+            look = RelevanceMaps(
                 one.system.name,
                 int(one.result.speech_to_image_rank[one.embeddings.keys.index(key)]),
                 patch_relevance(model, batch.images[0], speech),
@@ -126,7 +126,7 @@ def draw_attention(
             looks[number].append(look)
             squares.append(Image.fromarray(pair.image.transpose(1, 2, 0)))
     return [
-        draw_looks([key, *_texts(found[place])], square, _mel(samples.sound(place, key)), own)
+        draw_relevance([key, *_texts(found[place])], square, _mel(samples.sound(place, key)), own)
         for key, place, square, own in zip(keys, places, squares, looks, strict=True)
     ]
 

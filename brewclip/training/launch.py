@@ -31,7 +31,7 @@ from brewclip.tracking.registry import resolve_model
 from brewclip.tracking.tracker import describe_environment, supersede
 from brewclip.training.lease import check_free, holding_lease
 from brewclip.training.loop import STOP_REQUESTED
-from brewclip.training.worker import OUTCOME, STOP, Assignment, train_worker
+from brewclip.training.worker import RESULT, STOP, Assignment, train_worker
 
 
 def run_training(
@@ -58,7 +58,7 @@ def run_training(
     latest = checkpoint.facts if checkpoint is not None else None
     if latest is not None and latest.step >= config.optim.total_steps:
         print(f"run {config.run_name!r} is finished at step {latest.step}: nothing to do (--run.fresh starts over)")
-        return _outcome(config, latest.step, latest.best, latest.mlflow_run_id)
+        return _run_result(config, latest.step, latest.best, latest.mlflow_run_id)
 
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -95,16 +95,14 @@ def run_training(
         )
         with holding_lease(storage, config.run_name), _stopping_on_sigterm(config):
             trainer.fit()
-    outcome = json.loads(storage.read(OUTCOME))
-    if outcome["problem"] == STOP_REQUESTED:
-        raise UserError(
-            f"run {config.run_name!r} was asked to stop at step {outcome['step']}; submit it again to go on"
-        )
-    if outcome["is_bug"]:
-        raise RuntimeError(f"training failed, its traceback stands above: {outcome['problem']}")
-    if outcome["problem"]:
-        raise UserError(outcome["problem"])
-    return _outcome(config, outcome["step"], outcome["best"], outcome["mlflow_run_id"])
+    result = json.loads(storage.read(RESULT))
+    if result["problem"] == STOP_REQUESTED:
+        raise UserError(f"run {config.run_name!r} was asked to stop at step {result['step']}; submit it again to go on")
+    if result["is_bug"]:
+        raise RuntimeError(f"training failed, its traceback stands above: {result['problem']}")
+    if result["problem"]:
+        raise UserError(result["problem"])
+    return _run_result(config, result["step"], result["best"], result["mlflow_run_id"])
 
 
 def prepare(config: Config) -> None:
@@ -125,7 +123,7 @@ def prepare(config: Config) -> None:
         raise UserError(str(error)) from None
     storage = open_storage(config.run_url)
     check_free(storage, config.run_name)
-    storage.delete(OUTCOME)
+    storage.delete(RESULT)
     storage.delete(STOP)
     config = _with_checkpoint_url(config)
     if config.run.fresh or is_being_removed(storage):
@@ -194,5 +192,5 @@ def _stopping_on_sigterm(config: Config) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _outcome(config: Config, step: int, best: dict[str, float], run_id: str) -> dict[str, Any]:
+def _run_result(config: Config, step: int, best: dict[str, float], run_id: str) -> dict[str, Any]:
     return {"step": step, "best": best, "url": config.run_url, "mlflow_run_id": run_id}

@@ -25,7 +25,7 @@ LogMetrics = Callable[[dict[str, float], int], None]
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a run stands.
 
     Attributes:
@@ -46,25 +46,25 @@ def train(
     model: BrewCLIP,
     optimizer: torch.optim.Optimizer,
     batches: Iterator[tuple[Batch, Tensor]],
-    progress: Progress,
+    state: TrainState,
     *,
     evaluate: Callable[[], dict[str, float]],
-    save: Callable[[Progress, bool], None],
+    save: Callable[[TrainState, bool], None],
     count_bad: Callable[[], dict[str, float]],
     log: LogMetrics,
     stop_requested: Callable[[], bool],
     preempted: Callable[[], bool],
     autocast: Callable[[], torch.autocast],
-    report: Callable[[Progress], None] | None = None,
-) -> Progress:
+    report: Callable[[TrainState], None] | None = None,
+) -> TrainState:
     """Train until the last step, a request to stop, or a problem that all workers agree on.
 
     Args:
         config: the run.
         model: on its device.
         optimizer: over `model.trained_parameters()`.
-        batches: from `progress.step` on: this worker's part of each global batch, and the positions of its samples.
-        progress: where the run stands; updated in place.
+        batches: from `state.step` on: this worker's part of each global batch, and the positions of its samples.
+        state: where the run stands; updated in place.
         evaluate: dev metrics; a collective operation that returns them on rank 0 and {} elsewhere.
         save: writes a checkpoint; told whether it is the best so far.
         count_bad: samples that could not be used, by metric; collective, and the numbers are on rank 0.
@@ -78,7 +78,7 @@ def train(
     parameters = list(model.trained_parameters().values())
     clock, samples_since, data_seconds = time.monotonic(), 0, 0.0
     model.train()
-    while progress.step < optim.total_steps:
+    while state.step < optim.total_steps:
         # ---- data: all workers have their part, or all stop together
         started, batch, positions, problem = time.monotonic(), None, None, ""
         try:
@@ -88,7 +88,7 @@ def train(
         data_seconds += time.monotonic() - started
         problem = agree_on_problem(problem or (STOP_REQUESTED if stop_requested() else ""))
         if problem:
-            progress.problem = problem
+            state.problem = problem
             break
         assert batch is not None and positions is not None
 
@@ -108,19 +108,19 @@ def train(
         max_norm = optim.grad_clip_norm or math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         if not torch.isfinite(grad_norm):
-            progress.problem = f"the gradient is {grad_norm.item()} at step {progress.step}: lower --optim.peak-lr"
+            state.problem = f"the gradient is {grad_norm.item()} at step {state.step}: lower --optim.peak-lr"
             break
-        rate = learning_rate(optim, progress.step)
+        rate = learning_rate(optim, state.step)
         set_learning_rate(optimizer, rate)
         optimizer.step()
         model.clamp_logit_scale()
-        progress.step += 1
-        progress.metrics = {}
+        state.step += 1
+        state.metrics = {}
         samples_since += run.global_batch_size
 
         # ---- curves
-        last = progress.step == optim.total_steps
-        if progress.step % run.log_every_steps == 0 or last:
+        last = state.step == optim.total_steps
+        if state.step % run.log_every_steps == 0 or last:
             names = ("loss", "outer", "inner", "effective_negatives")
             sums = sum_over_workers(torch.stack([losses[name].detach().float() for name in names])).tolist()
             seconds = time.monotonic() - clock
@@ -134,33 +134,33 @@ def train(
                     "train/data_wait_fraction": data_seconds / seconds,
                 }
                 | count_bad(),
-                progress.step,
+                state.step,
             )
             clock, samples_since, data_seconds = time.monotonic(), 0, 0.0
 
         # ---- selection on dev, checkpoints
         best = False
-        leaving = progress.step % run.log_every_steps == 0 and preempted()
-        if progress.step % run.eval_every_steps == 0 or last:
+        leaving = state.step % run.log_every_steps == 0 and preempted()
+        if state.step % run.eval_every_steps == 0 or last:
             paused = time.monotonic()
-            progress.metrics = evaluate()
+            state.metrics = evaluate()
             model.train()
-            if progress.metrics:
-                best = is_better(progress.metrics, progress.best, run.selection_metric)
+            if state.metrics:
+                best = is_better(state.metrics, state.best, run.selection_metric)
                 if best:
-                    progress.best = {
-                        run.selection_metric: progress.metrics[run.selection_metric],
-                        "step": progress.step,
+                    state.best = {
+                        run.selection_metric: state.metrics[run.selection_metric],
+                        "step": state.step,
                     }
-                log(progress.metrics, progress.step)
+                log(state.metrics, state.step)
             clock += time.monotonic() - paused
-        if best or last or leaving or progress.step % run.checkpoint_every_steps == 0:
-            save(progress, best)
-        if report is not None and not last and progress.step % run.eval_every_steps == 0:
-            report(progress)
-    if progress.problem == STOP_REQUESTED:
-        save(progress, False)
-    return progress
+        if best or last or leaving or state.step % run.checkpoint_every_steps == 0:
+            save(state, best)
+        if report is not None and not last and state.step % run.eval_every_steps == 0:
+            report(state)
+    if state.problem == STOP_REQUESTED:
+        save(state, False)
+    return state
 
 
 def sample_seeds(seed: int, positions: Tensor) -> Tensor:

@@ -35,22 +35,22 @@ from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.storage import Storage, exists, open_storage
 from brewclip.data.stream import Stream, one_ahead
-from brewclip.data.truncation import Cuts
+from brewclip.data.truncation import TruncationCounts
 from brewclip.distributed import agree_on_problem, gather_to_first, sum_over_workers
 from brewclip.errors import CheckpointError, StorageError, UserError
 from brewclip.evaluation.embed import embed_split, gather_embeddings
-from brewclip.factory import audio_dim_of, build_autocast, build_decoder, build_model, check_pictures, restore_model
+from brewclip.factory import audio_dim_of, build_autocast, build_decoder, build_model, check_images, restore_model
 from brewclip.losses import loss_of_chance
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip
 from brewclip.tracking.provenance import SystemMetrics, record_origin, repeat_command
 from brewclip.tracking.tracker import PARENT_TAG, Tracker, describe_environment, without_secrets
-from brewclip.training.loop import Progress, train
+from brewclip.training.loop import TrainState, train
 from brewclip.training.optimizer import build_optimizer
 from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
 
-OUTCOME, STOP = "outcome.json", "stop"
+RESULT, STOP = "result.json", "stop"
 # Folder of the best checkpoint among the artifacts of an MLflow run.
 ARTIFACT = "checkpoint"
 # Ray starts a group again when a worker dies or raises; these would be raised again.
@@ -77,31 +77,31 @@ class Assignment:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Build one worker's parts, train, and leave the outcome with the run; runs on every worker of the group.
+    """Build one worker's parts, train, and leave the result with the run; runs on every worker of the group.
 
     Args:
         settings: an `Assignment` as a dictionary.
     """
     assignment = Assignment(**settings)
-    config, progress, run_id, is_bug = unflatten(assignment.config), Progress(), "", False
+    config, state, run_id, is_bug = unflatten(assignment.config), TrainState(), "", False
     try:
         with _parts_of_worker(config, assignment) as (parts, problem):
-            progress = Progress(problem=problem) if parts is None else parts.run()
+            state = TrainState(problem=problem) if parts is None else parts.run()
             run_id = parts.tracker.run_id if parts is not None else ""
     except UserError as error:
-        progress.problem = str(error)
+        state.problem = str(error)
     except _NOT_WORTH_A_RETRY as error:
         traceback.print_exc()
-        progress.problem, is_bug = f"{type(error).__name__}: {error}", True
+        state.problem, is_bug = f"{type(error).__name__}: {error}", True
     if not dist.is_initialized() or dist.get_rank() == 0:
-        outcome = {
-            "step": progress.step,
-            "best": progress.best,
-            "problem": progress.problem,
+        result = {
+            "step": state.step,
+            "best": state.best,
+            "problem": state.problem,
             "is_bug": is_bug,
             "mlflow_run_id": run_id,
         }
-        open_storage(config.run_url).write(OUTCOME, json.dumps(outcome).encode())
+        open_storage(config.run_url).write(RESULT, json.dumps(result).encode())
 
 
 @contextlib.contextmanager
@@ -140,16 +140,16 @@ class Worker:
         self.audio_dim = audio_dim_of(self.manifest)
         self.dev = SplitReader(self._open(config.data.dev_split))
         self.clip = load_clip(config.model.clip)
-        check_pictures(self.manifest, self.clip)
+        check_images(self.manifest, self.clip)
         self.model = build_model(config, PromptedCLIP(self.clip.model), self.audio_dim).to(self.device)
         left_bytes = config.data.memory_bytes - self.manifest.summary.size_bytes  # by a split that is read once
-        self.decoder = build_decoder(config, self.clip, kept_bytes=max(0, left_bytes), audio_dim=self.audio_dim)
+        self.decoder = build_decoder(config, self.clip, cache_bytes=max(0, left_bytes), audio_dim=self.audio_dim)
         self.clip_identity = identify_clip(self.clip)
         self.optimizer = build_optimizer(self.model.trained_parameters(), config.optim)
-        self.progress, self.run_id = self._resume()
-        self.first_step, self.bad_samples = self.progress.step, list[dict[str, str | int]]()
+        self.state, self.run_id = self._resume()
+        self.first_step, self.bad_samples = self.state.step, list[dict[str, str | int]]()
         self.rejections = Rejections(self.manifest.url, config.data.max_bad_fraction)
-        self.cuts = Cuts()
+        self.truncation = TruncationCounts()
         self.stop_flag = StopFlag(self.storage) if self.rank == 0 else threading.Event()
         self._preemption_seen = False
         self.saver = CheckpointSaver(self.storage, config.run.keep_checkpoints)
@@ -157,12 +157,12 @@ class Worker:
         self.system_metrics = SystemMetrics(self.tracker)
         self.built = time.time()
 
-    def run(self) -> Progress:
+    def run(self) -> TrainState:
         """Train from where the run stands."""
         config = self.config
         if self.rank == 0:
             print(
-                f"train {config.run_name}: step {self.progress.step} of {config.optim.total_steps}, {self.world_size} "
+                f"train {config.run_name}: step {self.state.step} of {config.optim.total_steps}, {self.world_size} "
                 f"workers on {self.device.type}, {len(self.manifest)} pairs, "
                 f"{sum(p.numel() for p in self.model.trained_parameters().values()):,} trained parameters",
                 flush=True,
@@ -174,7 +174,7 @@ class Worker:
             self.model,
             self.optimizer,
             self._batches(),
-            self.progress,
+            self.state,
             evaluate=self.evaluate,
             save=self.save,
             count_bad=self.count_bad,
@@ -199,25 +199,25 @@ class Worker:
             return {}
         return {f"dev/{name}": value for name, value in everything.rank().summary().items()} | {"dev/bad_samples": bad}
 
-    def save(self, progress: Progress, best: bool) -> None:
+    def save(self, state: TrainState, best: bool) -> None:
         """Hand a checkpoint to the background upload; rank 0 only."""
         if self.rank != 0:
             return
         names = list(self.model.trained_parameters())
         facts = CheckpointFacts(
-            step=progress.step,
+            step=state.step,
             config={name: _without_secrets(value) for name, value in flatten(self.config).items()},
             frozen_sha256=self._frozen_sha256,
             frozen_settings={self.clip_identity.name: self.clip_identity.settings},
             audio_dim=self.audio_dim,
             mlflow_run_id=self.tracker.run_id,
-            metrics=dict(progress.metrics),
-            best=dict(progress.best),
+            metrics=dict(state.metrics),
+            best=dict(state.best),
         )
         model = {name: tensor.cpu().contiguous() for name, tensor in self.model.trained_state().items()}
         self.saver.put(PendingCheckpoint(Checkpoint(facts, model, optimizer_state(self.optimizer, names)), best))
 
-    def report(self, progress: Progress) -> None:
+    def report(self, state: TrainState) -> None:
         """Tell Ray Train of an evaluation, once its checkpoint and records are safe: the run may be ended here."""
         import ray.train
 
@@ -225,7 +225,7 @@ class Worker:
         if self.rank == 0:
             self.saver.wait()
             self.tracker.flush(10.0)
-        ray.train.report(report_of(progress.step, progress.best, self.config) if self.rank == 0 else {})
+        ray.train.report(report_of(state.step, state.best, self.config) if self.rank == 0 else {})
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record metrics and print a line; rank 0 only."""
@@ -239,16 +239,16 @@ class Worker:
 
         It lists those that could not be used in MLflow.
         """
-        reports = gather_to_first((dict(self.rejections.counts), list(self.rejections.listed), self.cuts))
+        reports = gather_to_first((dict(self.rejections.counts), list(self.rejections.listed), self.truncation))
         counts = sum((Counter(report[0]) for report in reports), Counter())
         rows = [row for report in reports for row in report[1]]
         if rows != self.bad_samples:
             self.bad_samples = rows
             text = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
             self.tracker.log_text(text, f"bad_samples/from_step_{self.first_step}.jsonl")
-        cuts = sum((report[2] for report in reports), Cuts())
+        truncation = sum((report[2] for report in reports), TruncationCounts())
         bad = {f"data/bad/{cause}": float(count) for cause, count in counts.items()}
-        return bad | {f"data/cut/{name}": share for name, share in cuts.shares().items()}
+        return bad | {f"data/truncated/{name}": share for name, share in truncation.shares().items()}
 
     def close(self) -> None:
         """Deliver what is still on its way: checkpoints, then records."""
@@ -256,7 +256,7 @@ class Worker:
         self.system_metrics.stop()
         self.saver.close()
         if self.rank == 0:
-            done = self.progress.step >= self.config.optim.total_steps
+            done = self.state.step >= self.config.optim.total_steps
             if done:
                 self._record_checkpoint()
             self.tracker.finish("FINISHED" if done else "KILLED")
@@ -275,16 +275,16 @@ class Worker:
     def _open(self, split: str) -> Manifest:
         return open_manifest(f"{self.config.features_url}/{split}", retry_seconds=self.config.data.retry_seconds)
 
-    def _resume(self) -> tuple[Progress, str]:
+    def _resume(self) -> tuple[TrainState, str]:
         checkpoint = self._agreed_checkpoint()
         if checkpoint is None:
             self._load_initial_weights()
-            return Progress(), ""
+            return TrainState(), ""
         facts = checkpoint.facts
         check_same_run(self.config, facts)
         restore_model(self.model, checkpoint, self.clip_identity)
         load_optimizer_state(self.optimizer, list(self.model.trained_parameters()), checkpoint.optimizer)
-        return Progress(facts.step, dict(facts.best), dict(facts.metrics)), facts.mlflow_run_id
+        return TrainState(facts.step, dict(facts.best), dict(facts.metrics)), facts.mlflow_run_id
 
     def _load_initial_weights(self) -> None:
         """Take over what another run has learned, without its optimiser and its step."""
@@ -365,10 +365,10 @@ class Worker:
             SplitReader(self.manifest, data.cache_directory), order, self.decoder, self.rejections, rank=self.rank,
             world_size=self.world_size, memory_bytes=data.memory_bytes, num_threads=data.num_threads,
         )  # fmt: skip
-        steps = ((step, pairs, self._to_batch(pairs)) for step, pairs in stream.iter_from(self.progress.step))
+        steps = ((step, pairs, self._to_batch(pairs)) for step, pairs in stream.iter_from(self.state.step))
         for step, pairs, batch in one_ahead(steps):
             positions = torch.from_numpy(step * run.global_batch_size + stream.slots)
-            self.cuts.add(pair.lengths for pair in pairs)
+            self.truncation.add(pair.lengths for pair in pairs)
             if step == self.first_step and self.rank == 0:
                 print(self._describe_start(), flush=True)
             yield batch, positions

@@ -1,4 +1,4 @@
-"""The benchmark of the recipes compares like with like: both ways write the same pictures and recordings."""
+"""The benchmark of the recipes compares like with like: both ways write the same images and recordings."""
 
 import io
 import tarfile

@@ -47,7 +47,7 @@ def test_trained_parameters_of_the_paper_s_presets() -> None:
     assert {workload.trained_parameters for workload in PAPER} == {count}
 
 
-def test_page_and_picture(tmp_path: Path) -> None:
+def test_page_and_image(tmp_path: Path) -> None:
     draw(str(tmp_path / "scaling.png"))
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
     text = _tables({"one_worker_seconds": 0.1, "bytes_per_second": 3e9})

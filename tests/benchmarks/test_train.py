@@ -8,7 +8,7 @@ import torch
 
 from brewclip.benchmarks.corpus import write_features
 from brewclip.benchmarks.scaling import SCENES
-from brewclip.benchmarks.steps import build_config, build_trainee, cut_batches, read_pairs
+from brewclip.benchmarks.steps import build_config, build_trainee, make_batches, read_pairs
 from brewclip.benchmarks.traffic import Tower
 from brewclip.benchmarks.train import SWITCHES, Options, count_flops, run
 from brewclip.errors import UserError
@@ -19,7 +19,7 @@ def trainee_and_batch(tmp_path_factory: pytest.TempPathFactory):
     config = build_config(tmp_path_factory.mktemp("storage").as_uri(), 4, 2)
     write_features(config.features_url, "train", 4)
     trainee = build_trainee(config, torch.device("cpu"))
-    (batch,) = cut_batches(trainee, read_pairs(trainee, "train", 4), torch.device("cpu"))
+    (batch,) = make_batches(trainee, read_pairs(trainee, "train", 4), torch.device("cpu"))
     return trainee, batch
 
 

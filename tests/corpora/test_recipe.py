@@ -15,11 +15,11 @@ import pytest
 import brewclip.corpora.recipe
 from brewclip.corpora.recipe import check_options, run_recipe, write_corpus
 from brewclip.corpora.rounds import safe_id
-from brewclip.corpora.shard_tasks import automatic_samples_per_shard, cut_in_shards, write_task
+from brewclip.corpora.shard_tasks import automatic_samples_per_shard, divide_into_shards, write_task
 from brewclip.data.manifest import open_manifest
 from brewclip.data.verify import verify_split
 from brewclip.errors import UserError
-from tests.datasets.miniatures import load_recipe, picture, sound, write_file
+from tests.datasets.miniatures import image, load_recipe, sound, write_file
 
 table = load_recipe("table")
 
@@ -37,10 +37,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Ten pictures with two captions each; the recording of the last one is damaged."""
+    """Ten images with two captions each; the recording of the last one is damaged."""
     rows = [["image", "audio", "split"]]
     for number in range(10):
-        write_file(tmp_path / f"{number}.jpg", picture(shade=number))
+        write_file(tmp_path / f"{number}.jpg", image(shade=number))
         for caption in range(2):
             write_file(tmp_path / f"{number}-{caption}.wav", sound(0.2 + number / 100, hz=200 + 50 * number))
             rows.append([f"{number}.jpg", f"{number}-{caption}.wav", "train" if number < 8 else "test"])
@@ -125,7 +125,7 @@ def test_dry_run_counts_and_writes_nothing(source: Path) -> None:
     assert not (source / "out").exists()
 
 
-def test_limit_takes_the_same_pictures_in_every_round(source: Path) -> None:
+def test_limit_takes_the_same_images_in_every_round(source: Path) -> None:
     write(options(source, limit=2, split=("train",)))
     assert not (source / "out/test").exists()
     assert open_manifest((source / "out/train").as_uri()).summary.num_images == 2
@@ -224,7 +224,7 @@ def test_shards_follow_the_corpus(num_samples: int, per_shard: int) -> None:
 
 def test_automatic_shards_of_a_round_are_of_one_size_and_given_ones_as_given() -> None:
     def sizes(rounds: list[int], per_shard: int) -> list[tuple[int, int]]:
-        tasks = cut_in_shards("file:///x", "train", [list(range(count)) for count in rounds], per_shard, {})
+        tasks = divide_into_shards("file:///x", "train", [list(range(count)) for count in rounds], per_shard, {})
         return [(task.round, len(task.items)) for task in tasks]
 
     assert sizes([40, 17, 3], 0) == [(0, 14), (0, 14), (0, 12), (1, 9), (1, 8), (2, 3)]
@@ -238,7 +238,7 @@ def same_image(source: Path, one: int, other: int) -> None:
 
 def different_images(source: Path) -> None:
     for number in range(10):
-        write_file(source / f"{number}.jpg", picture(400, 400, shade=25 * number))
+        write_file(source / f"{number}.jpg", image(400, 400, shade=25 * number))
 
 
 def test_an_image_of_two_names_is_listed(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +278,7 @@ def test_two_images_of_one_name_are_refused(source: Path, monkeypatch: pytest.Mo
 
     def another_image_in_round_1(corpus, item):
         sample = real(corpus, item)
-        return sample._replace(image=picture(shade=7)) if item.key.endswith("-1") else sample
+        return sample._replace(image=image(shade=7)) if item.key.endswith("-1") else sample
 
     monkeypatch.setattr(table.FileCorpus, "make_sample", another_image_in_round_1)
     with pytest.raises(UserError, match="out/train has two different images of the name '"):
@@ -291,23 +291,21 @@ def test_a_dry_run_ends_as_the_real_run_would(
     different_images(source)
     (source / "3.jpg").unlink()
     words = ["table.py", "--source", f"{source}/t.csv", "--dest", (source / "cli").as_uri()]
-    line = (
-        "error: 2 of 16 samples of cli/train are rejected (2 missing_picture), more than --max-rejected-fraction 0.05"
-    )
+    line = "error: 2 of 16 samples of cli/train are rejected (2 missing_image), more than --max-rejected-fraction 0.05"
     for flags in (["--dry-run"], []):
         monkeypatch.setattr("sys.argv", words + flags)
         with pytest.raises(SystemExit, match="2"):
             run_recipe(table.__doc__, table.TableOptions, table.read_corpus)
         out, err = capsys.readouterr()
         assert err.startswith(line)
-        assert ("dry run, rejected: 2 missing_picture" in out) == bool(flags)
+        assert ("dry run, rejected: 2 missing_image" in out) == bool(flags)
     assert not (source / "cli").exists()
     monkeypatch.setattr("sys.argv", [*words, "--dry-run", "--max-rejected-fraction", "0.2"])
     run_recipe(table.__doc__, table.TableOptions, table.read_corpus)
 
 
 def test_rejections_keep_names_as_they_are_read(tmp_path: Path) -> None:
-    write_file(tmp_path / "M\u00e4dchen.jpg", picture())
+    write_file(tmp_path / "M\u00e4dchen.jpg", image())
     write_file(tmp_path / "a.wav", sound())
     listed = ["M\u00e4dchen.jpg,a.wav,train", "M\u00e4dchen.jpg,gr\u00fc\u00dfe.wav,train"]
     write_file(tmp_path / "t.csv", "\n".join(["image,audio,split", *listed]))

@@ -32,8 +32,8 @@ KINDS = {"pipe": "named pipe", "socket": "socket", "device": "device", "folder":
 
 @pytest.mark.parametrize("name", KINDS)
 def test_only_files_are_read(source, name):
-    with pytest.raises(BadSample, match=f"unreadable_picture: .*/{name} is a {KINDS[name]}"):
-        source.read(name, "picture")
+    with pytest.raises(BadSample, match=f"unreadable_image: .*/{name} is a {KINDS[name]}"):
+        source.read(name, "image")
     for url in (f"{source.storage.url}/{name}",):
         with pytest.raises(BadSample, match=f"is a {KINDS[name]}"):
             source.read(url, "recording")
@@ -43,10 +43,10 @@ def test_only_files_are_read(source, name):
 
 
 def test_files_and_links_to_files_are_read(source):
-    assert source.read("file_link", "picture") == b"[1]\n"
+    assert source.read("file_link", "image") == b"[1]\n"
     assert source.json("file") == [1] and list(source.lines("file_link")) == ["[1]"]
-    with pytest.raises(BadSample, match="missing_picture"):
-        source.read("nothing", "picture")
+    with pytest.raises(BadSample, match="missing_image"):
+        source.read("nothing", "image")
 
 
 def test_json_without_end_is_one_line(source):

@@ -9,15 +9,15 @@ from brewclip.data.storage import open_storage
 
 
 def make_sample(round_number: int, number: int, *, size_bytes: int = 300) -> Sample:
-    """Return the caption `round_number` of picture `number`, with random bytes for a picture."""
+    """Return the caption `round_number` of image `number`, with random bytes for an image."""
     rng = np.random.default_rng((round_number, number))
     metadata = {
-        "image_id": f"picture{number}",
-        "caption_id": f"picture{number}-{round_number}",
+        "image_id": f"image{number}",
+        "caption_id": f"image{number}-{round_number}",
         "split": "train",
         "duration_seconds": 1.5,
     }
-    return Sample(f"picture{number}-{round_number}", metadata, image=rng.bytes(int(rng.integers(1, size_bytes))))
+    return Sample(f"image{number}-{round_number}", metadata, image=rng.bytes(int(rng.integers(1, size_bytes))))
 
 
 def write_split(url: str, rounds: list[list[int]], *, size_bytes: int = 300) -> Manifest:

@@ -1,4 +1,4 @@
-"""From stored samples to tensors: CLIP's own picture transform, padding that says so, causes for what is broken."""
+"""From stored samples to tensors: CLIP's own image transform, padding that says so, causes for what is broken."""
 
 import io
 
@@ -11,7 +11,7 @@ from PIL import Image
 from brewclip.data.batches import InputLengths, Pair, PairDecoder, collate, number_of
 from brewclip.data.images import decode_image
 from brewclip.data.schema import BadSample, Sample, array_to_npy
-from brewclip.data.truncation import Cuts
+from brewclip.data.truncation import TruncationCounts
 
 
 def jpeg(width: int, height: int, seed: int = 0) -> bytes:
@@ -45,7 +45,7 @@ def decoder(transcript: str = "asr", max_audio_frames: int = 100) -> PairDecoder
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (33, 97), (32, 32), (20, 31)])
-def test_pictures_equal_open_clips_own_transform(size):
+def test_images_equal_open_clips_own_transform(size):
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     theirs = open_clip.image_transform(32, is_train=False, mean=mean, std=std)(Image.open(io.BytesIO(jpeg(*size))))
     pixels = torch.from_numpy(decode_image(jpeg(*size), 32)).float() / 255
@@ -80,9 +80,9 @@ def test_long_speech_is_cut():
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"image": None}, "picture"),
-        ({"image": b""}, "picture"),
-        ({"image": jpeg(40, 30)[:200]}, "picture"),
+        ({"image": None}, "image"),
+        ({"image": b""}, "image"),
+        ({"image": jpeg(40, 30)[:200]}, "image"),
         ({"features": None}, "features"),
         ({"features": b"no array"}, "features"),
         ({"features": array_to_npy(np.ones((5, 8), np.float32))}, "features"),
@@ -102,7 +102,7 @@ def test_the_largest_finite_features_are_taken():
     assert (decoder()(sample(features=array_to_npy(largest))).audio == largest).all()
 
 
-def test_pictures_are_decoded_once_as_far_as_memory_allows(monkeypatch):
+def test_images_are_decoded_once_as_far_as_memory_allows(monkeypatch):
     decoded = []
 
     def counted(data, *rest):
@@ -110,16 +110,16 @@ def test_pictures_are_decoded_once_as_far_as_memory_allows(monkeypatch):
         return decode_image(data, *rest)
 
     monkeypatch.setattr("brewclip.data.batches.decode_image", counted)
-    pictures = [jpeg(40, 30, seed) for seed in range(3)]
-    room_for_two = PairDecoder(decoder().tokenize, 16, "asr", 100, kept_bytes=2 * 3 * 16 * 16 + 1)
+    images = [jpeg(40, 30, seed) for seed in range(3)]
+    room_for_two = PairDecoder(decoder().tokenize, 16, "asr", 100, cache_bytes=2 * 3 * 16 * 16 + 1)
     for _ in range(2):
-        for picture in pictures:
-            assert (room_for_two(sample(image=picture)).image == decode_image(picture, 16)).all()
-    assert decoded == [*pictures, pictures[2]], "the third finds no room"
+        for image in images:
+            assert (room_for_two(sample(image=image)).image == decode_image(image, 16)).all()
+    assert decoded == [*images, images[2]], "the third finds no room"
 
     for _ in range(2):
-        with pytest.raises(BadSample, match="picture"):
-            room_for_two(sample(image=pictures[0][:200]))
+        with pytest.raises(BadSample, match="image"):
+            room_for_two(sample(image=images[0][:200]))
 
 
 def test_features_are_never_unpickled():
@@ -129,7 +129,7 @@ def test_features_are_never_unpickled():
         decoder()(sample(features=buffer.getvalue()))
 
 
-def test_a_letterboxed_picture_is_whole_between_bars():
+def test_a_letterboxed_image_is_whole_between_bars():
     wide = Image.new("RGB", (64, 32), (250, 10, 10))
     wide.paste((10, 10, 250), (0, 0, 8, 32))  # the crop of the middle loses it
     buffer = io.BytesIO()
@@ -156,30 +156,30 @@ def read(text: str, **changes) -> Pair:
     return PairDecoder(counting_tokenizer, 16, "asr", 100, **changes)(own)
 
 
-@pytest.mark.parametrize(("num_words", "cut_tokens"), [(0, 0), (4, 0), (5, 1), (6, 2), (20, 16)])
-def test_what_is_cut_of_a_text_is_counted(num_words, cut_tokens):
+@pytest.mark.parametrize(("num_words", "truncated_tokens"), [(0, 0), (4, 0), (5, 1), (6, 2), (20, 16)])
+def test_what_is_cut_of_a_text_is_counted(num_words, truncated_tokens):
     """Six tokens fit beside two prompts: four words between start and end."""
     text = " ".join(str(number) for number in range(1, num_words + 1))
     pair = read(text, text_room_tokens=6)
-    assert pair.lengths[:2] == (num_words + 2, cut_tokens)
+    assert pair.lengths[:2] == (num_words + 2, truncated_tokens)
     assert torch.equal(pair.tokens, counting_tokenizer([text])[0])  # as before: the model cuts what does not fit
     assert read(text).lengths[:2] == (0, 0)  # no text is read
 
 
 def test_windows_keep_all_of_a_long_text():
-    pair = read("1 2 3 4 5 6 7 8 9", text_room_tokens=6, long_text="windows")
+    pair = read("1 2 3 4 5 6 7 8 9", text_room_tokens=6, long_text="chunks")
     assert pair.tokens.tolist() == [
         [98, 1, 2, 3, 99, 0, 0, 0],
         [98, 4, 5, 6, 99, 0, 0, 0],
         [98, 7, 8, 9, 99, 0, 0, 0],
     ]
     assert pair.lengths[:2] == (11, 0)
-    short = read("1 2", text_room_tokens=6, long_text="windows")
+    short = read("1 2", text_room_tokens=6, long_text="chunks")
     assert torch.equal(short.tokens, read("1 2").tokens)
 
 
 def test_windows_beside_a_short_text_in_one_batch():
-    short, long = (read(text, text_room_tokens=6, long_text="windows") for text in ("1 2", "1 2 3 4 5"))
+    short, long = (read(text, text_room_tokens=6, long_text="chunks") for text in ("1 2", "1 2 3 4 5"))
     numbers = ((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
     assert collate([short, short], *numbers).tokens.shape == (2, 8)
     tokens = collate([short, long], *numbers).tokens
@@ -190,7 +190,7 @@ def test_windows_beside_a_short_text_in_one_batch():
 
 def test_a_window_without_room_for_words_is_refused():
     with pytest.raises(ValueError, match="2 tokens leave no room for words"):
-        read("1", text_room_tokens=2, long_text="windows")
+        read("1", text_room_tokens=2, long_text="chunks")
 
 
 def test_all_of_a_long_recording_is_kept_where_asked():
@@ -200,11 +200,11 @@ def test_all_of_a_long_recording_is_kept_where_asked():
 
 
 def test_cuts_add_up():
-    one, other = Cuts(), Cuts()
+    one, other = TruncationCounts(), TruncationCounts()
     one.add([InputLengths(10, 4, 100, 0), InputLengths(5, 0, 50, 25)])
     other.add([InputLengths(0, 0, 50, 25)])
     both = one + other
-    assert both == Cuts(2, 1, 15, 4, 3, 2, 200, 50)
+    assert both == TruncationCounts(2, 1, 15, 4, 3, 2, 200, 50)
     assert both.shares() == {"texts": 0.5, "tokens": 4 / 15, "recordings": 2 / 3, "frames": 0.25}
     assert str(both) == "1 of 2 texts cut, 4 of 15 tokens (26.7 %); 2 of 3 recordings cut, 50 of 200 frames (25.0 %)"
     assert str(other) == "no text is read; 1 of 1 recordings cut, 25 of 50 frames (50.0 %)"

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from brewclip.audio import UndecodableAudio, decode_audio, encode_flac
-from brewclip.data.images import open_picture
+from brewclip.data.images import open_image
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
@@ -42,17 +42,17 @@ WHOLE = "every sample"
 pytestmark = pytest.mark.timeout(60)
 
 
-# ------------------------------------------------------------------ a split of real pictures and recordings
+# ------------------------------------------------------------------ a split of real images and recordings
 
 
 def make_sample(number: int, seed: int = 0) -> Sample:
     """Return a sample of noise; all are of the same size, so that size does not betray one in another's place."""
     rng = np.random.default_rng((seed, number))
-    picture = io.BytesIO()
-    Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(picture, "JPEG")
+    image = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(image, "JPEG")
     metadata = {"image_id": f"p{number}", "caption_id": f"p{number}-0", "split": "train", "duration_seconds": 0.2}
     flac = encode_flac(rng.uniform(-1, 1, 3200))
-    return Sample(f"p{number}-0", metadata, image=picture.getvalue().ljust(2048, b"\0"), audio=flac)
+    return Sample(f"p{number}-0", metadata, image=image.getvalue().ljust(2048, b"\0"), audio=flac)
 
 
 def write_split(folder: Path, change: Callable[[Sample], Sample] = lambda sample: sample, seed: int = 0) -> None:
@@ -156,7 +156,7 @@ def drop_an_index_entry(folder: Path) -> None:
     (folder / "index.bin").write_bytes(data[:-12])
 
 
-def tell_fewer_samples(folder: Path) -> None:
+def note_fewer_samples(folder: Path) -> None:
     fields = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(fields | {"num_samples": NUM_SAMPLES - 3}))
 
@@ -224,11 +224,11 @@ DAMAGES: dict[str, Damage] = {
         on_files(lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes() * 2)), **SIZE
     ),
     # written so: manifest and checksums agree
-    "picture missing": Damage(spoil(image=None), "picture: 'p7-0': there is none", counts=("picture",)),
+    "image missing": Damage(spoil(image=None), "image: 'p7-0': there is none", counts=("image",)),
     "recording missing": Damage(spoil(audio=None), "audio: 'p7-0': there is no recording", counts=("audio",)),
-    "jpg broken": Damage(spoil(image=b"\xff\xd8 no picture"), "picture: 'p7-0'", counts=("picture",)),
-    "jpg cut": Damage(spoil(image=JPG[:400]), "picture: 'p7-0'", counts=("picture",)),
-    "jpg empty": Damage(spoil(image=b""), "picture: 'p7-0'", counts=("picture",)),
+    "jpg broken": Damage(spoil(image=b"\xff\xd8 no image"), "image: 'p7-0'", counts=("image",)),
+    "jpg cut": Damage(spoil(image=JPG[:400]), "image: 'p7-0'", counts=("image",)),
+    "jpg empty": Damage(spoil(image=b""), "image: 'p7-0'", counts=("image",)),
     "flac broken": Damage(spoil(audio=b"fLaC no sound"), "audio: 'p7-0'", counts=("not_audio",)),
     "flac cut": Damage(spoil(audio=FLAC[: len(FLAC) // 2]), "audio: 'p7-0'", counts=("corrupt",)),
     # what decodes of a recording is used, as far as it goes
@@ -264,7 +264,7 @@ DAMAGES: dict[str, Damage] = {
     "index missing": Damage(
         on_files(lambda folder: (folder / "index.bin").unlink()), "does not exist", "does not exist", file="index.bin"
     ),
-    "counts changed": Damage(tell_fewer_samples, "says num_samples", "says num_samples", file="manifest.json"),
+    "counts changed": Damage(note_fewer_samples, "says num_samples", "says num_samples", file="manifest.json"),
     "manifest.json cut": Damage(
         on_files(lambda folder: (folder / "manifest.json").write_text('{"corpus"')),
         "cannot be read",
@@ -284,8 +284,8 @@ DAMAGES: dict[str, Damage] = {
 
 
 def decode(sample: Sample) -> str:
-    """Decode a recording as extraction does, and its picture."""
-    open_picture(sample.image)
+    """Decode a recording as extraction does, and its image."""
+    open_image(sample.image)
     if sample.audio is None:
         raise BadSample("audio", "there is no recording")
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brewclip.data import images as pictures
+from brewclip.data import images as images
 from brewclip.data.image_modes import to_rgb
 from brewclip.data.images import decode_image, reduce_image
 from brewclip.data.schema import BadSample
@@ -43,7 +43,7 @@ def test_extreme_aspect_ratios_cost_what_the_square_needs():
     """A 1 x 65535 image took 9 GB; all of these together get 1 GB."""
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)) == {True, "picture"}
+    assert set(json.loads(done.stdout)) == {True, "image"}
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -56,9 +56,9 @@ def test_long_images_are_cropped_as_if_they_had_been_resized_whole(interpolation
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)).save(buffer, "PNG")
         for side in (16, 64):
-            monkeypatch.setattr(pictures, "_LONG_ASPECT", 16)
+            monkeypatch.setattr(images, "_LONG_ASPECT", 16)
             part = decode_image(buffer.getvalue(), side, interpolation=interpolation).astype(int)
-            monkeypatch.setattr(pictures, "_LONG_ASPECT", 10**9)
+            monkeypatch.setattr(images, "_LONG_ASPECT", 10**9)
             whole = decode_image(buffer.getvalue(), side, interpolation=interpolation).astype(int)
             most = max(most, int(np.abs(part - whole).max()))
     assert most <= 2, "noise, whose overshoot is clipped in another order"

@@ -178,7 +178,7 @@ def test_bytes_changed_at_random_give_a_sample_or_a_bad_sample():
             decode(unpack_sample(bytes(data[:cut])))
             kept += 1
         except BadSample as error:
-            assert error.cause in ("tar", "json", "features", "picture", "text")
+            assert error.cause in ("tar", "json", "features", "image", "text")
     assert 0 < kept < NUM_DAMAGED
 
 

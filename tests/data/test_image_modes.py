@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brewclip.data.images import open_picture
+from brewclip.data.images import open_image
 from brewclip.data.schema import BadSample
-from brewclip.serving.media import read_picture
+from brewclip.serving.media import read_image
 
 RAMP = np.linspace(0, 1, 24).reshape(4, 6)
 GREY = np.round(255 * RAMP).astype(np.uint8)
@@ -25,7 +25,7 @@ def file_of(image: Image.Image, form: str, **options) -> bytes:
 
 def shown(data: bytes) -> np.ndarray:
     """Return the pixels (H, W, 3) as numbers that can be subtracted."""
-    image = open_picture(data)
+    image = open_image(data)
     assert image.mode == "RGB"
     return np.asarray(image).astype(int)
 
@@ -106,8 +106,8 @@ def test_bits_are_white_or_black():
 )
 def test_what_no_viewer_could_agree_on_is_a_counted_rejection(data, message):
     with pytest.raises(BadSample, match=message) as caught:
-        open_picture(data)
-    assert caught.value.cause == "picture" and "0x" not in str(caught.value), "the same words for the same fault"
+        open_image(data)
+    assert caught.value.cause == "image" and "0x" not in str(caught.value), "the same words for the same fault"
 
 
 CMYK = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255]]] * 8, np.uint8).repeat(8, axis=1)
@@ -179,13 +179,13 @@ def test_images_are_turned_once_as_their_camera_says(form, orientation, method):
     data = file_of(image, form, exif=exif, **options)
     upright = np.asarray(image.transpose(Image.Transpose[method]) if method else image)
     assert shows_grey(data, upright, within=3)
-    in_memory = read_picture(Image.open(io.BytesIO(data)))
+    in_memory = read_image(Image.open(io.BytesIO(data)))
     assert shows_grey(in_memory, upright, within=3)
 
 
 def test_images_in_memory_are_seen_as_files_are():
-    assert shows_grey(read_picture(Image.fromarray(WIDE)))
-    np.testing.assert_allclose(shown(read_picture(transparent("RGBA")))[0, 2], 255)
+    assert shows_grey(read_image(Image.fromarray(WIDE)))
+    np.testing.assert_allclose(shown(read_image(transparent("RGBA")))[0, 2], 255)
 
 
 def test_the_first_of_several_frames_is_taken():

@@ -16,7 +16,7 @@ from brewclip.data.schema import BadSample, Sample, array_to_npy
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import open_storage
 from tests.data.splits import write_split
-from tests.datasets.miniatures import picture
+from tests.datasets.miniatures import image
 
 
 def write_features(url: str) -> None:
@@ -24,7 +24,7 @@ def write_features(url: str) -> None:
     metadata = {"image_id": "p", "caption_id": "p-0", "split": "train", "duration_seconds": 1.0, "transcript": "a dog"}
     features = array_to_npy(np.arange(6, dtype=np.float16).reshape(2, 3))
     record = write_shard(
-        open_storage(url), shard_name("train", 0, 0), 0, [Sample("p-0", metadata, picture(), None, features)]
+        open_storage(url), shard_name("train", 0, 0), 0, [Sample("p-0", metadata, image(), None, features)]
     )
     finish_split(open_storage(url), [record], corpus="test", split="train", kind="features", num_images=1)
 

@@ -148,7 +148,7 @@ def test_a_billion_samples_are_opened_ordered_and_read(tmp_path):
     place = order.locate(order.batch_positions(STEP))
     print(f"{told['seconds']:.1f} s, {told['grown_bytes'] / 1e6:.0f} MB")
     assert told["step"] == STEP
-    assert told["keys"] == [f"picture{shard}-0" for shard in place.shard]
+    assert told["keys"] == [f"image{shard}-0" for shard in place.shard]
     assert told["located"] == [BATCH_SIZE] * 3
     assert told["num_samples"] == 1_000_000_000
     assert told["rejected"] == 0

@@ -22,9 +22,9 @@ def test_a_shard_is_a_plain_webdataset(tmp_path):
     write_split((tmp_path / "split").as_uri(), [[5]])
     path = tmp_path / "split" / "train-00-000000.tar"
     rows = list(webdataset.WebDataset(str(path), shardshuffle=False))
-    assert [row["__key__"] for row in rows] == [f"picture{n}-0" for n in range(5)]
+    assert [row["__key__"] for row in rows] == [f"image{n}-0" for n in range(5)]
     assert rows[3]["jpg"] == make_sample(0, 3).image
-    assert json.loads(rows[3]["json"])["caption_id"] == "picture3-0"
+    assert json.loads(rows[3]["json"])["caption_id"] == "image3-0"
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path):

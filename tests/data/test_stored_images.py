@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from brewclip.corpora.extraction_worker import shrink_image
-from brewclip.data.images import CLIP_SIDES, decode_image, open_picture, reduce_image, stored_size
+from brewclip.data.images import CLIP_SIDES, decode_image, open_image, reduce_image, stored_size
 from brewclip.pretrained.load import load_clip
 
 PHOTOGRAPHS = {
@@ -88,7 +88,7 @@ def test_features_of_stored_photographs_are_those_of_the_originals(name, photogr
     for way, (transform, store) in WAYS.items():
         stored = [store(image, clip[1]) for image in photographs.values()]
         if way.startswith("exact"):
-            assert {min(open_picture(image).size) for image in stored} == {clip[1]}
+            assert {min(open_image(image).size) for image in stored} == {clip[1]}
         cosines = (features(clip, stored, transform) * expected[transform]).sum(dim=1).tolist()
         assert min(cosines) >= 0.9995, (way, min(zip(cosines, photographs, strict=True)))
 
@@ -125,9 +125,9 @@ def test_what_is_small_enough_keeps_its_bytes_and_the_rest_becomes_jpeg(photogra
     with Image.open(io.BytesIO(reduce_image(large, FIRST_SIDE, exact=False))) as image:
         assert image.format == "JPEG" and image.size == (337, 505)
         assert {sampling[1:3] for sampling in image.layer} == {(1, 1)}, "no chroma subsampling"
-    assert open_picture(reduce_image(large, FIRST_SIDE, exact=True)).size == (336, 503)
+    assert open_image(reduce_image(large, FIRST_SIDE, exact=True)).size == (336, 503)
     assert reduce_image(large, 0, exact=False)[:3] == b"\xff\xd8\xff"
     jpeg = photographs["hopper"]
     assert reduce_image(jpeg, 0, exact=False) == reduce_image(jpeg, 512, exact=True) == jpeg
     assert reduce_image(jpeg, FIRST_SIDE, exact=False) == jpeg, "it takes fewer bytes than a good one with fewer pixels"
-    assert open_picture(reduce_image(jpeg, FIRST_SIDE, exact=True)).size == (336, 393)
+    assert open_image(reduce_image(jpeg, FIRST_SIDE, exact=True)).size == (336, 393)

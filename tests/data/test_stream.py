@@ -75,8 +75,8 @@ def test_fewer_samples_than_a_batch_is_refused(manifest):
 
 def test_an_unusable_sample_is_replaced_by_the_next_of_its_shard_on_any_number_of_workers(manifest):
     def decode(sample):
-        if sample.key in ("picture3-0", "picture4-0", "picture42-0"):
-            raise BadSample("picture", f"{sample.key} is broken")
+        if sample.key in ("image3-0", "image4-0", "image42-0"):
+            raise BadSample("image", f"{sample.key} is broken")
         return sample.key
 
     def as_lists(world_size):
@@ -88,17 +88,17 @@ def test_an_unusable_sample_is_replaced_by_the_next_of_its_shard_on_any_number_o
     shared, _ = as_lists(3)
     assert alone == shared
     keys = [key for batch in alone for key in batch]
-    assert keys.count("picture5-0") >= 3 - (8 * 21 < 174)
-    assert stream.rejections.counts == {"picture": 3}
+    assert keys.count("image5-0") >= 3 - (8 * 21 < 174)
+    assert stream.rejections.counts == {"image": 3}
     assert {row["index"] for row in stream.rejections.listed} >= {3, 4}
 
 
 def test_a_share_of_bad_samples_above_the_limit_stops_with_their_list(manifest):
     def decode(sample):
         if int(sample.key[7:-2]) % 2:
-            raise BadSample("picture", f"{sample.key} is broken")
+            raise BadSample("image", f"{sample.key} is broken")
 
-    with pytest.raises(TooManyBadSamples, match=r"train-0.*picture\d+-\d is broken"):
+    with pytest.raises(TooManyBadSamples, match=r"train-0.*image\d+-\d is broken"):
         for _ in itertools.islice(stream_of(manifest, decode=decode, max_bad_fraction=0.02).iter_from(0), 100):
             pass
 
@@ -140,7 +140,7 @@ def test_a_whole_split_is_read_once_in_stored_order(manifest, world_size):
         share = iter_split(SplitReader(manifest), lambda s: s.key, rejections, rank=rank, world_size=world_size)
         keys += [key for _, key in share]
     assert len(keys) == len(set(keys)) == len(manifest)
-    assert keys[:3] == ["picture0-0", "picture1-0", "picture2-0"]
+    assert keys[:3] == ["image0-0", "image1-0", "image2-0"]
 
 
 def test_one_ahead_yields_the_same_and_raises_where_it_belongs():

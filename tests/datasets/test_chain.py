@@ -29,7 +29,7 @@ pytestmark = pytest.mark.services
 def write_digits(folder: Path, speech: Path, takes: str) -> Path:
     """Write a table: each digit, spoken by each speaker, with a picture of its own of that digit.
 
-    Takes of one speaker and digit are captions of one picture.
+    Takes of one speaker and digit are captions of one image.
     """
     from sklearn.datasets import load_digits
 

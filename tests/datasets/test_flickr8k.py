@@ -8,10 +8,10 @@ from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
 from tests.datasets.miniatures import (
     field_of,
+    image,
     left_out,
     load_recipe,
     make_all,
-    picture,
     sound,
     write_file,
 )
@@ -22,7 +22,7 @@ A, B, C = "1000268201_693b08cb0e", "1001773457_577c3a7d70", "1002674143_1b742ab4
 DEV, TEST = "1003163366_44323f5815", "1007129816_e794419615"
 COPY, UNLISTED = "2258277193_586949ec62", "3000000000_aaaaaaaaaa"
 NO_FILE, NO_LINES = "1007320043_627395c3d8", "1009434119_febe49276a"
-# (picture, number, text)
+# (image, number, text)
 CAPTIONS = [
     (A, 0, "A child in a pink dress is climbing up stairs ."),
     (A, 1, "A girl , number #1 , goes into a wooden building ."),
@@ -31,16 +31,16 @@ CAPTIONS = [
     (C, 1, "There is no recording of this one ."),
     (DEV, 0, "A man lays on a bench ."),
     (TEST, 0, "A man in an orange hat ."),
-    (NO_FILE, 0, "The picture of this one is missing ."),
-    (UNLISTED, 0, "A picture that no list names ."),
+    (NO_FILE, 0, "The image of this one is missing ."),
+    (UNLISTED, 0, "An image that no list names ."),
 ]
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Nine pictures, with Windows line ends."""
+    """Nine images, with Windows line ends."""
     for stem in (A, B, C, DEV, TEST, COPY, UNLISTED, NO_LINES):
-        write_file(tmp_path / "Images" / f"{stem}.jpg", picture())
+        write_file(tmp_path / "Images" / f"{stem}.jpg", image())
     lines = [f"{stem}.jpg#{number}\t{text}" for stem, number, text in CAPTIONS]
     lines.append(f"{COPY}.jpg.1#0\tA man and a woman .")
     write_file(tmp_path / "Flickr8k.token.txt", "\r\n".join(lines) + "\r\n")
@@ -69,7 +69,7 @@ def test_splits_follow_the_lists_and_every_loss_has_a_cause(source: Path) -> Non
     assert causes == {
         f"{A}-2": "missing_caption",
         f"{C}-1": "missing_recording",
-        f"{NO_FILE}-0": "missing_picture",
+        f"{NO_FILE}-0": "missing_image",
         f"{NO_LINES}-0": "missing_caption",
     }
     assert list(make_all(corpus, "dev")[0]) == [f"{DEV}-0"]
@@ -91,10 +91,10 @@ def test_texts_speakers_and_names_are_those_of_the_corpus(source: Path) -> None:
         "speaker": "17",
         "duration_seconds": 0.5,
     }
-    assert samples[f"{A}-0"].image == picture()  # small enough: the same bytes
+    assert samples[f"{A}-0"].image == image()  # small enough: the same bytes
 
 
-def test_the_line_with_a_copy_number_means_its_picture(source: Path) -> None:
+def test_the_line_with_a_copy_number_means_its_image(source: Path) -> None:
     write_file(source / "Flickr_8k.devImages.txt", f"{DEV}.jpg\n{COPY}.jpg\n")
     samples, causes = make_all(read(source), "dev")
     assert field_of(samples, "text")[f"{COPY}-0"] == "A man and a woman ."
@@ -113,7 +113,7 @@ def test_captions_of_kaggle_give_the_same_texts(source: Path) -> None:
     assert field_of(make_all(read(source), "train")[0], "text") == original
 
 
-def test_a_picture_in_two_lists_is_refused(source: Path) -> None:
+def test_a_image_in_two_lists_is_refused(source: Path) -> None:
     write_file(source / "Flickr_8k.devImages.txt", f"{A}.jpg\n")
     with pytest.raises(UserError, match=rf"{A}.jpg is in Flickr_8k.trainImages.txt and in Flickr_8k.devImages.txt"):
         read(source)

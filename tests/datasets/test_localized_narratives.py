@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from brewclip.errors import UserError
-from tests.datasets.miniatures import decoded, left_out, load_recipe, make_all, picture, sound, write_file
+from tests.datasets.miniatures import decoded, image, left_out, load_recipe, make_all, sound, write_file
 
 narratives = load_recipe("localized_narratives")
 
@@ -34,13 +34,13 @@ def ogg(seconds: float) -> bytes:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     rows = {
-        "train": [row("train", image, 7) for image in range(30, 60)],
+        "train": [row("train", number, 7) for number in range(30, 60)],
         "val": [row("val", 137576, 93), row("val", 137576, 94), row("val", 8, 1), row("val", 9, 1)],
     }
     for part, listed in rows.items():
         for item in listed:
             write_file(tmp_path / item["voice_recording"], ogg(0.4))
-            write_file(tmp_path / f"{part}2017" / f"{int(item['image_id']):012d}.jpg", picture())
+            write_file(tmp_path / f"{part}2017" / f"{int(item['image_id']):012d}.jpg", image())
     write_file(tmp_path / "coco_val/coco_val_137576_93.ogg", ogg(31.0))
     for part in range(4):
         lines = [json.dumps(item) for item in rows["train"][part::4]]
@@ -60,7 +60,7 @@ def test_recordings_become_16_khz_mono_and_keep_their_words(source: Path) -> Non
     (source / "val2017/000000000009.jpg").unlink()
     corpus = read(source)
     samples, causes = make_all(corpus, "test")
-    assert causes == {"000000000008-0": "missing_recording", "000000000009-0": "missing_picture"}
+    assert causes == {"000000000008-0": "missing_recording", "000000000009-0": "missing_image"}
     assert left_out(corpus) == {"{'image_id': 'no number'}": "bad_row"}
     assert dict(samples["000000137576-1"].metadata) == {
         "image_id": "000000137576",
@@ -74,7 +74,7 @@ def test_recordings_become_16_khz_mono_and_keep_their_words(source: Path) -> Non
     assert (rate_hz, waveform.shape) == (16_000, (31 * 16_000, 1))
 
 
-def test_dev_is_a_share_of_the_pictures_of_train(source: Path) -> None:
+def test_dev_is_a_share_of_the_images_of_train(source: Path) -> None:
     corpus = read(source)
     train, dev = (make_all(corpus, split)[0] for split in ("train", "dev"))
     assert len(train) + len(dev) == 30

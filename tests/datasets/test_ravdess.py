@@ -65,7 +65,7 @@ def test_calm_can_be_kept_out(source: Path) -> None:
     assert Counter(left_out(corpus).values())["calm"] == 24 * 8
 
 
-def test_samples_have_no_picture_and_stereo_becomes_mono(source: Path) -> None:
+def test_samples_have_no_image_and_stereo_becomes_mono(source: Path) -> None:
     samples, causes = make_all(read(source), "train")
     assert (len(samples), causes) == (648, {})
     sample = samples["03-01-05-01-02-01-12-0"]

@@ -27,7 +27,8 @@ from brewclip.data.storage import open_storage
 from brewclip.data.stream import Stream
 from brewclip.data.verify import verify_split
 from brewclip.errors import UserError
-from tests.datasets.miniatures import load_recipe, make_all, picture, sound
+from tests.datasets.miniatures import image as plain_image
+from tests.datasets.miniatures import load_recipe, make_all, sound
 
 Members = list[tuple[str, bytes]]
 
@@ -302,7 +303,7 @@ def test_samples_that_cannot_be_used_are_listed_and_left_out(tmp_path: Path, cap
     bad = {
         "no_audio": [("a.png", image(50))],
         "no_image": [("b.wav", sound())],
-        "picture": one("c", 51, png=b"\x89PNG no image"),
+        "image": one("c", 51, png=b"\x89PNG no image"),
         "not_audio": one("d", 52, wav=b"RIFF no sound"),
         "too_short": one("e", 53, wav=sound(0.01)),
         "json": one("f", 54, json=b"{"),
@@ -405,7 +406,7 @@ def test_captions_of_one_sample_are_written_in_rounds(tmp_path: Path) -> None:
     for number in range(3):
         words = json.dumps({"text": [f"first {number}", f"second {number}"]}).encode()
         clips = [(f"{number:03d}.{k}.wav", sound(hz=300 + 100 * k + number)) for k in range(2)]
-        members += [(f"{number:03d}.jpg", picture(shade=10 * number)), *clips, (f"{number:03d}.json", words)]
+        members += [(f"{number:03d}.jpg", plain_image(shade=10 * number)), *clips, (f"{number:03d}.json", words)]
     write_tar(tmp_path / "a.tar", members)
     obstacle, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
     assert obstacle == f"{(tmp_path / 'a.tar').as_uri()}: '000' holds 2 recordings"
@@ -415,7 +416,7 @@ def test_captions_of_one_sample_are_written_in_rounds(tmp_path: Path) -> None:
     assert {key: sample.metadata["text"] for key, sample in samples.items()} == {
         f"{number:03d}-{k}": f"{word} {number}" for number in range(3) for k, word in enumerate(("first", "second"))
     }
-    assert samples["001-0"].image == samples["001-1"].image == picture(shade=10)
+    assert samples["001-0"].image == samples["001-1"].image == plain_image(shade=10)
     assert samples["001-1"].metadata["caption_id"] == "001.1"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from brewclip.errors import UserError
-from tests.datasets.miniatures import field_of, left_out, load_recipe, make_all, picture, sound, write_file
+from tests.datasets.miniatures import field_of, image, left_out, load_recipe, make_all, sound, write_file
 
 spoken_coco = load_recipe("spoken_coco")
 
@@ -28,7 +28,7 @@ def row(image: int, captions: int, part: str = "val") -> dict:
 
 def write_files(source: Path, rows: list[dict]) -> None:
     for item in rows:
-        write_file(source / item["image"], picture())
+        write_file(source / item["image"], image())
         for spoken in item["captions"]:
             write_file(source / spoken["wav"], sound(1.3))
 
@@ -86,10 +86,10 @@ def test_karpathys_split_is_preferred_and_both_of_its_forms_agree(original: Path
         assert field_of(unrolled, "caption_id") == field_of(samples, "caption_id")
 
 
-def test_a_picture_in_two_splits_is_refused(original: Path) -> None:
+def test_a_image_in_two_splits_is_refused(original: Path) -> None:
     for part in ("train", "val", "test"):
         write_json(original, f"SpokenCOCO_ksplit_{part}.json", [row(9, 1, "train")])
-    with pytest.raises(UserError, match=r"one picture lies in two splits, e.g. 'train2014/COCO.*9.jpg' in train and"):
+    with pytest.raises(UserError, match=r"one image lies in two splits, e.g. 'train2014/COCO.*9.jpg' in train and"):
         read(original)
 
 
@@ -113,7 +113,7 @@ def test_wrong_layouts_are_named(tmp_path: Path, original: Path) -> None:
         read(original)
 
 
-def test_pictures_may_lie_behind_a_link(original: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_images_may_lie_behind_a_link(original: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("coco") / "train2014"
     (original / "train2014").rename(elsewhere)
     (original / "train2014").symlink_to(elsewhere)

@@ -23,11 +23,11 @@ from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
 from tests.datasets.miniatures import (
     field_of,
+    image,
     items_of,
     left_out,
     load_recipe,
     make_all,
-    picture,
     sound,
     write_file,
 )
@@ -40,7 +40,7 @@ TEXTS = {
     "two": "tab\tand #1",
     "three": "\u0411\u0430\u0431\u0443\u0448\u043a\u0430 \U0001f436",
 }
-CAT = "pictures/K\u00e4tzchen 1.jpg"
+CAT = "images/K\u00e4tzchen 1.jpg"
 
 
 def rows() -> list[dict]:
@@ -53,7 +53,7 @@ def rows() -> list[dict]:
 
 
 def write_table(folder: Path, name: str, listed: list[dict]) -> Path:
-    """Write the table and short files of all pictures and recordings that it names."""
+    """Write the table and short files of all images and recordings that it names."""
     path = folder / name
     frame = pd.DataFrame(listed)
     if name.endswith("parquet"):
@@ -65,7 +65,7 @@ def write_table(folder: Path, name: str, listed: list[dict]) -> Path:
         write_file(path, text.encode("utf-8-sig"))
     for row in listed:
         if row["image"]:
-            write_file(folder / row["image"], picture(form="PNG" if row["image"].endswith("png") else "JPEG"))
+            write_file(folder / row["image"], image(form="PNG" if row["image"].endswith("png") else "JPEG"))
         if row["audio"]:
             write_file(folder / row["audio"], sound(0.2))
     return path
@@ -83,7 +83,7 @@ def test_all_formats_give_the_same_samples(tmp_path: Path, name: str) -> None:
     samples = {key: sample for part, _ in made for key, sample in part.items()}
     assert [causes for _, causes in made] == [{}, {}, {}]
     cat = table.safe_id(CAT)
-    assert cat.startswith("pictures_K\u00e4tzchen_1-")
+    assert cat.startswith("images_K\u00e4tzchen_1-")
     dog, dog2 = table.safe_id("dog.png"), table.safe_id("dog2.jpg")
     keys = [f"{cat}-0", f"{cat}-1", f"{dog}-0", f"{dog2}-0"]
     assert field_of(samples, "text") == dict(zip(keys, [*TEXTS.values(), None], strict=True))
@@ -105,7 +105,7 @@ def test_rows_that_cannot_be_used_are_rejected_with_a_cause(tmp_path: Path) -> N
     path = write_table(tmp_path, "t.csv", listed)
     (tmp_path / "20.jpg").unlink()
     (tmp_path / "21.wav").unlink()
-    write_file(tmp_path / "22.jpg", picture(400, 400)[:-300])
+    write_file(tmp_path / "22.jpg", image(400, 400)[:-300])
     write_file(tmp_path / "23.wav", sound(0.09))
     write_file(tmp_path / "24.wav", sound(601, rate_hz=1000))
     write_file(tmp_path / "25.wav", b"<html>not found</html>")
@@ -117,9 +117,9 @@ def test_rows_that_cannot_be_used_are_rejected_with_a_cause(tmp_path: Path) -> N
         "7-2": "image_id_of_another_image",
         "8-0": "no_image",
         "9-0": "no_audio",
-        "20-0": "missing_picture",
+        "20-0": "missing_image",
         "21-0": "missing_recording",
-        "22-0": "picture",
+        "22-0": "image",
         "23-0": "too_short",
         "24-0": "too_long",
         "25-0": "not_audio",
@@ -136,7 +136,7 @@ def test_a_comma_without_quotes_spoils_its_own_row_only(tmp_path: Path) -> None:
     assert (list(field_of(samples, "text").values()), list(causes.values())) == (["a dog"], ["more_cells_than_columns"])
 
 
-def test_without_a_split_column_pictures_are_split_by_the_seed(tmp_path: Path) -> None:
+def test_without_a_split_column_images_are_split_by_the_seed(tmp_path: Path) -> None:
     names = [{"image": f"{n}.jpg", "audio": f"{n}-{k}.wav"} for n in range(200) for k in range(2)]
     for name in {file for row in names for file in row.values()}:
         (tmp_path / name).touch()
@@ -149,24 +149,24 @@ def test_without_a_split_column_pictures_are_split_by_the_seed(tmp_path: Path) -
 
     whole = splits("t.jsonl", 0)
     assert 140 < Counter(whole.values())["train"] < 180
-    assert splits("half.jsonl", 0).items() < whole.items()  # new rows move no picture
+    assert splits("half.jsonl", 0).items() < whole.items()  # new rows move no image
     assert splits("t.jsonl", 1) != whole
     rounds = read(tmp_path / "t.jsonl").rounds("train")
     assert [item.image_id for item in rounds[0]] == [item.image_id for item in rounds[1]]
 
 
-def test_a_picture_in_two_splits_is_refused(tmp_path: Path) -> None:
+def test_a_image_in_two_splits_is_refused(tmp_path: Path) -> None:
     listed = rows()
     listed[1]["split"] = "test"
-    with pytest.raises(UserError, match=r"one picture lies in two splits, e\.g\. 'pictures/K.*' in train and test"):
+    with pytest.raises(UserError, match=r"one image lies in two splits, e\.g\. 'images/K.*' in train and test"):
         read(write_table(tmp_path, "t.csv", listed))
     by_file = [row | {"image_id": str(number)} for number, row in enumerate(listed)]  # two ids hide one file
-    with pytest.raises(UserError, match="one picture lies in two splits"):
+    with pytest.raises(UserError, match="one image lies in two splits"):
         read(write_table(tmp_path, "t.csv", by_file))
 
 
 def test_files_may_be_named_by_url(tmp_path: Path) -> None:
-    write_file(tmp_path / "far/a #1.jpg", picture())
+    write_file(tmp_path / "far/a #1.jpg", image())
     write_file(tmp_path / "far/a #1.wav", sound())
     url = (tmp_path / "far/a #1").as_uri()
     write_file(tmp_path / "near/t.jsonl", json.dumps({"image": f"{url}.jpg", "audio": f"{url}.wav", "image_id": 7.0}))
@@ -182,7 +182,7 @@ def test_files_may_be_named_by_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", "picture,audio\na,b\n", "has no column image, only: audio, picture"),
+        ("t.csv", "image,audio\na,b\n", "has no column image, only: audio, image"),
         ("t.csv", "", "has no column image and no column audio"),
         ("t.csv", 'image,audio\n"a,b\n', "cannot be read as CSV"),
         ("t.csv", b"image,audio\n\xff\xfe,b\n", "is not UTF-8 text"),
@@ -211,7 +211,7 @@ def test_a_field_of_any_length_is_read(tmp_path: Path) -> None:
     buffer = io.StringIO()
     csv.writer(buffer).writerows([["image", "audio", "text"], ["a.jpg", "b.wav", "long " * 40_000]])
     write_file(tmp_path / "t.csv", buffer.getvalue())
-    write_file(tmp_path / "a.jpg", picture())
+    write_file(tmp_path / "a.jpg", image())
     write_file(tmp_path / "b.wav", sound())
     corpus = read(tmp_path / "t.csv", dev_fraction=0, test_fraction=0)
     assert len(items_of(corpus, "train")[0].text) == 199_999
@@ -225,11 +225,11 @@ def test_a_csv_with_another_delimiter_is_read(tmp_path: Path, delimiter: str) ->
 
 
 def test_columns_of_other_names_are_named_by_flags(tmp_path: Path) -> None:
-    write_file(tmp_path / "a.jpg", picture())
+    write_file(tmp_path / "a.jpg", image())
     write_file(tmp_path / "a.wav", sound())
-    row = {"picture": {"file": "a.jpg"}, "Clip": {"path": "a.wav"}, "who": 7, "said": "hello", "part": "test"}
+    row = {"image": {"file": "a.jpg"}, "Clip": {"path": "a.wav"}, "who": 7, "said": "hello", "part": "test"}
     write_file(tmp_path / "t.jsonl", json.dumps(row))
-    names = {"image_column": "picture.file", "audio_column": "clip", "text_column": "said", "speaker_column": "who"}
+    names = {"image_column": "image.file", "audio_column": "clip", "text_column": "said", "speaker_column": "who"}
     samples, causes = make_all(read(tmp_path / "t.jsonl", split_column="part", **names), "test")
     assert (causes, list(field_of(samples, "speaker").values())) == ({}, ["7"])
     with pytest.raises(UserError, match=r"has no column saying, only: Clip.* --text-column can name another"):
@@ -372,7 +372,7 @@ def test_what_a_row_lacks_is_rejected(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows, pa.schema([("image", BLOB), ("audio", BLOB)])), tmp_path / "t.parquet")
     samples, causes = make_all(read(tmp_path / "t.parquet", dev_fraction=0, test_fraction=0), "train")
-    assert sorted(causes.values()) == ["missing_recording", "no_image", "picture"]
+    assert sorted(causes.values()) == ["missing_recording", "no_image", "image"]
     assert len(samples) == 1
 
 
@@ -383,5 +383,5 @@ def test_the_bytes_of_a_file_that_went_away_are_a_rejection(repository: Path, tm
     write_file(tmp_path / "extra/last.wav", sound())
     corpus = read_repository(tmp_path, "*.parquet")
     (tmp_path / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(BadSample, match=r"missing_picture: .*00001\.parquet does not exist"):
+    with pytest.raises(BadSample, match=r"missing_image: .*00001\.parquet does not exist"):
         corpus.make_sample(items_of(corpus, "test")[0])

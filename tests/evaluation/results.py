@@ -8,7 +8,7 @@ from brewclip.config import Config, Variant
 from brewclip.data.batches import Batch, Pair, collate
 from brewclip.data.manifest import open_manifest
 from brewclip.data.reader import Rejections, SplitReader
-from brewclip.data.truncation import Cuts
+from brewclip.data.truncation import TruncationCounts
 from brewclip.evaluation.embed import embed_split
 from brewclip.evaluation.systems import System, SystemResult, load_system
 from brewclip.factory import audio_dim_of, build_decoder
@@ -24,7 +24,7 @@ def evaluate_here(system: System, split: str) -> SystemResult:
     """Evaluate a system as `evaluate_system` does."""
     reader = SplitReader(open_manifest(f"{system.config.features_url}/{split}"))
     model, clip = load_system(system, audio_dim_of(reader.manifest))
-    rejections, cuts = Rejections(reader.manifest.url), Cuts()
+    rejections, cuts = Rejections(reader.manifest.url), TruncationCounts()
 
     def to_batch(pairs: list[Pair]) -> Batch:
         cuts.add(pair.lengths for pair in pairs)

@@ -12,18 +12,18 @@ from tests.training.features import make_features
 
 
 def write_spoken(
-    url: str, split: str, num_pictures: int, *, texts: dict[int, str] | None = None, unheard: Collection[int] = ()
+    url: str, split: str, num_images: int, *, texts: dict[int, str] | None = None, unheard: Collection[int] = ()
 ) -> None:
-    """Write one tone of half a second and more for each picture below `url`, and features in `url`/whisper-base.
+    """Write one tone of half a second and more for each image below `url`, and features in `url`/whisper-base.
 
     Args:
         url: of the corpus.
         split: its name.
-        num_pictures: pictures 0, 1, ..., as `make_features` draws them.
-        texts: what was said and heard of some pictures.
-        unheard: pictures whose recordings the extraction left out.
+        num_images: images 0, 1, ..., as `make_features` draws them.
+        texts: what was said and heard of some images.
+        unheard: images whose recordings the extraction left out.
     """
-    made = [make_features(split, 0, number) for number in range(num_pictures)]
+    made = [make_features(split, 0, number) for number in range(num_images)]
     for number, text in (texts or {}).items():
         one = made[number]
         made[number] = Sample(

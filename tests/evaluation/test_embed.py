@@ -1,4 +1,4 @@
-"""Embeddings of a split: the same from one worker and from many, every picture once, in stored order."""
+"""Embeddings of a split: the same from one worker and from many, every image once, in stored order."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_many_workers_equal_one(reader):
     np.testing.assert_allclose(joined.images[order], alone.images, atol=1e-5)
 
 
-def test_every_recording_and_every_picture_once(reader):
+def test_every_recording_and_every_image_once(reader):
     found = embed(reader)
     assert len(found.keys) == len(set(found.keys)) == 18
     assert found.image_ids == [f"test{n}" for n in range(9)]

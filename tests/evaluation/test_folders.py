@@ -33,7 +33,7 @@ def test_every_difference_has_a_folder_of_its_own(config):
         folder(system(config, "a")),
         folder(system(config, "a"), system(config, "b", "trained on")),
         folder(system(config, "a"), system(config, "b"), baseline="b"),
-        folder(system(config, "a"), system(config, "b", long_text="windows")),
+        folder(system(config, "a"), system(config, "b", long_text="chunks")),
         folder(system(config, "a"), system(config, "b"), study=study_name(config, "test", "look")),
     ]
     assert len({first, *others}) == 6

@@ -12,7 +12,7 @@ from brewclip.evaluation.recall_tables import difference_lines, evaluation_page,
 from brewclip.evaluation.run import choose_baseline
 from brewclip.evaluation.systems import System, SystemResult
 from brewclip.metrics import DIRECTIONS, RECALL_AT
-from tests.paper.results import make_outcome
+from tests.paper.results import make_ranking
 
 
 def metrics(value: float) -> dict[str, float]:
@@ -23,16 +23,16 @@ def metrics(value: float) -> dict[str, float]:
 def system_result(corpus: str, variant: str, hits: int) -> SystemResult:
     config = preset(corpus)
     config = replace(config, model=replace(config.model, variant=variant))
-    outcome = make_outcome(hits)
-    keys = outcome.keys.tolist()
-    embeddings = Embeddings(keys, keys, keys, [], outcome.result.speech_to_image_ndcg, keys, outcome.result.ndcg)
-    return SystemResult(System(variant, "", config), embeddings, outcome.result, outcome.result.summary(), {})
+    ranking = make_ranking(hits)
+    keys = ranking.keys.tolist()
+    embeddings = Embeddings(keys, keys, keys, [], ranking.result.speech_to_image_ndcg, keys, ranking.result.ndcg)
+    return SystemResult(System(variant, "", config), embeddings, ranking.result, ranking.result.summary(), {})
 
 
 def page(corpus: str) -> str:
     results = [system_result(corpus, "zero_shot", 20), system_result(corpus, "brewclip", 60)]
-    outcomes = {one.system.name: one.outcome for one in results}
-    differences = compare_all(outcomes, "zero_shot", DIRECTIONS, RECALL_AT)
+    rankings = {one.system.name: one.ranking for one in results}
+    differences = compare_all(rankings, "zero_shot", DIRECTIONS, RECALL_AT)
     return evaluation_page(results, corpus, "test", "zero_shot", differences)
 
 
@@ -75,8 +75,8 @@ def test_the_page_tells_ranks_and_differences():
 
 
 def test_differences_for_a_terminal():
-    outcomes = {"zero_shot": make_outcome(20), "brewclip": make_outcome(60)}
-    text = difference_lines(compare_all(outcomes, "zero_shot", DIRECTIONS, RECALL_AT), "zero_shot")
+    rankings = {"zero_shot": make_ranking(20), "brewclip": make_ranking(60)}
+    text = difference_lines(compare_all(rankings, "zero_shot", DIRECTIONS, RECALL_AT), "zero_shot")
     assert "above zero_shot" in text and text.count("+20.0 [") == 4
     assert max(map(len, text.splitlines())) <= 80
     assert difference_lines({}, "zero_shot") == ""

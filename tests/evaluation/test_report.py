@@ -18,12 +18,12 @@ from brewclip.audio import decode_audio
 from brewclip.config import preset
 from brewclip.evaluation import report
 from brewclip.evaluation.embed import Embeddings
-from brewclip.evaluation.queries import QuerySamples, nearest_pictures
+from brewclip.evaluation.queries import QuerySamples, nearest_images
 from brewclip.evaluation.report import build_report, script_json
 from tests.evaluation.results import evaluate_here, system_of
 from tests.evaluation.spoken import write_spoken
 
-NUM_PICTURES = 30
+NUM_IMAGES = 30
 UNHEARD = 4
 
 
@@ -52,7 +52,7 @@ def config(tmp_path_factory, requests_seen):
     url = tmp_path_factory.mktemp("storage").as_uri()
     port, _ = requests_seen
     hostile = f"</script><script>document.title='owned'</script><img src=http://127.0.0.1:{port}/x>\u2028\"'&"
-    write_spoken(f"{url}/scenes", "test", NUM_PICTURES, texts={0: hostile}, unheard=[UNHEARD])
+    write_spoken(f"{url}/scenes", "test", NUM_IMAGES, texts={0: hostile}, unheard=[UNHEARD])
     return replace(preset("scenes"), storage=url)
 
 
@@ -76,15 +76,15 @@ def test_every_query_with_what_each_system_answered(page, results):
     first = results[0]
     assert data["systems"] == ["zero_shot", "brewclip"]
     assert [query["key"] for query in data["queries"]] == first.embeddings.keys
-    assert len(data["queries"]) == NUM_PICTURES - 1
+    assert len(data["queries"]) == NUM_IMAGES - 1
     for row, query in enumerate(data["queries"]):
         assert query["ranks"] == [int(one.result.speech_to_image_rank[row]) for one in results]
         for rank, margin, top in zip(query["ranks"], query["margins"], query["top"], strict=True):
             assert len(top) == 5
-            assert (rank == 1) == (margin > 0) == (top[0] == query["picture"])
-            assert (query["picture"] in top) == (rank <= 5)
-    assert data["queries"][1]["said"] == "picture 1"
-    assert data["queries"][1]["wer"] == 1.0  # "picture 1" was heard as "a picture number 1": 2 put in for 2 words
+            assert (rank == 1) == (margin > 0) == (top[0] == query["image"])
+            assert (query["image"] in top) == (rank <= 5)
+    assert data["queries"][1]["said"] == "image 1"
+    assert data["queries"][1]["wer"] == 1.0  # "image 1" was heard as "an image number 1": 2 put in for 2 words
 
 
 def test_a_recording_that_a_system_left_out_has_no_answer(config, results):
@@ -101,21 +101,21 @@ def _without_first(full: Embeddings) -> Embeddings:
     return replace(full, **rows)
 
 
-def test_each_picture_is_stored_once_and_is_small(page):
-    stored = re.findall(r'id="picture-(\d+)">([^<]*)<', page)
-    assert len(stored) == len({number for number, _ in stored}) == NUM_PICTURES - 1
+def test_each_image_is_stored_once_and_is_small(page):
+    stored = re.findall(r'id="image-(\d+)">([^<]*)<', page)
+    assert len(stored) == len({number for number, _ in stored}) == NUM_IMAGES - 1
     assert all(base64.b64decode(text).startswith(b"\xff\xd8") for _, text in stored)
 
 
 def test_the_sound_is_that_of_the_query(page):
     """Also behind a recording that the extraction left out, whose followers have other numbers in the corpus."""
     sounds = dict(re.findall(r'id="sound-(\d+)">([^<]*)<', page))
-    assert len(sounds) == NUM_PICTURES - 1
+    assert len(sounds) == NUM_IMAGES - 1
     for number, query in enumerate(data_of(page)["queries"]):
-        picture = int(query["key"].removeprefix("test").removesuffix("-0"))
-        assert picture == number + (number >= UNHEARD)
+        image = int(query["key"].removeprefix("test").removesuffix("-0"))
+        assert image == number + (number >= UNHEARD)
         seconds = len(decode_audio(base64.b64decode(sounds[str(number)]))) / 16_000
-        assert seconds == pytest.approx(0.5 + 0.1 * picture, abs=0.01)
+        assert seconds == pytest.approx(0.5 + 0.1 * image, abs=0.01)
 
 
 def test_sound_that_does_not_fit_is_left_out_evenly_and_said(config, results, monkeypatch):
@@ -157,11 +157,11 @@ def test_the_page_allows_its_own_script_only(page):
     assert not re.findall(r"""(?:src|href)=["']?https?://""", outside_the_data)
 
 
-def test_nearest_pictures_by_hand():
+def test_nearest_images_by_hand():
     speech = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     images = np.array([[0.0, 1.0], [3.0, 0.0], [1.0, 1.0]], np.float32)
     embeddings = Embeddings(["x", "y"], ["", ""], ["b", "c"], [(0, 0), (0, 1)], speech, ["a", "b", "c"], images)
-    nearest, margins = nearest_pictures(embeddings, [0, 1], 2)
+    nearest, margins = nearest_images(embeddings, [0, 1], 2)
     assert nearest == [["b", "c"], ["a", "c"]]
     np.testing.assert_allclose(margins, [1 - 0.5**0.5, 0.5**0.5 - 1], atol=1e-6)
 
@@ -186,7 +186,7 @@ addEventListener("error", event => { document.body.dataset.error = event.message
     audio.addEventListener("loadedmetadata", () => done(audio.duration));
     audio.addEventListener("error", () => done(-1));
   })));
-  seen.pictures = [...document.images].every(image => image.naturalWidth > 0);
+  seen.images = [...document.images].every(image => image.naturalWidth > 0);
   document.querySelector("button.on").click();
   seen.second = [document.querySelectorAll(".query").length, location.hash];
   seen.wrong = await set("show", "wrong");
@@ -217,9 +217,9 @@ def test_the_page_in_a_browser(page, results, requests_seen, tmp_path):
     assert found["title"] == "BrewCLIP: scenes/test"
     assert found["said"].startswith("</script><script>document.title='owned'</script>")
     assert f"http://127.0.0.1:{port}/x" in found["said"]
-    pictures = [number + (number >= UNHEARD) for number in range(20)]
-    assert found["durations"] == pytest.approx([0.5 + 0.1 * number for number in pictures], abs=0.02)
-    assert found["pictures"]
+    images = [number + (number >= UNHEARD) for number in range(20)]
+    assert found["durations"] == pytest.approx([0.5 + 0.1 * number for number in images], abs=0.02)
+    assert found["images"]
     assert found["second"] == [total - 20, "#page=2"]
     hits = int((ranks[0] == 1).sum())
     assert found["right"] == f"{hits} of {total} shown"

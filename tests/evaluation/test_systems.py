@@ -17,7 +17,7 @@ from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
 from brewclip.evaluation import systems
 from brewclip.evaluation.embed import Embeddings
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.systems import (
     SystemResult,
     check_rankable,
@@ -55,12 +55,12 @@ def test_a_system_reads_what_stands_behind_its_name(tmp_path):
 
 def test_inputs_other_than_in_training_are_told(tmp_path, capsys):
     config = config_of(tmp_path)
-    save_run(replace(config, data=replace(config.data, long_text="windows")), "mine")
+    save_run(replace(config, data=replace(config.data, long_text="chunks")), "mine")
     describe_system(config, "mine")
     assert capsys.readouterr().out == (
-        "note: mine was trained with --data.long-text windows and reads the split with cut\n"
+        "note: mine was trained with --data.long-text chunks and reads the split with truncate\n"
     )
-    describe_system(replace(config, data=replace(config.data, long_text="windows")), "mine")
+    describe_system(replace(config, data=replace(config.data, long_text="chunks")), "mine")
     assert not capsys.readouterr().out
 
 
@@ -121,9 +121,9 @@ def test_what_cannot_be_ranked_is_named(tmp_path):
     with pytest.raises(UserError, match=r"not finite for 1 of 4 recordings of .*such as 'p2-2'"):
         check_rankable("a", manifest, embeddings(bad, good), none)
     bad[2] = 0
-    with pytest.raises(UserError, match=r"zero or not finite for 1 of 4 pictures .*'p2'"):
+    with pytest.raises(UserError, match=r"zero or not finite for 1 of 4 images .*'p2'"):
         check_rankable("a", manifest, embeddings(good, bad), none)
-    with pytest.raises(UserError, match="has one picture"):
+    with pytest.raises(UserError, match="has one image"):
         check_rankable("a", manifest, embeddings(good, good[:1]), none)
     many = Rejections(manifest.url, max_fraction=0.0)
     many.add("shard", 0, BadSample("text", "sample 'x' has no text"))
@@ -145,12 +145,12 @@ def not_finite(sample: Sample) -> Sample:
     return changed(sample, features=array_to_npy(np.full((4, AUDIO_DIM), np.nan, np.float16)))
 
 
-def without_picture(sample: Sample) -> Sample:
+def without_image(sample: Sample) -> Sample:
     return changed(sample, image=None)
 
 
 @pytest.mark.parametrize(
-    ("change", "transcript", "pictures", "message"),
+    ("change", "transcript", "images", "message"),
     [
         (
             without_text,
@@ -159,17 +159,17 @@ def without_picture(sample: Sample) -> Sample:
             "none of 4 recordings of .* by zero_shot: text: sample 'test0-0' has no text",
         ),
         (not_finite, "asr", 4, "not finite"),
-        (without_picture, "asr", 4, "picture: there is none"),
-        (lambda sample: sample, "asr", 1, "has one picture"),
+        (without_image, "asr", 4, "image: there is none"),
+        (lambda sample: sample, "asr", 1, "has one image"),
     ],
-    ids=["no text", "NaN", "no picture", "one picture"],
+    ids=["no text", "NaN", "no image", "one image"],
 )
-def test_a_split_that_cannot_be_ranked(tmp_path, change: Callable[[Sample], Sample], transcript, pictures, message):
+def test_a_split_that_cannot_be_ranked(tmp_path, change: Callable[[Sample], Sample], transcript, images, message):
     config = config_of(tmp_path, transcript)
     storage = open_storage(f"{config.features_url}/test")
-    samples = (change(make_features("test", 0, number)) for number in range(pictures))
+    samples = (change(make_features("test", 0, number)) for number in range(images))
     records = [write_shard(storage, "test-00-000000.tar", 0, samples)]
-    finish_split(storage, records, corpus="scenes", split="test", kind="features", num_images=pictures)
+    finish_split(storage, records, corpus="scenes", split="test", kind="features", num_images=images)
     system = describe_system(config, "zero_shot")
     with pytest.raises(UserError, match=message):
         rank_shares(system, open_manifest(storage.url), [embed_share(system, "test", 0, 1)])
@@ -189,10 +189,10 @@ def test_four_workers_give_the_ranks_of_one(tmp_path, capsys):
     alone = rank_shares(system, manifest, [embed_share(system, "test", 0, 1)])
     shared = rank_shares(system, manifest, [embed_share(system, "test", rank, 4) for rank in range(4)])
     assert_same_ranks(alone, shared)
-    assert len(alone.embeddings.keys) == 38 and alone.bad_samples == shared.bad_samples == {"picture": 1}
-    assert "zero_shot: left out 1 of 39 recordings: picture: cannot identify" in capsys.readouterr().out
-    kept = Outcome.from_bytes(alone.outcome.to_bytes())
-    assert kept.result.summary() == alone.metrics and kept.facts["bad_samples"] == {"picture": 1}
+    assert len(alone.embeddings.keys) == 38 and alone.bad_samples == shared.bad_samples == {"image": 1}
+    assert "zero_shot: left out 1 of 39 recordings: image: cannot identify" in capsys.readouterr().out
+    kept = Ranking.from_bytes(alone.ranking.to_bytes())
+    assert kept.result.summary() == alone.metrics and kept.facts["bad_samples"] == {"image": 1}
 
 
 @pytest.mark.services

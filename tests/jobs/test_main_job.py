@@ -34,7 +34,7 @@ def storage(s3):
 @pytest.fixture(scope="module")
 def corpus(storage, ray_head):
     """The corpus, written by the recipe."""
-    sizes = ("--num-train", "24", "--num-dev", "8", "--num-test", "12", "--captions-per-picture", "1")
+    sizes = ("--num-train", "24", "--num-dev", "8", "--num-test", "12", "--captions-per-image", "1")
     return run("datasets/scenes.py", "--dest", f"{storage}/scenes", *sizes, "--samples-per-shard", "10")
 
 
@@ -145,13 +145,13 @@ def test_the_evaluation_is_recorded_beside_the_training(report, storage, mlflow_
     assert "test/image_to_speech/R10" in found.data.metrics
     results = json.loads(latest_evaluation(storage, "scenes-test-asr").read("results.json"))
     assert [one["system"] for one in results] == ["zero_shot", "small"]
-    assert results[0]["num_recordings"] == results[0]["num_pictures"] == 12
+    assert results[0]["num_recordings"] == results[0]["num_images"] == 12
 
 
 def test_the_report_is_one_file_that_needs_no_network(report):
     text = report.read_text()
     assert not re.findall(r"""(?:src|href)=["']?https?://""", text)
-    assert text.count(' id="sound-') == text.count(' id="picture-') == 12
+    assert text.count(' id="sound-') == text.count(' id="image-') == 12
 
 
 def test_the_report_in_a_browser(report, tmp_path):
@@ -171,7 +171,7 @@ def test_the_report_in_a_browser(report, tmp_path):
     page = done.stdout
     assert "12 of 12 shown" in page
     shown = re.findall(r'<img data-id="[^"]+"[^>]*src="data:image/jpeg;base64,', page)
-    assert len(shown) == 12 * (1 + 2 * 5), "the right picture, and five for each of two systems"
+    assert len(shown) == 12 * (1 + 2 * 5), "the right image, and five for each of two systems"
     ranks = re.findall(r"rank (\d+)", page)
     assert len(ranks) == 24
     assert all(1 <= int(rank) <= 12 for rank in ranks)

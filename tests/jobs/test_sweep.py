@@ -146,8 +146,8 @@ def test_mlflow_has_the_sweep_with_its_trials(records, storage):
         "checkpoint/model.safetensors", "checkpoint/checkpoint.json",
     }  # fmt: skip
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    tables, pictures = {"trials.csv", "trials.json", "trials.md"}, {"parallel_coordinates.png", "early_stopping.png"}
-    assert tables | pictures | {"recall_by_parameter.png", "origin"} <= names
+    tables, images = {"trials.csv", "trials.json", "trials.md"}, {"parallel_coordinates.png", "early_stopping.png"}
+    assert tables | images | {"recall_by_parameter.png", "origin"} <= names
     assert "system/system_memory_usage_percentage" in parent.data.metrics
 
 

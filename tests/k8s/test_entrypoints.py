@@ -109,7 +109,7 @@ def test_every_command_of_the_jobs(documents, cluster, tmp_path, monkeypatch):
     data = Submitted(cluster, "data", jobs["data"], tmp_path)
     wait_for(lambda: storage.list_names("scenes/"), data.text)
     data.stop()
-    small = "--num-train 2 --num-dev 2 --num-test 4 --captions-per-picture 1"
+    small = "--num-train 2 --num-dev 2 --num-test 4 --captions-per-image 1"
     Submitted(cluster, "data-small", re.sub(r"--num-train.*", small, jobs["data"]), tmp_path).finish()
 
     Submitted(cluster, "extract", jobs["extract"], tmp_path).finish()

@@ -16,7 +16,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from brewclip.local import EmbeddedServices, MlflowServer, RayHead, S3Key, S3Server, submit_job
+from brewclip.local import LocalServices, MlflowServer, RayHead, S3Key, S3Server, submit_job
 from brewclip.local.processes import (
     SupervisedProcess,
     answers_http,
@@ -45,10 +45,10 @@ time.sleep(600)
 PARENT = """
 import sys, time
 from pathlib import Path
-from brewclip.local import EmbeddedServices, S3Server
+from brewclip.local import LocalServices, S3Server
 
 directory, kind = Path(sys.argv[1]), sys.argv[2]
-services = EmbeddedServices(directory) if kind == "all" else S3Server(directory / "s3", directory / "logs")
+services = LocalServices(directory) if kind == "all" else S3Server(directory / "s3", directory / "logs")
 with services:
     print("ready", flush=True)
     command = sys.stdin.readline().strip()
@@ -165,11 +165,11 @@ def test_a_key_file_is_private_and_kept(tmp_path: Path) -> None:
 
 
 def test_a_state_directory_serves_one_run_at_a_time(tmp_path: Path) -> None:
-    first = EmbeddedServices(tmp_path, say=lambda line: None)
+    first = LocalServices(tmp_path, say=lambda line: None)
     with pytest.raises(RuntimeError, match="in use by another run"):
-        EmbeddedServices(tmp_path)
+        LocalServices(tmp_path)
     first.stop()
-    EmbeddedServices(tmp_path, say=lambda line: None).stop()
+    LocalServices(tmp_path, say=lambda line: None).stop()
 
 
 def test_only_the_jobs_own_lines_are_passed_on() -> None:

@@ -1,15 +1,15 @@
-"""Outcomes made by hand for tests of tables and claims."""
+"""Rankings made by hand for tests of tables and claims."""
 
 import numpy as np
 
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.metrics import RetrievalResult
 
 
-def make_outcome(hits: int, count: int = 200, *, seed: int = 0, prefix: str = "q") -> Outcome:
-    """Return an outcome of `count` queries, of which a random choice of `hits` is right at once and no other at all."""
+def make_ranking(hits: int, count: int = 200, *, seed: int = 0, prefix: str = "q") -> Ranking:
+    """Return an ranking of `count` queries, of which a random choice of `hits` is right at once and no other at all."""
     ranks = np.full(count, 1000)
     ranks[np.random.default_rng(seed).permutation(count)[:hits]] = 1
     gain = (ranks == 1).astype(float)
     names = np.array([f"{prefix}{number}" for number in range(count)])
-    return Outcome(names, RetrievalResult(ranks, ranks, gain, gain, names, count), {"system": "made"})
+    return Ranking(names, RetrievalResult(ranks, ranks, gain, gain, names, count), {"system": "made"})

@@ -11,22 +11,22 @@ from brewclip.paper.page import corpus_table, put_section, recall_cells, section
 from brewclip.paper.reproduce import count_verdicts, write_page
 from brewclip.paper.retrieval_tables import TABLES, judge_table
 from brewclip.studies.emotion.study import EmotionResult
-from tests.paper.results import make_outcome
+from tests.paper.results import make_ranking
 
 
 def test_one_seed_has_its_interval_and_several_their_spread():
-    assert re.fullmatch(r"30\.0 \[2\d\.\d, 3\d\.\d\]", recall_cells([make_outcome(60)])[0])
-    assert recall_cells([make_outcome(60), make_outcome(80)])[0] == "35.0 (30.0 to 40.0)"
+    assert re.fullmatch(r"30\.0 \[2\d\.\d, 3\d\.\d\]", recall_cells([make_ranking(60)])[0])
+    assert recall_cells([make_ranking(60), make_ranking(80)])[0] == "35.0 (30.0 to 40.0)"
     assert recall_cells([]) == ["-"] * 6
 
 
 @pytest.mark.parametrize("name", list(TABLES))
 def test_a_page_has_tables_claims_and_the_command(name, tmp_path):
     config = preset("scenes_noisy")
-    outcomes = {"scenes_noisy": {row.title: [make_outcome(60), make_outcome(70)] for row in TABLES[name].rows}}
+    rankings = {"scenes_noisy": {row.title: [make_ranking(60), make_ranking(70)] for row in TABLES[name].rows}}
     config = type(config)(storage=tmp_path.as_uri(), data=config.data, model=config.model)
-    verdicts = judge_table(name, outcomes)
-    text = section(name, "python jobs/reproduce.py x", {"scenes_noisy": config}, outcomes, verdicts, "test")
+    verdicts = judge_table(name, rankings)
+    text = section(name, "python jobs/reproduce.py x", {"scenes_noisy": config}, rankings, verdicts, "test")
     assert "```\npython jobs/reproduce.py x\n```" in text
     assert "32.5 (30.0 to 35.0)" in text and "LN-COCO (other data)" in text
     for block in text.split("\n\n"):
@@ -36,7 +36,7 @@ def test_a_page_has_tables_claims_and_the_command(name, tmp_path):
 
 
 def test_published_numbers_and_earlier_systems_stand_in_table1():
-    rows = {row.title: [make_outcome(60)] for row in TABLES["table1"].rows}
+    rows = {row.title: [make_ranking(60)] for row in TABLES["table1"].rows}
     text = corpus_table("table1", ["flickr8k"], "flickr8k", rows)
     assert "| 66.5/89.1/94.6 | 79.3/95.9/98.6 |" in text and "| MILAN (published) | 33.2 |" in text
 

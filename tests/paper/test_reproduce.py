@@ -118,8 +118,8 @@ def test_mistakes_are_found_before_anything_runs(tmp_path):
 def storage(tmp_path_factory) -> str:
     """A tiny corpus with one finished run of the two that table1 needs."""
     config = tiny(tmp_path_factory.mktemp("reproduce").as_uri())
-    for split, pictures in (("train", 8), ("dev", 4), ("test", 6)):
-        write_features(config.features_url, split, pictures)
+    for split, images in (("train", 8), ("dev", 4), ("test", 6)):
+        write_features(config.features_url, split, images)
     save_finished(for_variant(config, "brewclip", 0))
     return config.storage
 
@@ -192,7 +192,7 @@ def test_mistakes_on_the_command_line(words, message):
 
 def test_the_command_line_shows_what_is_kept(tmp_path):
     page = tmp_path / "RESULTS.md"
-    words = ["table2", "scenes", "scenes_noisy", "--seeds", "0", "1", "--storage", tmp_path.as_uri(), "--only-kept"]
+    words = ["table2", "scenes", "scenes_noisy", "--seeds", "0", "1", "--storage", tmp_path.as_uri(), "--only-cached"]
     command = [sys.executable, "jobs/reproduce.py", *words, "--markdown", str(page)]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from brewclip.config import preset
 from brewclip.data.schema import Sample
 from brewclip.data.shards import finish_split, write_shard
 from brewclip.data.storage import open_storage
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.metrics import RetrievalResult
 from brewclip.paper.word_errors import judge_word_errors
 from tests.training.features import make_features
@@ -36,14 +36,14 @@ def test_the_claim_holds_where_misheard_queries_miss(tmp_path, is_worse, verdict
     hits = np.random.default_rng(0).random(len(keys)) < np.where(is_worse, 0.95 - errors / 10, 0.05 + errors / 10)
     ranks = np.where(hits, 1, 30)
     result = RetrievalResult(ranks, ranks, 1.0 / ranks, 1.0 / ranks, np.array(keys), len(keys))
-    outcome = Outcome(np.array(keys), result, {"system": "zero_shot", "identity": {"reads": "asr"}})
-    found = judge_word_errors(config, "test", outcome)
+    ranking = Ranking(np.array(keys), result, {"system": "zero_shot", "identity": {"reads": "asr"}})
+    found = judge_word_errors(config, "test", ranking)
     assert found.verdict == verdict
     assert found.measure == "log-odds of R@5 for 100 % WER; WER here 45.0 %"
     assert found.difference.startswith("-" if is_worse else "+")
     for name in open_storage(f"{config.features_url}/test").list_names():
         open_storage(f"{config.features_url}/test").delete(name)
-    assert judge_word_errors(config, "test", outcome, keeps_only=True) == found, "kept, without the split"
+    assert judge_word_errors(config, "test", ranking, keeps_only=True) == found, "kept, without the split"
 
 
 def test_without_a_measurement_it_is_not_run(tmp_path):

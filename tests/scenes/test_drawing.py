@@ -1,4 +1,4 @@
-"""Pictures: everything can be drawn, and what a caption may say can be seen."""
+"""Images: everything can be drawn, and what a caption may say can be seen."""
 
 from dataclasses import replace
 
@@ -17,9 +17,9 @@ def draw(item: Item, background: str = "snow") -> np.ndarray:
 
 
 @pytest.mark.parametrize("size_px", [96, 224])
-def test_picture_is_square_rgb(size_px):
-    picture = draw_scene(sample_scene(0, 0), size_px)
-    assert (picture.mode, picture.size) == ("RGB", (size_px, size_px))
+def test_image_is_square_rgb(size_px):
+    image = draw_scene(sample_scene(0, 0), size_px)
+    assert (image.mode, image.size) == ("RGB", (size_px, size_px))
 
 
 def test_same_scene_gives_the_same_pixels():
@@ -41,18 +41,18 @@ def test_every_thing_can_be_seen_at_every_size():
 
 def test_every_coloured_thing_looks_different_in_every_colour():
     for thing in (thing for thing in THINGS if thing.body):
-        pictures = [draw(Item(thing, colour, "large", 1, 1, 1, ((0.0, 0.0),))) for colour in COLOURS]
-        for first in range(len(pictures)):
+        images = [draw(Item(thing, colour, "large", 1, 1, 1, ((0.0, 0.0),))) for colour in COLOURS]
+        for first in range(len(images)):
             for second in range(first):
-                changed = np.abs(pictures[first] - pictures[second]).max(axis=2) > 20
+                changed = np.abs(images[first] - images[second]).max(axis=2) > 20
                 assert changed.sum() >= 8, (thing.name, COLOURS[first], COLOURS[second])
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_a_car_of_a_colour_shows_that_colour(colour):
     wanted = [int(PALETTE[colour][0][i : i + 2], 16) for i in (1, 3, 5)]
-    picture = draw(replace(RED_CAR, colour=colour, size="large"))
-    assert (np.abs(picture - wanted).max(axis=2) < 12).sum() > 40
+    image = draw(replace(RED_CAR, colour=colour, size="large"))
+    assert (np.abs(image - wanted).max(axis=2) < 12).sum() > 40
 
 
 def test_count_and_place_move_the_thing_and_nothing_else():
@@ -72,6 +72,6 @@ def test_backgrounds_differ():
     assert len(set(means)) == len(BACKGROUNDS)
 
 
-def test_too_small_a_picture_is_refused():
+def test_too_small_a_image_is_refused():
     with pytest.raises(ValueError, match="at least 48"):
         draw_scene(sample_scene(0, 0), 20)

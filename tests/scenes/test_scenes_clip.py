@@ -52,9 +52,7 @@ def test_trimmed_text_equals_open_clips_own(clip):
 
 
 def test_training_leaves_out_scenes_to_keep_clear(capsys):
-    flags = TrainScenesClip(
-        batch_size=4, num_pictures=50, keep_clear=("clip-train", "scenes/test"), keep_clear_scenes=20
-    )
+    flags = TrainScenesClip(batch_size=4, num_images=50, keep_clear=("clip-train", "scenes/test"), keep_clear_scenes=20)
     chosen = {scene.signature for scene in training.choose_scenes(flags)}
     assert len(chosen) == 30
     assert not chosen & {sample_scene(world_seed("clip-train"), i).signature for i in range(20)}
@@ -112,7 +110,7 @@ def test_a_tiny_training_runs_and_saves(tmp_path):
         output=output,
         steps=2,
         batch_size=4,
-        num_pictures=8,
+        num_images=8,
         keep_clear_scenes=5,
         warmup_steps=1,
         num_threads=1,
@@ -121,7 +119,7 @@ def test_a_tiny_training_runs_and_saves(tmp_path):
     training.build_clip().load_state_dict(load_file(output))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 1}, {"batch_size": 500, "num_pictures": 100}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 1}, {"batch_size": 500, "num_images": 100}])
 def test_flags_that_cannot_work_are_refused(wrong):
-    with pytest.raises(UserError, match=r"--(steps|batch-size|num-pictures)"):
+    with pytest.raises(UserError, match=r"--(steps|batch-size|num-images)"):
         TrainScenesClip(**wrong).check()

@@ -78,14 +78,14 @@ def embedder(storage):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """A folder of six scenes, one below another folder, one file that is no picture."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    """A folder of six scenes, one below another folder, one file that is no image."""
+    folder = tmp_path_factory.mktemp("images")
     (folder / "more").mkdir()
     for number in range(6):
         path = folder / ("more" if number == 5 else "") / f"{number}.png"
         draw_scene(sample_scene(world_seed("scenes/test"), number), 96).save(path)
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("not looked at")
     return folder
 
@@ -94,8 +94,8 @@ def waveform(seed: int, seconds: float = 0.5) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.5, 0.5, int(16_000 * seconds)).astype(np.float32)
 
 
-def test_pictures_equal_what_the_model_gives(embedder, pictures):
-    path = pictures / "0.png"
+def test_images_equal_what_the_model_gives(embedder, images):
+    path = images / "0.png"
     clip = load_clip("scenes")
     model = build_model(CONFIG, PromptedCLIP(clip.model), AUDIO_DIM).eval()
     square = torch.from_numpy(decode_image(path.read_bytes(), clip.image_size)).float() / 255
@@ -107,10 +107,10 @@ def test_pictures_equal_what_the_model_gives(embedder, pictures):
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
 
 
-def test_a_picture_is_the_same_as_path_picture_and_array(embedder, pictures):
-    path = pictures / "1.png"
-    picture = Image.open(path)
-    found = embedder.embed_images([path, str(path), picture, np.asarray(picture.convert("RGB"))])
+def test_a_image_is_the_same_as_path_image_and_array(embedder, images):
+    path = images / "1.png"
+    image = Image.open(path)
+    found = embedder.embed_images([path, str(path), image, np.asarray(image.convert("RGB"))])
     np.testing.assert_allclose(found, np.repeat(found[:1], 4, 0), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
@@ -130,8 +130,8 @@ def test_nothing_gives_nothing(embedder):
     assert embedder.embed_speech([]).shape == embedder.embed_images([]).shape == (0, embedder.embed_dim)
 
 
-def test_search_finds_the_nearest_in_order(embedder, pictures):
-    index, problems = embedder.build_index(sorted(pictures.glob("*.png")))
+def test_search_finds_the_nearest_in_order(embedder, images):
+    index, problems = embedder.build_index(sorted(images.glob("*.png")))
     assert problems == [] and len(index.names) == 5
     queries = embedder.embed_speech([waveform(0), waveform(1)])
     for query, matches in zip(queries, embedder.search(index, [waveform(0), waveform(1)], k=3), strict=True):
@@ -142,15 +142,15 @@ def test_search_finds_the_nearest_in_order(embedder, pictures):
     assert embedder.search(index, queries, k=99)[0][0] == embedder.search(index, queries, k=1)[0][0]
 
 
-def test_an_index_of_its_own_pictures_finds_each_first(embedder, pictures):
-    index, _ = embedder.build_index(sorted(pictures.glob("*.png")))
+def test_an_index_of_its_own_images_finds_each_first(embedder, images):
+    index, _ = embedder.build_index(sorted(images.glob("*.png")))
     found = embedder.search(index, 3 * index.features, k=1)
     assert [matches[0].name for matches in found] == index.names
     assert found[0][0].score == pytest.approx(1, abs=1e-5)
 
 
-def test_an_index_survives_the_disk_and_refuses_another_system(embedder, storage, pictures, tmp_path):
-    index, problems = embedder.build_index([pictures / "0.png", pictures / "broken.jpg"])
+def test_an_index_survives_the_disk_and_refuses_another_system(embedder, storage, images, tmp_path):
+    index, problems = embedder.build_index([images / "0.png", images / "broken.jpg"])
     assert len(problems) == 1 and "broken.jpg" in problems[0]
     index.save(tmp_path / "deep" / "index.npz")
     again = Index.load(tmp_path / "deep" / "index.npz")
@@ -252,17 +252,17 @@ def test_recordings_that_cannot_be_used(embedder, recordings, message):
         ([np.zeros((4, 4, 3), np.float32)], "number 0: float32 of shape"),
         ([np.zeros((4, 4, 3), np.uint8), np.zeros((2, 2, 7), np.uint8)], r"number 1: .*\(2, 2, 7\)"),
         ([np.zeros((0, 4, 3), np.uint8)], "4 x 0 pixels|0 pixels|tile cannot extend"),
-        ([3], "int is no picture"),
+        ([3], "int is no image"),
         ([Image.new("L", (20_000, 20_000))], "20000 x 20000 pixels"),
     ],
 )
-def test_pictures_that_cannot_be_used(embedder, images, message):
+def test_images_that_cannot_be_used(embedder, images, message):
     with pytest.raises(ValueError, match=message):
         embedder.embed_images(images)
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_a_picture_bomb_on_disk_is_refused_before_it_is_decoded(embedder, tmp_path):
+def test_a_image_bomb_on_disk_is_refused_before_it_is_decoded(embedder, tmp_path):
     (tmp_path / "bomb.png").write_bytes(png(12_000, 10_000))
     with pytest.raises(ValueError, match="12000 x 10000 pixels are too many"):
         embedder.embed_images([tmp_path / "bomb.png"])
@@ -273,15 +273,15 @@ def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=200, check=False)
 
 
-def test_index_and_search_from_the_command_line_with_a_real_recording(pictures, shared_directory, tmp_path):
+def test_index_and_search_from_the_command_line_with_a_real_recording(images, shared_directory, tmp_path):
     out = tmp_path / "index.npz"
-    done = run("index", "--checkpoint", "zero_shot", "--clip", "scenes", "--images", pictures, "--out", out)
+    done = run("index", "--checkpoint", "zero_shot", "--clip", "scenes", "--images", images, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "6 pictures in" in done.stdout and "left out: picture" in done.stderr and "broken.jpg" in done.stderr
+    assert "6 images in" in done.stdout and "left out: image" in done.stderr and "broken.jpg" in done.stderr
     found = run("search", "--index", out, "--audio", shared_directory / "speech" / "jfk.flac", "--k", "2")
     assert found.returncode == 0, found.stderr
     header, first, second = found.stdout.splitlines()
-    assert header.split() == ["rank", "score", "picture"]
+    assert header.split() == ["rank", "score", "image"]
     assert [line.split()[0] for line in (first, second)] == ["1", "2"]
     assert float(first.split()[1]) >= float(second.split()[1])
     assert Path(first.split()[2]).is_file()

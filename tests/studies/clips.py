@@ -1,4 +1,4 @@
-"""A small split of features with emotions for tests: no pictures, made-up Whisper frames."""
+"""A small split of features with emotions for tests: no images, made-up Whisper frames."""
 
 import numpy as np
 

@@ -15,7 +15,7 @@ from tests.evaluation.results import system_of
 AUDIO_DIM = 16
 
 
-def picture_of(clip, top_left: str, bottom_right: str) -> torch.Tensor:
+def image_of(clip, top_left: str, bottom_right: str) -> torch.Tensor:
     items = tuple(
         Item(next(thing for thing in THINGS if thing.name == name), None, "large", 1, row, row, ((0.0, 0.0),))
         for name, row in ((top_left, 0), (bottom_right, 2))
@@ -31,7 +31,7 @@ def model_of(variant):
 @pytest.mark.parametrize(("spoken", "corner"), [("a picture of a tiger", 0), ("a picture of an airplane", 1)])
 def test_the_patches_of_the_named_thing(spoken, corner):
     model, clip = model_of("zero_shot")
-    image = picture_of(clip, "tiger", "airplane")
+    image = image_of(clip, "tiger", "airplane")
     with torch.no_grad():
         speech = model.encode_speech(clip.tokenize([spoken]), torch.zeros(1, 1, AUDIO_DIM), torch.ones(1, 1) > 0)[0][0]
     patches = patch_relevance(model, image, speech)
@@ -44,7 +44,7 @@ def test_the_patches_of_the_named_thing(spoken, corner):
 
 def test_the_model_is_left_as_it_was():
     model, clip = model_of("brewclip")
-    image = picture_of(clip, "tiger", "airplane")
+    image = image_of(clip, "tiger", "airplane")
     before = model.encode_image(image[None])
     patch_relevance(model, image, torch.randn(model.clip.embed_dim))
     assert torch.equal(model.encode_image(image[None]), before)
@@ -56,7 +56,7 @@ def test_the_model_is_left_as_it_was():
 def test_the_frames_that_matter(variant):
     """Without the most relevant frames the similarity falls; frames that are all alike are all as relevant."""
     model, clip = model_of(variant)
-    tokens = clip.tokenize(["a picture"])[0]
+    tokens = clip.tokenize(["an image"])[0]
     generator = torch.Generator().manual_seed(0)
     audio = torch.randn(1, AUDIO_DIM, generator=generator).repeat(20, 1)
     audio[7:10] += torch.randn(3, AUDIO_DIM, generator=generator)
@@ -95,4 +95,4 @@ def test_a_tower_of_one_block_has_no_last_but_one():
     transformer = model.clip.clip.visual.transformer
     transformer.resblocks = transformer.resblocks[:1]
     with pytest.raises(ValueError, match="1 block"):
-        patch_relevance(model, picture_of(clip, "tiger", "airplane"), torch.ones(model.clip.embed_dim))
+        patch_relevance(model, image_of(clip, "tiger", "airplane"), torch.ones(model.clip.embed_dim))

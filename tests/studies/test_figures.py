@@ -1,4 +1,4 @@
-"""Sheets of pictures: every query has its row, the right answer its frame, and maps lie over what they are of."""
+"""Sheets of images: every query has its row, the right answer its frame, and maps lie over what they are of."""
 
 import io
 from dataclasses import replace
@@ -9,7 +9,7 @@ from PIL import Image
 
 from brewclip.config import preset
 from brewclip.evaluation.queries import QuerySamples
-from brewclip.studies.figures import TILE_PIXELS, GalleryRow, Look, draw_gallery, draw_looks, overlay
+from brewclip.studies.figures import TILE_PIXELS, GalleryRow, RelevanceMaps, draw_gallery, draw_relevance, overlay
 from brewclip.studies.visualize import best_and_worst, draw_attention, gallery_rows
 from tests.evaluation.results import evaluate_here, system_of
 from tests.evaluation.spoken import write_spoken
@@ -69,8 +69,8 @@ def test_a_gallery_shows_what_was_found(config, results):
         assert row.lines[0].startswith(f"rank {rank}, margin")
         assert row.lines[1] == f"said: {one.embeddings.texts[number].removeprefix('a ').replace('number ', '')}"
         assert row.right_place == (rank - 1 if rank <= 5 else -1)
-    picture = pixels(draw_gallery("zero_shot", rows))
-    assert picture.shape[0] == 40 + 6 * (TILE_PIXELS + 12)
+    image = pixels(draw_gallery("zero_shot", rows))
+    assert image.shape[0] == 40 + 6 * (TILE_PIXELS + 12)
 
 
 def test_relevance_lies_where_it_is():
@@ -86,10 +86,10 @@ def test_maps_of_every_system_that_hears_and_that_does_not(config, results):
     maps = draw_attention(config, results, QuerySamples(config, "test"), keys)
     assert len(maps) == 2
     for png in maps:
-        picture = pixels(png)
-        assert picture.shape[0] >= 3 * TILE_PIXELS
+        image = pixels(png)
+        assert image.shape[0] >= 3 * TILE_PIXELS
         spectrum, deaf, hears = (
-            picture[-(3 - row) * (TILE_PIXELS + 12) : -(3 - row) * (TILE_PIXELS + 12) + TILE_PIXELS, 400:-20]
+            image[-(3 - row) * (TILE_PIXELS + 12) : -(3 - row) * (TILE_PIXELS + 12) + TILE_PIXELS, 400:-20]
             for row in range(3)
         )
         assert spectrum.std() > 10
@@ -98,7 +98,7 @@ def test_maps_of_every_system_that_hears_and_that_does_not(config, results):
 
 
 def test_sound_that_is_gone_leaves_the_relevance():
-    looks = [Look("a", 1, np.ones((2, 2), np.float32), np.linspace(0, 1, 9, dtype=np.float32))]
-    picture = pixels(draw_looks(["key"], plain((9, 9, 9)), np.zeros((80, 0), np.float32), looks))
-    last = picture[-60, -800:-20]
+    looks = [RelevanceMaps("a", 1, np.ones((2, 2), np.float32), np.linspace(0, 1, 9, dtype=np.float32))]
+    image = pixels(draw_relevance(["key"], plain((9, 9, 9)), np.zeros((80, 0), np.float32), looks))
+    last = image[-60, -800:-20]
     assert last[-1].astype(int).sum() > last[0].astype(int).sum() + 100

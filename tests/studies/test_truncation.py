@@ -6,7 +6,7 @@ import pytest
 
 from brewclip.config import preset
 from brewclip.studies import truncation as inputs
-from brewclip.studies.truncation import inputs_record, inputs_table, measure_inputs, whole_inputs
+from brewclip.studies.truncation import measure_truncation, truncation_record, truncation_table, untruncated_inputs
 from tests.evaluation.results import evaluate_here, system_of
 from tests.evaluation.spoken import write_spoken
 
@@ -23,15 +23,15 @@ def config(tmp_path):
 @pytest.mark.parametrize(
     ("variant", "names"),
     [
-        ("zero_shot", ["picture", "text"]),
-        ("pipeline", ["picture", "text"]),
-        ("acoustic", ["picture", "speech"]),
-        ("brewclip", ["picture", "text", "speech"]),
+        ("zero_shot", ["image", "text"]),
+        ("pipeline", ["image", "text"]),
+        ("acoustic", ["image", "speech"]),
+        ("brewclip", ["image", "text", "speech"]),
     ],
 )
 def test_each_input_of_a_variant_is_made_whole_alone(config, variant, names):
     system = system_of(config, variant)
-    whole = whole_inputs(system.config)
+    whole = untruncated_inputs(system.config)
     assert list(whole) == names
     for other in whole.values():
         changed = [name for name in vars(other.data) if getattr(other.data, name) != getattr(config.data, name)]
@@ -40,20 +40,20 @@ def test_each_input_of_a_variant_is_made_whole_alone(config, variant, names):
 
 def test_both_recalls_and_what_was_cut(config, monkeypatch):
     monkeypatch.setattr(inputs, "evaluate_system", evaluate_here)
-    effects = measure_inputs(system_of(config, "brewclip"), "dev")
-    picture, text, speech = effects
-    assert text.cut.cuts.cut_texts == 1
-    assert text.cut.cuts.cut_tokens > 40
-    assert text.whole.cuts.cut_tokens == 0
-    assert speech.cut.cuts.cut_frames > 0
-    assert speech.whole.cuts.cut_frames == 0
+    effects = measure_truncation(system_of(config, "brewclip"), "dev")
+    image, text, speech = effects
+    assert text.cut.cuts.truncated_texts == 1
+    assert text.cut.cuts.truncated_tokens > 40
+    assert text.whole.cuts.truncated_tokens == 0
+    assert speech.cut.cuts.truncated_frames > 0
+    assert speech.whole.cuts.truncated_frames == 0
     assert (text.whole.embeddings.speech[2] != text.cut.embeddings.speech[2]).any()
     assert abs(text.whole.embeddings.speech[[0, 1, 3]] - text.cut.embeddings.speech[[0, 1, 3]]).max() < 1e-4
-    assert abs(picture.whole.embeddings.images - picture.cut.embeddings.images).max() < 1e-5  # they are square
+    assert abs(image.whole.embeddings.images - image.cut.embeddings.images).max() < 1e-5  # they are square
     for one in effects:
         gain = one.whole.metrics["speech_to_image/R1"] - one.cut.metrics["speech_to_image/R1"]
         assert one.differences[1].mean == pytest.approx(gain)
-    table = inputs_table(effects).splitlines()
+    table = truncation_table(effects).splitlines()
     assert len(table) == 4
     assert "in 16.7 % of texts" in table[2]
-    assert [row["input"] for row in inputs_record(effects)] == ["picture", "text", "speech"]
+    assert [row["input"] for row in truncation_record(effects)] == ["image", "text", "speech"]

@@ -11,7 +11,7 @@ from whisper.normalizers import EnglishTextNormalizer
 from brewclip.config import Config, DataConfig
 from brewclip.data.schema import Sample
 from brewclip.errors import UserError
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.metrics import RetrievalResult
 from brewclip.studies.logistic import fit_logistic
 from brewclip.studies.word_errors.results import band_rows, count_rows, draw_effects, record_of, slope_rows
@@ -109,8 +109,8 @@ def test_slope_equals_that_of_scikit_learn():
     [
         ([0.0, 0.1, 0.5, 0.9], [1, 1, 0, 0], "no finite slope: the value 0.1 parts every yes from every no"),
         ([0.0, 0.2, 0.2, 0.9], [1, 1, 0, 0], "no finite slope: the value 0.2 parts"),
-        ([0.0, 0.1, 0.5, 0.9], [1, 1, 1, 1], "all 4 outcomes are yes"),
-        ([0.0, 0.1, 0.5, 0.9], [0, 0, 0, 0], "all 4 outcomes are no"),
+        ([0.0, 0.1, 0.5, 0.9], [1, 1, 1, 1], "all 4 rankings are yes"),
+        ([0.0, 0.1, 0.5, 0.9], [0, 0, 0, 0], "all 4 rankings are no"),
         ([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 1], "all 4 values are equal"),
     ],
 )
@@ -137,10 +137,10 @@ def test_recall_by_band():
     assert bands[4].mean_wer == pytest.approx(1.805)
 
 
-def outcome_of(keys: list[str], ranks: np.ndarray, system: str = "one") -> Outcome:
+def ranking_of(keys: list[str], ranks: np.ndarray, system: str = "one") -> Ranking:
     one = np.ones(1)
     result = RetrievalResult(ranks, one.astype(int), np.ones(len(ranks)), one, np.array(["p"]), 1)
-    return Outcome(np.array(keys), result, {"system": system})
+    return Ranking(np.array(keys), result, {"system": system})
 
 
 def many(count: int = 60) -> list[Utterance]:
@@ -155,31 +155,31 @@ def test_queries_are_matched_by_key_and_the_effect_has_its_sign():
     ranks = np.array([1 if row % 10 < 5 or row % 7 == 0 else 30 for row in range(60)])
     order = np.random.default_rng(0).permutation(60)
     keys = [spoken[row].key for row in order]
-    effect = measure_effect(outcome_of([*keys, "unspoken-0"], np.append(ranks[order], 99)), spoken)
+    effect = measure_effect(ranking_of([*keys, "unspoken-0"], np.append(ranks[order], 99)), spoken)
     assert len(effect.wer) == 60
     assert effect.fit is not None and effect.fit.high < 0
-    again = measure_effect(outcome_of([one.key for one in spoken], ranks), spoken)
+    again = measure_effect(ranking_of([one.key for one in spoken], ranks), spoken)
     assert again.fit is not None and again.fit.slope == pytest.approx(effect.fit.slope)
     assert record_of(effect)["slope"] == effect.fit.slope
     with pytest.raises(UserError, match="no query of one has a word error rate"):
-        measure_effect(outcome_of(["other-0"], np.array([1])), spoken)
+        measure_effect(ranking_of(["other-0"], np.array([1])), spoken)
 
 
-def test_tables_and_picture_with_and_without_a_curve():
+def test_tables_and_image_with_and_without_a_curve():
     spoken = many()
     keys = [one.key for one in spoken]
     ranks = np.array([1 if row % 10 < 5 or row % 7 == 0 else 30 for row in range(60)])
     effects = [
-        measure_effect(outcome_of(keys, ranks, "curved"), spoken),
-        measure_effect(outcome_of(keys, np.ones(60, int), "perfect"), spoken),
+        measure_effect(ranking_of(keys, ranks, "curved"), spoken),
+        measure_effect(ranking_of(keys, np.ones(60, int), "perfect"), spoken),
     ]
-    assert slope_rows(effects)[2][1] == "no slope: all 60 outcomes are yes"
+    assert slope_rows(effects)[2][1] == "no slope: all 60 rankings are yes"
     assert record_of(effects[1])["slope"] is None
     rows = band_rows(effects)
     assert ["perfect", "30 to 60", "18", *["100.0 [100.0, 100.0]"] * 3] in rows
     assert len({len(row) for row in rows}) == 1
-    with Image.open(io.BytesIO(draw_effects(effects, "title"))) as picture:
-        assert picture.format == "PNG" and picture.size == (960, 672)
+    with Image.open(io.BytesIO(draw_effects(effects, "title"))) as image:
+        assert image.format == "PNG" and image.size == (960, 672)
 
 
 def test_a_split_that_does_not_say_what_was_spoken(tmp_path):

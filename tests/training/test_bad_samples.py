@@ -29,7 +29,7 @@ def test_they_are_counted_and_listed(storage, ray_head, mlflow_server, tmp_path)
     client = mlflow.MlflowClient(mlflow_server.tracking_uri)
     experiment = client.get_experiment_by_name("brewclip").experiment_id
     (run,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")
-    assert run.data.metrics["data/bad/picture"] >= 8  # what was decoded ahead of the last step counts as well
+    assert run.data.metrics["data/bad/image"] >= 8  # what was decoded ahead of the last step counts as well
     assert run.data.metrics["dev/bad_samples"] == 1
     path = mlflow.artifacts.download_artifacts(
         artifact_uri=f"{run.info.artifact_uri}/bad_samples/from_step_0.jsonl",
@@ -43,12 +43,12 @@ def test_they_are_counted_and_listed(storage, ray_head, mlflow_server, tmp_path)
         ("train-00-000000.tar", 11),
         ("train-00-000001.tar", 0),
     }
-    assert {row["cause"] for row in rows} == {"picture"}
+    assert {row["cause"] for row in rows} == {"image"}
 
 
 def test_too_many_stop_the_run_with_their_list(storage, ray_head, tmp_path):
     job = TrainingJob(storage, "too-many", tmp_path / "log", "--data.max-bad-fraction", "0", *FLAGS)
     assert job.wait() == 2
     (line,) = [line for line in job.log.read_text().splitlines() if line.startswith("error: ")]
-    assert "cannot be used {'picture': " in line
+    assert "cannot be used {'image': " in line
     assert "train-00-000000.tar #" in line

@@ -18,7 +18,7 @@ from brewclip.factory import build_autocast, build_decoder, build_model
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.clip_identity import weights_sha256
 from brewclip.pretrained.load import load_clip
-from brewclip.training.loop import STOP_REQUESTED, Progress, train
+from brewclip.training.loop import STOP_REQUESTED, TrainState, train
 from brewclip.training.optimizer import build_optimizer
 from tests.training.features import AUDIO_DIM, write_features
 
@@ -51,7 +51,7 @@ class Run:
         self.clip, self.manifest = clip, manifest
         self.model = build_model(self.config, PromptedCLIP(clip.model), AUDIO_DIM)
         self.optimizer = build_optimizer(self.model.trained_parameters(), self.config.optim)
-        self.progress = Progress()
+        self.state = TrainState()
         self.recalls = itertools.cycle([10.0, 30.0, 20.0])
         self.losses: dict[int, float] = {}
         self.saved: list[tuple[int, bool]] = []
@@ -62,7 +62,7 @@ class Run:
         order = SampleOrder(self.manifest, run.seed, run.global_batch_size)
         decode = build_decoder(self.config, self.clip)
         stream = Stream(SplitReader(self.manifest), order, decode, Rejections(self.manifest.url))
-        for step, pairs in stream.iter_from(self.progress.step):
+        for step, pairs in stream.iter_from(self.state.step):
             yield collate(pairs, self.clip.mean, self.clip.std, CPU), torch.arange(8) + step * 8
 
     def log(self, metrics, step):
@@ -75,12 +75,12 @@ class Run:
             self.model,
             self.optimizer,
             self.batches(),
-            self.progress,
+            self.state,
             evaluate=lambda: {"dev/speech_to_image/R10": next(self.recalls)},
-            save=lambda progress, best: self.saved.append((progress.step, best)),
+            save=lambda state, best: self.saved.append((state.step, best)),
             count_bad=dict,
             log=self.log,
-            stop_requested=lambda: self.progress.step >= self.stop_at,
+            stop_requested=lambda: self.state.step >= self.stop_at,
             preempted=lambda: False,
             autocast=lambda: build_autocast(self.config, CPU),
         )
@@ -106,7 +106,7 @@ def test_going_on_equals_never_having_stopped(clip, manifest):
     names = list(second.model.trained_parameters())
     second.model.load_trained_state(first.model.trained_state())
     load_optimizer_state(second.optimizer, names, optimizer_state(first.optimizer, names))
-    second.progress = Progress(step=7)
+    second.state = TrainState(step=7)
     second.go()
     assert first.losses | second.losses == straight.losses
     for name, tensor in straight.model.trained_state().items():
@@ -115,9 +115,9 @@ def test_going_on_equals_never_having_stopped(clip, manifest):
 
 def test_the_best_of_dev_is_marked_and_the_last_step_is_saved(clip, manifest):
     run = Run(clip, manifest)
-    progress = run.go()
+    state = run.go()
     assert run.saved == [(4, True), (5, False), (8, True), (10, False), (12, False)]
-    assert progress.best == {"dev/speech_to_image/R10": 30.0, "step": 8}
+    assert state.best == {"dev/speech_to_image/R10": 30.0, "step": 8}
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(clip, manifest):
@@ -125,8 +125,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(clip, manifest):
     with torch.no_grad():
         run.model.acoustic.output.bias.fill_(math.nan)
     before = run.model.trained_state()["acoustic.cls"]
-    progress = run.go()
-    assert "gradient is nan at step 0: lower --optim.peak-lr" in progress.problem
+    state = run.go()
+    assert "gradient is nan at step 0: lower --optim.peak-lr" in state.problem
     assert torch.equal(run.model.trained_state()["acoustic.cls"], before)
 
 

@@ -1,4 +1,4 @@
-"""The table of a sweep names the best trial first and says why the others ended; the pictures are whole."""
+"""The table of a sweep names the best trial first and says why the others ended; the figures are whole."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tune.figures import draw_pictures
+from tune.figures import draw_figures
 from tune.results import TrialRow, best_trial, markdown_table, table_files, text_table
 from tune.spaces import SPACES
 
@@ -47,10 +47,10 @@ def test_the_files_say_the_same():
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["four", "one"])
-def test_nothing_is_cut_off_in_the_pictures(rows):
-    pictures = draw_pictures(rows, SPACES["quick"], METRIC)
-    assert set(pictures) == {"parallel_coordinates.png", "recall_by_parameter.png", "early_stopping.png"}
-    for name, data in pictures.items():
+def test_nothing_is_cut_off_in_the_images(rows):
+    figures = draw_figures(rows, SPACES["quick"], METRIC)
+    assert set(figures) == {"parallel_coordinates.png", "recall_by_parameter.png", "early_stopping.png"}
+    for name, data in figures.items():
         pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
         border = np.concatenate(
             [pixels[:3].ravel(), pixels[-3:].ravel(), pixels[:, :3].ravel(), pixels[:, -3:].ravel()]
@@ -59,5 +59,5 @@ def test_nothing_is_cut_off_in_the_pictures(rows):
         assert pixels.min() < 100, name
 
 
-def test_without_an_evaluation_there_is_no_picture():
-    assert draw_pictures(ROWS[2:3], SPACES["quick"], METRIC) == {}
+def test_without_an_evaluation_there_is_no_image():
+    assert draw_figures(ROWS[2:3], SPACES["quick"], METRIC) == {}

@@ -1,4 +1,4 @@
-"""Recordings with a speaker and an emotion, and no picture: read from a split, divided by speaker, augmented."""
+"""Recordings with a speaker and an emotion, and no image: read from a split, divided by speaker, augmented."""
 
 from dataclasses import dataclass, replace
 
@@ -35,7 +35,7 @@ class Clip:
 
 
 class ClipDecoder:
-    """Turns a stored sample into a `Clip`; its picture is not looked at.
+    """Turns a stored sample into a `Clip`; its image is not looked at.
 
     Args:
         transcript: which text is read, a key of `TEXT_FIELDS`.

@@ -1,4 +1,4 @@
-"""A study of word errors from outcomes to what is kept of it: tables, picture, JSON, MLflow."""
+"""A study of word errors from rankings to what is kept of it: tables, image, JSON, MLflow."""
 
 import json
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import Any
 from brewclip.config import Config
 from brewclip.evaluation.columns import align
 from brewclip.evaluation.folders import EvaluationFolder, file_name, open_folder, study_name
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.recall_tables import markdown_table
 from brewclip.evaluation.systems import System
 from brewclip.studies.word_errors.results import band_rows, count_rows, draw_effects, record_of, slope_rows
@@ -22,9 +22,9 @@ def study_word_errors(
     utterances: list[Utterance],
     num_samples: int,
     systems: list[System],
-    outcomes: list[Outcome],
+    rankings: list[Ranking],
 ) -> str:
-    """Relate systems' ranks to word errors, print the tables, and keep tables, picture and every utterance.
+    """Relate systems' ranks to word errors, print the tables, and keep tables, image and every utterance.
 
     Args:
         config: settings of the evaluation.
@@ -32,13 +32,13 @@ def study_word_errors(
         utterances: from `load_utterances`.
         num_samples: of the split.
         systems: that were evaluated.
-        outcomes: one for each of them.
+        rankings: one for each of them.
 
     Returns:
         The URL of the folder that holds word_errors.json, word_errors.md and word_errors.png.
     """
     summary = summarise(utterances, num_samples)
-    effects = [measure_effect(outcome, utterances) for outcome in outcomes]
+    effects = [measure_effect(ranking, utterances) for ranking in rankings]
     tables = [count_rows(summary), slope_rows(effects), band_rows(effects)]
     record = {
         "split": split,
@@ -51,10 +51,10 @@ def study_word_errors(
         "word_errors.md": "\n".join(markdown_table(rows) for rows in tables),
     }
     title = f"{config.data.corpus}, {split}: hits against word errors"
-    picture = draw_effects(effects, title)
+    image = draw_effects(effects, title)
     folder = open_folder(config, study_name(config, split, "word_errors"), systems, [split])
-    folder.write({name: text.encode() for name, text in texts.items()} | {"word_errors.png": picture})
-    _record_in_mlflow(config, folder, summary, effects, texts, picture)
+    folder.write({name: text.encode() for name, text in texts.items()} | {"word_errors.png": image})
+    _record_in_mlflow(config, folder, summary, effects, texts, image)
     print("\n" + "\n\n".join(align(rows) for rows in tables))
     print(f"\nwritten: {folder.storage.url}/word_errors.{{md,json,png}}", flush=True)
     return folder.storage.url
@@ -66,7 +66,7 @@ def _record_in_mlflow(
     summary: dict[str, Any],
     effects: list[WordErrorEffect],
     texts: dict[str, str],
-    picture: bytes,
+    image: bytes,
 ) -> None:
     """Give the study a run of its own."""
     tracking = config.tracking
@@ -81,5 +81,5 @@ def _record_in_mlflow(
             tracker.log_metrics({f"{prefix}_{key}": value for key, value in numbers.items()}, 0)
     for file, text in texts.items():
         tracker.log_text(text, file)
-    tracker.log_bytes(picture, "word_errors.png")
+    tracker.log_bytes(image, "word_errors.png")
     tracker.finish()

@@ -1,4 +1,4 @@
-"""Word errors as people read them: tables, a picture, and what is kept as JSON."""
+"""Word errors as people read them: tables, an image, and what is kept as JSON."""
 
 import io
 from typing import Any

@@ -12,7 +12,7 @@ from brewclip.config import Config
 from brewclip.data.manifest import open_manifest
 from brewclip.data.reader import Rejections, SplitReader, iter_split
 from brewclip.errors import UserError
-from brewclip.evaluation.ranks import Outcome
+from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.wer import BAND_EDGES, Utterance, make_utterance
 from brewclip.metrics import RECALL_AT, bootstrap_interval
 from brewclip.models.decoding import MAX_COMPRESSION_RATIO
@@ -55,7 +55,7 @@ class WordErrorEffect:
     Attributes:
         system: name.
         wer: (n,) of the queries that have one, shares.
-        hits: (n,) whether the right picture is among the first `HIT_AT`.
+        hits: (n,) whether the right image is among the first `HIT_AT`.
         fit: log-odds of a hit on WER, or None.
         problem: why there is no fit, or empty.
         bands: recall by WER.
@@ -132,19 +132,19 @@ def summarise(utterances: list[Utterance], num_samples: int) -> dict[str, Any]:
     }
 
 
-def measure_effect(outcome: Outcome, utterances: list[Utterance]) -> WordErrorEffect:
+def measure_effect(ranking: Ranking, utterances: list[Utterance]) -> WordErrorEffect:
     """Relate the ranks of a system's queries to their word errors.
 
     Raises:
-        UserError: if no query of the outcome has a WER.
+        UserError: if no query of the ranking has a WER.
     """
     by_key = {one.key: one for one in utterances if one.num_words}
-    rows = [row for row, key in enumerate(outcome.keys) if str(key) in by_key]
-    system = str(outcome.facts["system"])
+    rows = [row for row, key in enumerate(ranking.keys) if str(key) in by_key]
+    system = str(ranking.facts["system"])
     if not rows:
         raise UserError(f"no query of {system} has a word error rate: were they evaluated on another split?")
-    wer = np.array([by_key[str(outcome.keys[row])].wer for row in rows])
-    ranks = outcome.result.speech_to_image_rank[rows]
+    wer = np.array([by_key[str(ranking.keys[row])].wer for row in rows])
+    ranks = ranking.result.speech_to_image_rank[rows]
     hits = ranks <= HIT_AT
     try:
         fit, problem = fit_logistic(wer, hits), ""

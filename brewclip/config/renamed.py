@@ -1,0 +1,49 @@
+"""Settings by the names that they had in earlier versions: checkpoints, sweeps and command lines still give them."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Former name of a setting -> its name.
+NAMES = {"extraction.window": "extraction.frames"}
+# Setting -> former value -> its value.
+VALUES: dict[str, dict[Any, Any]] = {"data.long_text": {"cut": "truncate", "windows": "chunks"}}
+
+_noted: set[str] = set()
+
+
+def with_current_names(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flattened settings under their current names; each former name is noted once, on stderr."""
+    current = {}
+    for name, value in leaves.items():
+        new_name = NAMES.get(name, name)
+        new_value = VALUES.get(new_name, {}).get(value, value) if isinstance(value, str) else value
+        if new_name != name:
+            _note(f"setting {name} is called {new_name} now")
+        if new_value != value:
+            _note(f"{new_name} {value} is called {new_value} now")
+        current[new_name] = new_value
+    return current
+
+
+def with_current_flags(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with former flags and values exchanged; `--flag value` and `--flag=value`."""
+    current: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        before = current[-1].removeprefix("--").replace("-", "_") if current else ""
+        if flag.startswith("--") and (name in NAMES or (equals and name in VALUES)):
+            ((name, value),) = with_current_names({name: value}).items()
+            current.append(f"--{name.replace('_', '-')}{equals}{value}")
+        elif not flag.startswith("--") and before in VALUES and word in VALUES[before]:
+            current.append(with_current_names({before: word})[before])
+        else:
+            current.append(word)
+    return current
+
+
+def _note(line: str) -> None:
+    if line not in _noted:
+        _noted.add(line)
+        print(f"note: {line}", file=sys.stderr, flush=True)
