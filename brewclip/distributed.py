@@ -15,6 +15,11 @@ def world_rank() -> int:
     return dist.get_rank() if _is_distributed() else 0
 
 
+def world_size() -> int:
+    """Return the number of workers, 1 without a process group."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """Concatenate the rows of all workers in the order of their ranks, with gradient.
 

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from brewclip.checkpoints.checkpoint import Checkpoint, check_frozen
+from brewclip.checkpoints.compatibility import check_frozen
+from brewclip.checkpoints.facts import Checkpoint
 from brewclip.config import Config
 from brewclip.data.batches import PairDecoder
 from brewclip.data.manifest import Manifest

@@ -10,7 +10,7 @@ from brewclip.errors import UserError
 from brewclip.tracking.provenance import SystemMetrics, record_origin
 from brewclip.tracking.registry import register_checkpoint
 from brewclip.tracking.tracker import PARENT_TAG, Tracker, find_runs
-from brewclip.training.worker import ARTIFACT
+from brewclip.training.record import ARTIFACT
 from tune.options import SweepConfig
 from tune.results import Outcome, TrialRow, best_trial
 from tune.spaces import Space

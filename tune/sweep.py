@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brewclip.checkpoints.checkpoint import CheckpointFacts, check_same_run
+from brewclip.checkpoints.compatibility import check_same_run
+from brewclip.checkpoints.facts import CheckpointFacts
 from brewclip.cluster import check_resources, demand_of, uses_gpu
 from brewclip.config import flatten
 from brewclip.data.storage import Storage, open_storage

@@ -159,19 +159,20 @@ def measure_worker(settings: dict[str, Any]) -> None:
     config = unflatten(settings["config"])
     worker = Worker(config, Assignment(settings["config"], submitted=settings["submitted"]))
     built = time.time()
-    batches = worker._batches()
+    batches = worker.iter_batches()
     first = next(batches)
     parts = {"workers": started - settings["submitted"], "weights": built - started, "batch": time.time() - built}
     in_memory = [first, *itertools.islice(batches, 3)]
-    worker.decoder, worker.first_step = build_decoder(config, worker.clip), -1  # keeps no images; is not the start
-    sources = {"stream": batches, "first_epoch": worker._batches(), "memory": itertools.cycle(in_memory)}
+    # Caches no images, and is not the start of the run.
+    worker.parts, worker.first_step = replace(worker.parts, decoder=build_decoder(config, worker.parts.clip)), -1
+    sources = {"stream": batches, "first_epoch": worker.iter_batches(), "memory": itertools.cycle(in_memory)}
     rates: dict[str, list[float]] = {way: [] for way in sources}
     for pair in range(-1, settings["num_pairs"]):  # the first does not count: all ways begin warm
         for way in sources if pair % 2 == 0 else reversed(sources):
             rate = _steps(worker, sources[way], is_real=way != "memory")
             if pair >= 0:
                 rates[way].append(rate)
-    trained = sum(parameter.numel() for parameter in worker.model.trained_parameters().values())
+    trained = sum(parameter.numel() for parameter in worker.parts.model.trained_parameters().values())
     found = {"rates": rates, "before_first_step": parts, "link": _measure_link(), "trained_parameters": trained}
     if worker.rank == 0:
         open_storage(config.run_url).write(_RESULT, json.dumps(found).encode())
@@ -184,26 +185,29 @@ def _steps(worker: Any, batches: Iterator[Any], *, is_real: bool) -> float:
     from brewclip.training.loop import TrainState, train
 
     config: Config = worker.config
+    model, optimizer = worker.parts.model, worker.parts.optimizer
     started = time.perf_counter()
     if is_real:
-        train(
-            config, worker.model, worker.optimizer, batches, TrainState(), evaluate=dict, save=_save_nothing,
-            count_bad=worker.count_bad, log=worker.log, stop_requested=worker.stop_flag.is_set,
-            preempted=worker._preempted, autocast=lambda: _autocast(worker),
-        )  # fmt: skip
+        train(config, model, optimizer, batches, TrainState(), _WithoutCheckpoints(worker))
     else:
-        train_only(config, worker.model, worker.optimizer, batches)
+        train_only(config, model, optimizer, batches)
     return config.optim.total_steps * config.run.global_batch_size / (time.perf_counter() - started)
 
 
-def _save_nothing(state: Any, best: bool) -> None:
-    """Stand for a checkpoint."""
+class _WithoutCheckpoints:
+    """The hooks of a worker, without its evaluations and checkpoints."""
 
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
 
-def _autocast(worker: Any) -> Any:
-    from brewclip.factory import build_autocast
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
 
-    return build_autocast(worker.config, worker.device)
+    def evaluate(self) -> dict[str, float]:
+        return {}
+
+    def save(self, state: Any, best: bool) -> None:
+        """Write nothing."""
 
 
 def _measure_link() -> dict[str, float]:

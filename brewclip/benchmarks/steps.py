@@ -89,6 +89,42 @@ def build_trainee(config: Config, device: torch.device) -> Trainee:
     return Trainee(config, clip, model, build_optimizer(model.trained_parameters(), config.optim))
 
 
+class Unattended:
+    """Hooks of a loop that nobody watches: no curves, no stop, no evaluation, no checkpoint."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._config, self._device = config, device
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the arithmetic."""
+        return build_autocast(self._config, self._device)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return no metrics."""
+        return {}
+
+    def save(self, state: TrainState, best: bool) -> None:
+        """Write nothing."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record nothing."""
+
+    def count_bad(self) -> dict[str, float]:
+        """Return no counts."""
+        return {}
+
+    def stop_requested(self) -> bool:
+        """Return False."""
+        return False
+
+    def preempted(self) -> bool:
+        """Return False."""
+        return False
+
+    def report(self, state: TrainState) -> None:
+        """Report nothing."""
+
+
 def train_only(
     config: Config,
     model: BrewCLIP,
@@ -97,20 +133,7 @@ def train_only(
 ) -> None:
     """Run the training loop with nothing around it: no curves, no stop, no evaluation, no checkpoint."""
     device = next(model.parameters()).device
-    state = train(
-        config,
-        model,
-        optimizer,
-        batches,
-        TrainState(),
-        evaluate=dict,
-        save=lambda state, best: None,
-        count_bad=dict,
-        log=lambda metrics, step: None,
-        stop_requested=lambda: False,
-        preempted=lambda: False,
-        autocast=lambda: build_autocast(config, device),
-    )
+    state = train(config, model, optimizer, batches, TrainState(), Unattended(config, device))
     assert not state.problem, state.problem
 
 

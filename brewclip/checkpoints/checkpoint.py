@@ -10,70 +10,31 @@ Below the folder of a run:
 A folder without a checkpoint.json, or with files that differ from it, is not a checkpoint and is never loaded.
 """
 
-import re
 import sys
 from dataclasses import replace
 
-import torch
 from safetensors.torch import save
-from torch import Tensor
 
-from brewclip.checkpoints.compatibility import check_frozen, check_initial, check_same_run
-from brewclip.checkpoints.format import (
+from brewclip.checkpoints.facts import (
     FACTS,
     LARGEST_FACTS_BYTES,
     MODEL,
     OPTIMIZER,
     Checkpoint,
     CheckpointFacts,
-    check_header,
-    check_optimizer,
     check_usable,
     facts_from_bytes,
     facts_to_bytes,
-    header_bytes,
     sha256_of,
-    tensors_from_bytes,
 )
-from brewclip.data.storage import Storage, exists, open_storage
+from brewclip.checkpoints.folder import FOLDER, POINTERS, REMOVAL, is_step_name, read_pointer, step_name, whole_by_name
+from brewclip.checkpoints.removal import remove_old
+from brewclip.checkpoints.tensors import check_header, check_optimizer, header_bytes, tensors_from_bytes
+from brewclip.data.storage import Storage, open_storage
 from brewclip.errors import CheckpointError, NoCheckpoint, ObjectMissing
 from brewclip.tracking.registry import resolve_model
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "CheckpointFacts",
-    "NoCheckpoint",
-    "begin_removal",
-    "check_frozen",
-    "check_initial",
-    "check_same_run",
-    "checkpoint_name",
-    "finish_removal",
-    "is_being_removed",
-    "load_checkpoint",
-    "load_optimizer_state",
-    "load_resume_point",
-    "open_checkpoint",
-    "optimizer_state",
-    "read_facts",
-    "read_files",
-    "remove_checkpoints",
-    "save_checkpoint",
-    "step_name",
-]
-
-FOLDER = "checkpoints"
-# Written before a run's checkpoints are removed, removed after them: whoever finds it removes the rest.
-REMOVAL = f"{FOLDER}/removing"
-_POINTERS = ("latest", "best")
 _HEAD_BYTES = 2**16  # holds the header of a few hundred tensors
-_LONGEST_NAME = 64
-
-
-def step_name(step: int) -> str:
-    """Return the folder name of a step."""
-    return f"step-{step:08d}"
 
 
 def save_checkpoint(storage: Storage, checkpoint: Checkpoint, *, best: bool, keep: int) -> str:
@@ -98,7 +59,7 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint, *, best: bool, kee
     if best:
         storage.write(f"{FOLDER}/best", name.encode())
     storage.write(f"{FOLDER}/latest", name.encode())
-    _remove_old(storage, checkpoint.facts, keep)
+    remove_old(storage, checkpoint.facts, keep)
     return name
 
 
@@ -138,7 +99,7 @@ def load_resume_point(storage: Storage) -> Checkpoint | None:
     checkpoint = load_checkpoint(storage)
     if checkpoint is not None:
         name = step_name(checkpoint.facts.step)
-        if _read_pointer(storage, "latest")[0] != name:
+        if read_pointer(storage, "latest")[0] != name:
             storage.write(f"{FOLDER}/latest", name.encode())
     return checkpoint
 
@@ -149,9 +110,9 @@ def checkpoint_name(storage: Storage, which: str = "latest") -> str:
     Raises:
         CheckpointError: if what is stored there is no name of a checkpoint.
     """
-    name, problem = _read_pointer(storage, which)
+    name, problem = read_pointer(storage, which)
     if not name and not problem and f"{FOLDER}/{which}" in storage.list_names(f"{FOLDER}/"):
-        name, problem = _read_pointer(storage, which)  # it was missing for a moment
+        name, problem = read_pointer(storage, which)  # it was missing for a moment
         problem = problem or ("" if name else f"{storage.url}/{FOLDER}/{which} is listed and cannot be read")
     if problem:
         raise CheckpointError(f"{problem}: {_what_is_there(storage)}")
@@ -174,7 +135,7 @@ def read_facts(storage: Storage, name: str) -> CheckpointFacts | None:
     if size > LARGEST_FACTS_BYTES:
         raise CheckpointError(f"{url} cannot be read: it has {size} bytes, at most {LARGEST_FACTS_BYTES} are expected")
     facts = facts_from_bytes(data, url)
-    if _is_step_name(name) and name != step_name(facts.step):
+    if is_step_name(name) and name != step_name(facts.step):
         raise CheckpointError(f"{url} is damaged: it is of step {facts.step}")
     return facts
 
@@ -204,58 +165,8 @@ def open_checkpoint(url: str, tracking_uri: str = "") -> Checkpoint:
     return checkpoint
 
 
-def begin_removal(storage: Storage) -> None:
-    """Decide that every checkpoint of a run is removed; from now on the run begins anew, whatever interrupts it."""
-    storage.write(REMOVAL, b"")
-
-
-def is_being_removed(storage: Storage) -> bool:
-    """Return whether a removal was begun and did not end."""
-    return exists(storage, REMOVAL)
-
-
-def finish_removal(storage: Storage) -> None:
-    """Remove every checkpoint of a run: the pointers first, then json before tensors, and last the note of removal."""
-    for name in _POINTERS:
-        storage.delete(f"{FOLDER}/{name}")
-    for name in sorted(storage.list_names(f"{FOLDER}/"), key=lambda name: (not name.endswith(f"/{FACTS}"), name)):
-        if name != REMOVAL:
-            storage.delete(name)
-    storage.delete(REMOVAL)
-
-
-def remove_checkpoints(storage: Storage) -> None:
-    """Remove every checkpoint of a run; interrupted, it leaves the old run whole or one that begins anew."""
-    begin_removal(storage)
-    finish_removal(storage)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Return Adam's moments and step counts by parameter name, `name|exp_avg` and so on, on the CPU."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {}
-    for name, parameter in zip(names, parameters, strict=True):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"{name}|{key}"] = value.detach().cpu().clone().contiguous()
-    return state
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, names: list[str], state: dict[str, Tensor]) -> None:
-    """Give Adam back what `optimizer_state` returned."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, parameter in zip(names, parameters, strict=True):
-        prefix = f"{name}|"
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if own:
-            # Adam keeps its step count on the CPU whatever the device.
-            optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device).clone()
-                for key, value in own.items()
-            }
-
-
 def _load_latest(storage: Storage) -> Checkpoint | None:
-    name, problem = _read_pointer(storage, "latest")
+    name, problem = read_pointer(storage, "latest")
     try:
         checkpoint = _load_named(storage, name) if name else None
     except CheckpointError as error:
@@ -263,8 +174,8 @@ def _load_latest(storage: Storage) -> Checkpoint | None:
     if checkpoint is not None:
         return checkpoint
     listed = storage.list_names(f"{FOLDER}/")
-    folders = _whole_by_name(listed)
-    if REMOVAL in listed or not (folders or any(f"{FOLDER}/{pointer}" in listed for pointer in _POINTERS)):
+    folders = whole_by_name(listed)
+    if REMOVAL in listed or not (folders or any(f"{FOLDER}/{pointer}" in listed for pointer in POINTERS)):
         return None  # nothing was ever whole: the run was interrupted before its first checkpoint, or starts over
     problem = problem or f"{storage.url}/{FOLDER}/latest " + (
         f"names {name}, which is not there" if name else "is missing"
@@ -313,49 +224,6 @@ def _read_tensors(storage: Storage, name: str, sha256: str) -> tuple[dict[str, t
     return shapes, data
 
 
-def _read_pointer(storage: Storage, which: str) -> tuple[str, str]:
-    """Return the name that `latest` or `best` holds, or what is wrong with it; two empty texts if it is missing."""
-    try:
-        data, _ = storage.read_part(f"{FOLDER}/{which}", 0, _LONGEST_NAME)
-    except ObjectMissing:
-        return "", ""
-    name = data.decode(errors="replace")
-    if _is_step_name(name):
-        return name, ""
-    return "", f"{storage.url}/{FOLDER}/{which} is damaged: it holds {name[:20]!r}, no name of a checkpoint"
-
-
-def _is_step_name(name: str) -> bool:
-    return re.fullmatch("step-[0-9]{8,15}", name) is not None
-
-
-def _whole_by_name(listed: list[str]) -> list[str]:
-    """Return the folders that have their json, newest first."""
-    folders = {name.split("/")[1] for name in listed if name.endswith(f"/{FACTS}") and name.count("/") == 2}
-    return sorted(filter(_is_step_name, folders), key=lambda name: int(name[5:]), reverse=True)
-
-
 def _what_is_there(storage: Storage) -> str:
-    folders = _whole_by_name(storage.list_names(f"{FOLDER}/"))
+    folders = whole_by_name(storage.list_names(f"{FOLDER}/"))
     return f"there are {', '.join(folders[:5])}" if folders else "there is no checkpoint"
-
-
-def _remove_old(storage: Storage, facts: CheckpointFacts, keep: int) -> None:
-    """Remove all but the newest checkpoints up to the one just written, and the best.
-
-    Later ones are left: they are of a run that was pointed back, and are written again when it comes there. A folder
-    loses its json first, so it is whole or none.
-    """
-    listed = storage.list_names(f"{FOLDER}/")
-    best, _ = _read_pointer(storage, "best")
-    whole, own = _whole_by_name(listed), step_name(facts.step)
-    if f"{FOLDER}/best" in listed and best not in whole:
-        return  # which one it means is not known
-    kept = {own, best, *[name for name in whole if int(name[5:]) <= facts.step][:keep]}
-    kept |= {name for name in whole if int(name[5:]) > facts.step}
-    if "step" in facts.best:
-        kept.add(step_name(int(facts.best["step"])))
-    folders = {name.split("/")[1] for name in listed if name.startswith(f"{FOLDER}/step-")}
-    for folder in sorted(folders - kept):
-        for file in (FACTS, MODEL, OPTIMIZER):
-            storage.delete(f"{FOLDER}/{folder}/{file}")

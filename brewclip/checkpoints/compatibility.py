@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from brewclip.checkpoints.format import Checkpoint, CheckpointFacts
+from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, flatten
 from brewclip.errors import CheckpointError
 

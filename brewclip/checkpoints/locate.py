@@ -4,8 +4,8 @@ import difflib
 import sys
 from typing import Final
 
-from brewclip.checkpoints.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
-from brewclip.checkpoints.format import check_usable
+from brewclip.checkpoints.checkpoint import load_checkpoint, open_checkpoint
+from brewclip.checkpoints.facts import Checkpoint, check_usable
 from brewclip.config import Config
 from brewclip.data.storage import open_storage
 from brewclip.errors import NoCheckpoint

@@ -7,7 +7,7 @@ from typing import cast, get_args
 import numpy as np
 import torch
 
-from brewclip.checkpoints.checkpoint import FOLDER
+from brewclip.checkpoints.folder import FOLDER
 from brewclip.checkpoints.locate import ZERO_SHOT, nearest_run, open_system
 from brewclip.config import Config, Transcript, unflatten
 from brewclip.data.batches import Batch, Pair, collate

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from brewclip.checkpoints.checkpoint import check_same_run, load_checkpoint
+from brewclip.checkpoints.checkpoint import load_checkpoint
+from brewclip.checkpoints.compatibility import check_same_run
 from brewclip.checkpoints.locate import ZERO_SHOT
 from brewclip.cluster import connect
 from brewclip.config import Config, Transcript, Variant, for_variant

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brewclip.checkpoints.checkpoint import Checkpoint, checkpoint_name
+from brewclip.checkpoints.checkpoint import checkpoint_name
+from brewclip.checkpoints.facts import Checkpoint
 from brewclip.checkpoints.locate import ZERO_SHOT, nearest_run, open_system
 from brewclip.config import Config, ModelConfig, unflatten
 from brewclip.data.batches import Pair, collate

@@ -11,16 +11,9 @@ from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from brewclip.checkpoints.checkpoint import (
-    begin_removal,
-    check_initial,
-    check_same_run,
-    finish_removal,
-    is_being_removed,
-    load_checkpoint,
-    load_resume_point,
-    open_checkpoint,
-)
+from brewclip.checkpoints.checkpoint import load_checkpoint, load_resume_point, open_checkpoint
+from brewclip.checkpoints.compatibility import check_initial, check_same_run
+from brewclip.checkpoints.removal import begin_removal, finish_removal, is_being_removed
 from brewclip.cluster import check_resources, demand_of
 from brewclip.config import Config, flatten
 from brewclip.data.manifest import open_manifest
@@ -31,7 +24,8 @@ from brewclip.tracking.registry import resolve_model
 from brewclip.tracking.tracker import describe_environment, supersede
 from brewclip.training.lease import check_free, holding_lease
 from brewclip.training.loop import STOP_REQUESTED
-from brewclip.training.worker import RESULT, STOP, Assignment, train_worker
+from brewclip.training.stop import STOP
+from brewclip.training.worker import RESULT, Assignment, train_worker
 
 
 def run_training(

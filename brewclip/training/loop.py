@@ -1,12 +1,13 @@
 """The training loop, read from top to bottom: one global batch a step, by the rules of the paper.
 
-It knows nothing of Ray, storage or MLflow: what it needs of them is handed in as callables.
+It knows nothing of Ray, storage or MLflow: what it needs of them it calls through `LoopHooks`.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from brewclip.models.brewclip import BrewCLIP
 from brewclip.training.optimizer import learning_rate, set_learning_rate
 
 STOP_REQUESTED = "stop requested"
-LogMetrics = Callable[[dict[str, float], int], None]
 
 
 @dataclass
@@ -41,21 +41,41 @@ class TrainState:
     problem: str = ""
 
 
+class LoopHooks(Protocol):
+    """What the loop needs of its surroundings; every worker calls each of them at the same steps."""
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the arithmetic."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Return dev metrics on rank 0 and {} elsewhere; collective."""
+
+    def save(self, state: TrainState, best: bool) -> None:
+        """Write a checkpoint; `best` says whether it is the best so far."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record metrics of a step."""
+
+    def count_bad(self) -> dict[str, float]:
+        """Return metrics of samples that could not be used, on rank 0; collective."""
+
+    def stop_requested(self) -> bool:
+        """Return whether this worker was asked to stop; the run then ends with a checkpoint."""
+
+    def preempted(self) -> bool:
+        """Return whether a node of the group is about to be preempted; collective. A checkpoint is then written."""
+
+    def report(self, state: TrainState) -> None:
+        """Report an evaluation that is not the last, after its checkpoint; the listener may end the run there."""
+
+
 def train(
     config: Config,
     model: BrewCLIP,
     optimizer: torch.optim.Optimizer,
     batches: Iterator[tuple[Batch, Tensor]],
     state: TrainState,
-    *,
-    evaluate: Callable[[], dict[str, float]],
-    save: Callable[[TrainState, bool], None],
-    count_bad: Callable[[], dict[str, float]],
-    log: LogMetrics,
-    stop_requested: Callable[[], bool],
-    preempted: Callable[[], bool],
-    autocast: Callable[[], torch.autocast],
-    report: Callable[[TrainState], None] | None = None,
+    hooks: LoopHooks,
 ) -> TrainState:
     """Train until the last step, a request to stop, or a problem that all workers agree on.
 
@@ -65,14 +85,7 @@ def train(
         optimizer: over `model.trained_parameters()`.
         batches: from `state.step` on: this worker's part of each global batch, and the positions of its samples.
         state: where the run stands; updated in place.
-        evaluate: dev metrics; a collective operation that returns them on rank 0 and {} elsewhere.
-        save: writes a checkpoint; told whether it is the best so far.
-        count_bad: samples that could not be used, by metric; collective, and the numbers are on rank 0.
-        log: records metrics of a step.
-        stop_requested: whether this worker was asked to stop; the run ends with a checkpoint.
-        preempted: whether a machine of the group is about to go, a collective operation; a checkpoint is written.
-        autocast: context of the arithmetic.
-        report: told of every evaluation but the last, after its checkpoint; whoever listens may end the run there.
+        hooks: evaluation, checkpoints, metrics and requests to stop.
     """
     optim, run = config.optim, config.run
     parameters = list(model.trained_parameters().values())
@@ -86,14 +99,14 @@ def train(
         except UserError as error:
             problem = str(error)
         data_seconds += time.monotonic() - started
-        problem = agree_on_problem(problem or (STOP_REQUESTED if stop_requested() else ""))
+        problem = agree_on_problem(problem or (STOP_REQUESTED if hooks.stop_requested() else ""))
         if problem:
             state.problem = problem
             break
         assert batch is not None and positions is not None
 
         # ---- loss: this worker's rows against all rows (paper, equations 1 and 2)
-        with autocast():
+        with hooks.autocast():
             features = model(
                 batch.images, batch.tokens, batch.audio, batch.audio_mask, sample_seeds(run.seed, positions)
             )
@@ -124,7 +137,7 @@ def train(
             names = ("loss", "outer", "inner", "effective_negatives")
             sums = sum_over_workers(torch.stack([losses[name].detach().float() for name in names])).tolist()
             seconds = time.monotonic() - clock
-            log(
+            hooks.log(
                 {f"train/{name}": value for name, value in zip(names, sums, strict=True)}
                 | {
                     "train/lr": rate,
@@ -133,17 +146,17 @@ def train(
                     "train/samples_per_second": samples_since / seconds,
                     "train/data_wait_fraction": data_seconds / seconds,
                 }
-                | count_bad(),
+                | hooks.count_bad(),
                 state.step,
             )
             clock, samples_since, data_seconds = time.monotonic(), 0, 0.0
 
         # ---- selection on dev, checkpoints
         best = False
-        leaving = state.step % run.log_every_steps == 0 and preempted()
+        leaving = state.step % run.log_every_steps == 0 and hooks.preempted()
         if state.step % run.eval_every_steps == 0 or last:
             paused = time.monotonic()
-            state.metrics = evaluate()
+            state.metrics = hooks.evaluate()
             model.train()
             if state.metrics:
                 best = is_better(state.metrics, state.best, run.selection_metric)
@@ -152,14 +165,14 @@ def train(
                         run.selection_metric: state.metrics[run.selection_metric],
                         "step": state.step,
                     }
-                log(state.metrics, state.step)
+                hooks.log(state.metrics, state.step)
             clock += time.monotonic() - paused
         if best or last or leaving or state.step % run.checkpoint_every_steps == 0:
-            save(state, best)
-        if report is not None and not last and state.step % run.eval_every_steps == 0:
-            report(state)
+            hooks.save(state, best)
+        if not last and state.step % run.eval_every_steps == 0:
+            hooks.report(state)
     if state.problem == STOP_REQUESTED:
-        save(state, False)
+        hooks.save(state, False)
     return state
 
 

@@ -4,7 +4,8 @@ import queue
 import threading
 from dataclasses import dataclass
 
-from brewclip.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from brewclip.checkpoints.checkpoint import save_checkpoint
+from brewclip.checkpoints.facts import Checkpoint
 from brewclip.data.storage import Storage
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brewclip.checkpoints.checkpoint import Checkpoint, CheckpointFacts, save_checkpoint
+from brewclip.checkpoints.checkpoint import save_checkpoint
+from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, DataConfig, flatten, preset
 from brewclip.data.manifest import open_manifest
 from brewclip.data.reader import Rejections

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from brewclip.checkpoints.checkpoint import Checkpoint, CheckpointFacts, save_checkpoint
+from brewclip.checkpoints.checkpoint import save_checkpoint
+from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, flatten
 from brewclip.data.storage import open_storage
 from tests.training.features import AUDIO_DIM, write_features

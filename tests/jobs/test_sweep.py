@@ -176,8 +176,8 @@ def test_the_best_checkpoint_is_opened_and_trained_on_by_name(records, storage, 
         prepare(replace(config, model=scenes.model))
     worker = Worker(replace(config, tracking=scenes.tracking))
     worker.close()
-    assert worker.progress.step == 0
-    for key, tensor in worker.model.trained_state().items():
+    assert worker.state.step == 0
+    for key, tensor in worker.parts.model.trained_state().items():
         assert torch.equal(tensor, own.model[key]), key
 
 

@@ -11,7 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from brewclip.checkpoints.checkpoint import Checkpoint, CheckpointFacts, save_checkpoint
+from brewclip.checkpoints.checkpoint import save_checkpoint
+from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, flatten, for_variant, preset
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError

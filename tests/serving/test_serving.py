@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import brewclip
-from brewclip.checkpoints.checkpoint import Checkpoint, CheckpointFacts, save_checkpoint
+from brewclip.checkpoints.checkpoint import save_checkpoint
+from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import flatten, preset
 from brewclip.data.images import decode_image
 from brewclip.data.storage import open_storage

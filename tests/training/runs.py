@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from brewclip.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from brewclip.checkpoints.checkpoint import load_checkpoint
+from brewclip.checkpoints.facts import Checkpoint
 from brewclip.data.storage import open_storage
 from brewclip.errors import ObjectMissing
 

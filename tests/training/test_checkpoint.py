@@ -6,22 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from brewclip.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointFacts,
-    check_frozen,
-    check_same_run,
-    load_checkpoint,
-    load_optimizer_state,
-    open_checkpoint,
-    optimizer_state,
-    remove_checkpoints,
-    save_checkpoint,
-)
+from brewclip.checkpoints.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint
+from brewclip.checkpoints.compatibility import check_frozen, check_same_run
+from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
+from brewclip.checkpoints.removal import remove_checkpoints
 from brewclip.config import Config, LossConfig, ModelConfig, flatten
 from brewclip.data.storage import open_storage
 from brewclip.errors import CheckpointError
 from brewclip.pretrained.clip_identity import ClipIdentity
+from brewclip.training.optimizer import load_optimizer_state, optimizer_state
 from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
 
 # Nothing of it has a shape that its settings name.

@@ -3,15 +3,8 @@
 import pytest
 import torch
 
-from brewclip.checkpoints.checkpoint import (
-    finish_removal,
-    is_being_removed,
-    load_checkpoint,
-    load_resume_point,
-    open_checkpoint,
-    remove_checkpoints,
-    save_checkpoint,
-)
+from brewclip.checkpoints.checkpoint import load_checkpoint, load_resume_point, open_checkpoint, save_checkpoint
+from brewclip.checkpoints.removal import finish_removal, is_being_removed, remove_checkpoints
 from brewclip.data.storage import FolderStorage, open_storage
 from brewclip.errors import CheckpointError, ObjectMissing, UserError
 from tests.training.test_checkpoint import checkpoint_at

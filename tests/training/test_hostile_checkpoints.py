@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 
-from brewclip.checkpoints.checkpoint import Checkpoint, CheckpointFacts, open_checkpoint, save_checkpoint
-from brewclip.checkpoints.format import FACTS, MODEL, OPTIMIZER, sha256_of
+from brewclip.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+from brewclip.checkpoints.facts import FACTS, MODEL, OPTIMIZER, Checkpoint, CheckpointFacts, sha256_of
 from brewclip.config import Config, ModelConfig, flatten
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from brewclip.checkpoints.checkpoint import load_optimizer_state, optimizer_state
 from brewclip.config import ModelConfig, OptimConfig, RunConfig, unflatten
 from brewclip.config.settings import Config
 from brewclip.data.batches import collate
@@ -19,7 +18,7 @@ from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.clip_identity import weights_sha256
 from brewclip.pretrained.load import load_clip
 from brewclip.training.loop import STOP_REQUESTED, TrainState, train
-from brewclip.training.optimizer import build_optimizer
+from brewclip.training.optimizer import build_optimizer, load_optimizer_state, optimizer_state
 from tests.training.features import AUDIO_DIM, write_features
 
 STEPS = 12
@@ -70,20 +69,28 @@ class Run:
             self.losses[step] = metrics["train/loss"]
 
     def go(self):
-        return train(
-            self.config,
-            self.model,
-            self.optimizer,
-            self.batches(),
-            self.state,
-            evaluate=lambda: {"dev/speech_to_image/R10": next(self.recalls)},
-            save=lambda state, best: self.saved.append((state.step, best)),
-            count_bad=dict,
-            log=self.log,
-            stop_requested=lambda: self.state.step >= self.stop_at,
-            preempted=lambda: False,
-            autocast=lambda: build_autocast(self.config, CPU),
-        )
+        return train(self.config, self.model, self.optimizer, self.batches(), self.state, self)
+
+    def evaluate(self):
+        return {"dev/speech_to_image/R10": next(self.recalls)}
+
+    def save(self, state, best):
+        self.saved.append((state.step, best))
+
+    def count_bad(self):
+        return {}
+
+    def stop_requested(self):
+        return self.state.step >= self.stop_at
+
+    def preempted(self):
+        return False
+
+    def report(self, state):
+        pass
+
+    def autocast(self):
+        return build_autocast(self.config, CPU)
 
 
 def test_the_loss_falls_and_frozen_weights_stay(clip, manifest):

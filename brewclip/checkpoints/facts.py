@@ -1,23 +1,19 @@
-"""What a checkpoint holds, and its bytes: written exactly, and read as if a stranger had written them.
+"""checkpoint.json: what a checkpoint says of itself, and the checks on it before a model is built from it.
 
-Everything that is read is checked before it is used: sizes before memory is taken, types, shapes, finite numbers. What
-does not fit is a `CheckpointError` of one line. Where the bytes lie is the matter of `checkpoint`.
+Everything that is read is checked before it is used: size, types, finite numbers. What does not fit is a
+`CheckpointError` of one line.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from brewclip.config import Config, flatten, unflatten
@@ -27,11 +23,8 @@ from brewclip.errors import CheckpointError
 
 MODEL, OPTIMIZER, FACTS = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 LARGEST_FACTS_BYTES = 2**22
-_LARGEST_HEADER_BYTES = 2**24
-_LARGEST_SIZE = 2**31
 # What settings may ask for without tensors that show it: a model is built before its tensors are compared with it.
 _LARGEST_WITHOUT_TENSORS = 2**20
-_MOMENTS = frozenset({"exp_avg", "exp_avg_sq", "step"})
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ def facts_from_bytes(data: bytes, url: str) -> CheckpointFacts:
     Raises:
         CheckpointError: if it is not what `facts_to_bytes` writes, or was changed since.
     """
-    content = _json_of(data, url)
+    content = json_of(data, url)
     if not isinstance(content, dict):
         raise CheckpointError(f"{url} cannot be read: it holds a {type(content).__name__}, not a checkpoint's facts")
     sha256 = content.pop("sha256", None)
@@ -101,87 +94,13 @@ def facts_from_bytes(data: bytes, url: str) -> CheckpointFacts:
     try:
         facts = CheckpointFacts(**content)
     except TypeError as error:
-        raise CheckpointError(f"{url} cannot be read: {_one_line(error)}") from None
+        raise CheckpointError(f"{url} cannot be read: {one_line(error)}") from None
     for fits, what in _rules_of_facts(facts):
         if not fits:
             raise CheckpointError(f"{url} cannot be used: {what}")
-    facts = dataclasses.replace(facts, config=with_current_names(facts.config))
+    facts = replace(facts, config=with_current_names(facts.config))
     _check_types(facts.config, url)
     return facts
-
-
-def check_header(head: bytes, size: int, url: str) -> dict[str, tuple[int, ...]]:
-    """Compare what a safetensors file says of itself with its size, before it is read.
-
-    Args:
-        head: its first bytes, all of the header if that is not longer than `_LARGEST_HEADER_BYTES`.
-        size: of the whole file, in bytes.
-        url: of it, for messages.
-
-    Returns:
-        The shape of each tensor; all are float32.
-
-    Raises:
-        CheckpointError: if it is no safetensors file of float32 tensors that fill it exactly.
-    """
-    length = int.from_bytes(head[:8], "little")
-    if size < 8 or length > min(size - 8, _LARGEST_HEADER_BYTES):
-        raise CheckpointError(f"{url} is damaged: it is no safetensors file of {size} bytes")
-    header = _json_of(head[8 : 8 + length], f"the header of {url}")
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{url} is damaged: its header is a {type(header).__name__}")
-    header.pop("__metadata__", None)
-    shapes, spans = {}, []
-    for name, entry in header.items():
-        shapes[name], span = _checked_entry(entry, f"{url}: tensor {name[:80]!r}")
-        spans.append(span)
-    ends = [0, *(end for _, end in sorted(spans))]
-    if [begin for begin, _ in sorted(spans)] != ends[:-1] or ends[-1] != size - 8 - length:
-        raise CheckpointError(f"{url} is damaged: its tensors do not fill its {size} bytes exactly")
-    return shapes
-
-
-def header_bytes(head: bytes) -> int:
-    """Return how many bytes of a safetensors file its header ends at, by its first eight; never above a bound."""
-    return 8 + min(int.from_bytes(head[:8], "little"), _LARGEST_HEADER_BYTES)
-
-
-def tensors_from_bytes(data: bytes, url: str) -> dict[str, Tensor]:
-    """Read a safetensors file whose header was checked.
-
-    Raises:
-        CheckpointError: if it cannot be read all the same.
-    """
-    try:
-        return load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{url} is damaged: {_one_line(error)}") from None
-
-
-def check_optimizer(model: Mapping[str, tuple[int, ...]], optimizer: Mapping[str, tuple[int, ...]], url: str) -> None:
-    """Compare the shapes of Adam's state with those of what it trains; state that is not there yet is none.
-
-    Names of the state are in the order of the model's tensors, the state itself in that of Adam's groups (prompts,
-    scale, the rest), so a name may stand beside the shape of another tensor; all shapes together are the model's.
-
-    Raises:
-        CheckpointError: if they belong to different models.
-    """
-    for entry, shape in optimizer.items():
-        name, _, moment = entry.rpartition("|")
-        if name not in model or moment not in _MOMENTS:
-            raise CheckpointError(f"{url}: {OPTIMIZER} holds {entry[:80]!r}, which is nothing of {MODEL}")
-        wanted = () if moment == "step" else optimizer.get(f"{name}|exp_avg", shape)
-        if shape != wanted:
-            raise CheckpointError(f"{url}: {OPTIMIZER} holds {entry[:80]!r} of shape {shape}, not {wanted}")
-        missing = next((other for other in sorted(_MOMENTS) if f"{name}|{other}" not in optimizer), None)
-        if missing:
-            raise CheckpointError(f"{url}: {OPTIMIZER} lacks '{name[:80]}|{missing}'")
-    foreign = Counter(shape for entry, shape in optimizer.items() if entry.endswith("|exp_avg"))
-    foreign -= Counter(model.values())
-    if foreign:
-        shape = next(iter(foreign))
-        raise CheckpointError(f"{url}: {OPTIMIZER} holds state of shape {shape}, which {MODEL} has no tensor for")
 
 
 def check_usable(checkpoint: Checkpoint, url: str) -> None:
@@ -194,7 +113,7 @@ def check_usable(checkpoint: Checkpoint, url: str) -> None:
         config = unflatten(checkpoint.facts.config)
         check(replace(Config(), model=config.model, loss=config.loss))
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {url} cannot be used: {_one_line(error)}") from None
+        raise CheckpointError(f"checkpoint {url} cannot be used: {one_line(error)}") from None
     model, shapes = config.model, {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
     if not 1 <= model.num_heads <= _LARGEST_WITHOUT_TENSORS or model.ff_dim < 1:
         raise CheckpointError(
@@ -226,13 +145,13 @@ def check_usable(checkpoint: Checkpoint, url: str) -> None:
         )
 
 
-def _json_of(data: bytes, url: str) -> Any:
+def json_of(data: bytes, url: str) -> Any:
     """Return what json says, unless it is nested deeper than json can be written again and shown."""
     try:
         content = json.loads(data)
         json.dumps(content), repr(content)
     except (ValueError, RecursionError, MemoryError) as error:
-        raise CheckpointError(f"{url} cannot be read: {_one_line(error)}") from None
+        raise CheckpointError(f"{url} cannot be read: {one_line(error)}") from None
     return content
 
 
@@ -242,32 +161,32 @@ def _rules_of_facts(facts: CheckpointFacts) -> list[tuple[bool, str]]:
     numbers = {"metrics": facts.metrics, "best": facts.best}
     settings = facts.frozen_settings
     return [
-        (_is_int(facts.step) and 0 <= facts.step < 10**15, f"step {_short(facts.step)} must be a number from 0"),
+        (is_int(facts.step) and 0 <= facts.step < 10**15, f"step {short(facts.step)} must be a number from 0"),
         (
-            _is_int(facts.audio_dim) and 0 <= facts.audio_dim <= 2**16,
-            f"audio_dim {_short(facts.audio_dim)} must be 0..65536",
+            is_int(facts.audio_dim) and 0 <= facts.audio_dim <= 2**16,
+            f"audio_dim {short(facts.audio_dim)} must be 0..65536",
         ),
-        (isinstance(facts.config, dict), f"config is {_short(facts.config)}, not the settings of a run"),
-        (isinstance(facts.mlflow_run_id, str), f"mlflow_run_id {_short(facts.mlflow_run_id)} must be a text"),
+        (isinstance(facts.config, dict), f"config is {short(facts.config)}, not the settings of a run"),
+        (isinstance(facts.mlflow_run_id, str), f"mlflow_run_id {short(facts.mlflow_run_id)} must be a text"),
         *(
-            (_is_dict_of(value, lambda one: isinstance(one, str)), f"{name} {_short(value)} must hold texts")
+            (_is_dict_of(value, lambda one: isinstance(one, str)), f"{name} {short(value)} must hold texts")
             for name, value in texts.items()
         ),
         *(
-            (_is_dict_of(value, _is_number), f"{name} {_short(value)} must hold numbers")
+            (_is_dict_of(value, _is_number), f"{name} {short(value)} must hold numbers")
             for name, value in numbers.items()
         ),
         (
             _is_dict_of(facts.best, lambda one: _is_number(one) and math.isfinite(one)),
-            f"best {_short(facts.best)} must be finite",
+            f"best {short(facts.best)} must be finite",
         ),
         (
             isinstance(facts.files, dict) and facts.files.keys() == {MODEL, OPTIMIZER},
-            f"files {_short(facts.files)} must be {MODEL} and {OPTIMIZER}",
+            f"files {short(facts.files)} must be {MODEL} and {OPTIMIZER}",
         ),
         (
             _is_dict_of(settings, lambda one: isinstance(one, dict)),
-            f"frozen_settings {_short(settings)} must hold settings by the name of a model",
+            f"frozen_settings {short(settings)} must hold settings by the name of a model",
         ),
     ]
 
@@ -279,10 +198,10 @@ def _check_types(settings: dict[str, Any], url: str) -> None:
         wrong = name in kinds and not _is_of(value, kinds[name])
         if wrong or (isinstance(value, float) and not math.isfinite(value)):
             kind = getattr(kinds.get(name), "__name__", str(kinds.get(name)))
-            raise CheckpointError(f"{url} cannot be used: its setting {name[:80]!r} is {_short(value)}, not a {kind}")
+            raise CheckpointError(f"{url} cannot be used: its setting {name[:80]!r} is {short(value)}, not a {kind}")
     seed = settings.get("run.seed", 0)
     if not 0 <= seed < 2**63:
-        raise CheckpointError(f"{url} cannot be used: its setting 'run.seed' is {_short(seed)}, not 0..2**63")
+        raise CheckpointError(f"{url} cannot be used: its setting 'run.seed' is {short(seed)}, not 0..2**63")
 
 
 @functools.cache
@@ -307,24 +226,7 @@ def _is_of(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(isinstance(one, str) for one in value)
     if kind is float:
         return _is_number(value)
-    return _is_int(value) if kind is int else isinstance(value, kind)
-
-
-def _checked_entry(entry: Any, what: str) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """Return shape and span in bytes of one tensor of a safetensors header."""
-    known = entry if isinstance(entry, dict) else {}
-    shape, span = _sizes_of(known.get("shape")), _sizes_of(known.get("data_offsets"))
-    if shape is None or span is None or len(span) != 2 or len(shape) > 8 or any(n > _LARGEST_SIZE for n in shape):
-        raise CheckpointError(f"{what} is damaged: {_short(entry)} describes no tensor")
-    if entry.get("dtype") != "F32":
-        raise CheckpointError(f"{what} is of type {_short(entry.get('dtype'))}: a checkpoint holds F32 only")
-    if span[1] - span[0] != 4 * math.prod(shape):
-        raise CheckpointError(f"{what} is damaged: shape {shape} does not take bytes {span[0]} to {span[1]}")
-    return tuple(shape), (span[0], span[1])
-
-
-def _sizes_of(value: Any) -> list[int] | None:
-    return value if isinstance(value, list) and all(_is_int(n) and n >= 0 for n in value) else None
+    return is_int(value) if kind is int else isinstance(value, kind)
 
 
 def _side(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> int:
@@ -340,18 +242,21 @@ def _is_dict_of(value: Any, fits: Any) -> bool:
     return isinstance(value, dict) and all(fits(one) for one in value.values())
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Return whether a JSON value is an integer, and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (_is_int(value) and abs(value) < 2**63)
+    return isinstance(value, float) or (is_int(value) and abs(value) < 2**63)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value in at most 80 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return an error in at most 200 characters without line breaks."""
     return re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:200]
