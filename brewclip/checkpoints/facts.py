@@ -18,7 +18,7 @@ from torch import Tensor
 
 from brewclip.config import Config, flatten, unflatten
 from brewclip.config.renamed import with_current_names
-from brewclip.config.settings import check
+from brewclip.config.checks import check
 from brewclip.errors import CheckpointError
 
 MODEL, OPTIMIZER, FACTS = "model.safetensors", "optimizer.safetensors", "checkpoint.json"

@@ -1,5 +1,6 @@
-"""Every setting of a run, as frozen dataclasses; presets and the command line lie beside them."""
+"""The settings of a run as frozen dataclasses, with their checks, presets and command line."""
 
+from brewclip.config.checks import check, ignored_settings
 from brewclip.config.command_line import exit_on_user_error, parse_command_line, parse_options
 from brewclip.config.presets import PRESETS, for_variant, preset
 from brewclip.config.settings import (
@@ -14,7 +15,6 @@ from brewclip.config.settings import (
     TrackingConfig,
     Transcript,
     Variant,
-    check,
     flatten,
     unflatten,
 )
@@ -36,6 +36,7 @@ __all__ = [
     "exit_on_user_error",
     "flatten",
     "for_variant",
+    "ignored_settings",
     "parse_command_line",
     "parse_options",
     "preset",

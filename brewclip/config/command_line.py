@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from brewclip.config.checks import check, ignored_settings
 from brewclip.config.presets import PRESETS, preset
 from brewclip.config.renamed import with_current_flags
-from brewclip.config.settings import Config, check, flatten, ignored_settings
+from brewclip.config.settings import Config, flatten
 from brewclip.config.submitted import check_submitted
 from brewclip.errors import UserError
 

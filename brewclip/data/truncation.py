@@ -46,7 +46,7 @@ class TruncationCounts:
     def shares(self) -> dict[str, float]:
         """Return what share of texts, tokens, recordings and frames was cut, in 0..1."""
         return {
-            name: getattr(self, f"cut_{name}") / max(1, getattr(self, name))
+            name: getattr(self, f"truncated_{name}") / max(1, getattr(self, name))
             for name in ("texts", "tokens", "recordings", "frames")
         }
 

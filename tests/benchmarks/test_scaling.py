@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from brewclip.benchmarks.scaling import PAPER, Options, _tables, arithmetic_rows, draw, run
+from brewclip.benchmarks.gpu_scaling import PAPER, arithmetic_rows, draw_scaling, scaling_tables
+from brewclip.benchmarks.scaling import Options, run
 from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time, weak_efficiency
 from brewclip.errors import UserError
 from brewclip.models.acoustic import AcousticEncoder
@@ -47,10 +48,10 @@ def test_trained_parameters_of_the_paper_s_presets() -> None:
     assert {workload.trained_parameters for workload in PAPER} == {count}
 
 
-def test_page_and_image(tmp_path: Path) -> None:
-    draw(str(tmp_path / "scaling.png"))
+def test_page_and_figure(tmp_path: Path) -> None:
+    draw_scaling(str(tmp_path / "scaling.png"))
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
-    text = _tables({"one_worker_seconds": 0.1, "bytes_per_second": 3e9})
+    text = scaling_tables({"one_worker_seconds": 0.1, "bytes_per_second": 3e9})
     assert "| one worker | 100 ms |" in text and "bytes" not in text
     assert text.count("| flickr8k |") == len(arithmetic_rows())
 
