@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 NEEDED_GB := 12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep services test benchmark lint clean
+.PHONY: help setup demo sweep services test test-fast benchmark lint clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## make the virtual environment (3 to 8 minutes, 7.5 GB; skipped when up to date)
 	@echo "setup: $(VENV) is ready"
@@ -28,7 +28,10 @@ services: $(INSTALLED) ## start the S3 server, Ray and MLflow over the data of `
 test: $(INSTALLED) ## run all tests
 	@$(BIN)/python -m pytest
 
-benchmark: $(INSTALLED) ## measure all benchmarks (20 minutes on 2 quiet cores) and put their table into README.md
+test-fast: $(INSTALLED) ## run the tests that start neither Ray nor an S3 server, MLflow or a browser, without the slow ones
+	@$(BIN)/python -m pytest -m "not services and not slow"
+
+benchmark: $(INSTALLED) ## measure all benchmarks (20 minutes on 2 quiet cores) and put their table into docs/benchmarks.md
 	@$(BIN)/python jobs/benchmark.py all
 
 lint: $(INSTALLED) ## check format, style and types
@@ -36,10 +39,10 @@ lint: $(INSTALLED) ## check format, style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-clean: ## remove the virtual environment, caches and the state of the embedded services
+clean: ## remove the virtual environment, caches and the state of the local services
 	rm -rf $(VENV) .state build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-# The stamp is written last, so an interrupted installation is taken up again by the next `make`.
+# The stamp is written last, so an interrupted installation is continued by the next `make`.
 $(INSTALLED): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "setup: no Python 3.11, 3.12 or 3.13 found; install one or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
@@ -52,5 +55,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "setup: installing about 210 packages (7.5 GB) into $(VENV); 3 to 8 minutes the first time"
 	@start=$$(date +%s); \
 	"$(BIN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,sweep,test,dev]' || { \
-		echo "setup: the installation stopped (reason above); 'make setup' takes it up again" >&2; exit 2; }; \
+		echo "setup: the installation stopped (reason above); 'make setup' continues it" >&2; exit 2; }; \
 	touch "$@"; echo "setup: done in $$(( $$(date +%s) - start )) s"

@@ -32,7 +32,7 @@ class Options(BenchmarkOptions):
     """Benchmarks that run."""
     folder: Path = _CHECKOUT / ".state" / "benchmarks"
     """Gets one JSON file for each benchmark."""
-    table: Path = _CHECKOUT / "README.md"
+    table: Path = _CHECKOUT / "docs" / "benchmarks.md"
     """File that gets the table."""
 
 

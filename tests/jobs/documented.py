@@ -1,4 +1,4 @@
-"""The commands that README, the pages of the corpora and the docstrings of the scripts show, as they stand there."""
+"""The commands that README, docs/cluster.md, the pages of the corpora and the docstrings of the scripts show."""
 
 import ast
 import re
@@ -16,8 +16,9 @@ def shown_in(text: str) -> list[str]:
 
 
 def readme_commands() -> list[str]:
-    """Return the commands of README's code blocks."""
-    return shown_in("\n".join(_blocks(CHECKOUT / "README.md")))
+    """Return the commands of the code blocks of README and of docs/cluster.md."""
+    pages = (CHECKOUT / "README.md", CHECKOUT / "docs" / "cluster.md")
+    return shown_in("\n".join(block for page in pages for block in _blocks(page)))
 
 
 def page_commands() -> list[str]:
