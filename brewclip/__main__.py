@@ -2,6 +2,7 @@
 
 python -m brewclip index --checkpoint s3://bucket/runs/NAME --images DIR --out index.npz
 python -m brewclip search --index index.npz --audio query.wav --k 5
+python -m brewclip --version
 """
 
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from brewclip.config import exit_on_user_error, parse_options
 from brewclip.errors import UserError
+from brewclip.version import describe_versions
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
@@ -49,6 +51,9 @@ def main() -> None:
         name, words = (sys.argv[1:2] or [""])[0], sys.argv[2:]
         if name in ("-h", "--help"):
             print(__doc__.strip() if __doc__ else "")
+            return
+        if name == "--version":
+            print(describe_versions())
             return
         if name not in commands:
             raise UserError(f"no command {name!r}: there are {', '.join(commands)} (python -m brewclip index --help)")

@@ -4,6 +4,7 @@ Below the folder of a run:
 
     checkpoints/step-00000500/model.safetensors      what is trained
     checkpoints/step-00000500/optimizer.safetensors  state of Adam
+    checkpoints/step-00000500/README.md              model card, of the best so far
     checkpoints/step-00000500/checkpoint.json        step, settings, hashes of all of it; written last
     checkpoints/latest, checkpoints/best             name of a checkpoint; written after it is whole
 
@@ -28,6 +29,7 @@ from brewclip.checkpoints.facts import (
     sha256_of,
 )
 from brewclip.checkpoints.folder import FOLDER, POINTERS, REMOVAL, is_step_name, read_pointer, step_name, whole_by_name
+from brewclip.checkpoints.model_card import CARD, model_card
 from brewclip.checkpoints.removal import remove_old
 from brewclip.checkpoints.tensors import check_header, check_optimizer, header_bytes, tensors_from_bytes
 from brewclip.data.storage import Storage, open_storage
@@ -54,6 +56,8 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint, *, best: bool, kee
     for file, data in files.items():
         storage.write(f"{FOLDER}/{name}/{file}", data)
     facts = replace(checkpoint.facts, files={file: sha256_of(data) for file, data in files.items()})
+    if best:
+        storage.write(f"{FOLDER}/{name}/{CARD}", model_card(facts).encode())
     storage.write(f"{FOLDER}/{name}/{FACTS}", facts_to_bytes(facts))
     # `best` first: a run that is interrupted between the two does the steps again and finds the same best one.
     if best:
@@ -141,8 +145,10 @@ def read_facts(storage: Storage, name: str) -> CheckpointFacts | None:
 
 
 def read_files(storage: Storage, name: str) -> dict[str, bytes]:
-    """Return what is needed to use a checkpoint, as it is stored: its weights and its json, not its optimiser."""
-    return {file: storage.read(f"{FOLDER}/{name}/{file}") for file in (MODEL, FACTS)}
+    """Return what is needed to use a checkpoint: its weights and its json as they are stored, and its model card."""
+    files = {file: storage.read(f"{FOLDER}/{name}/{file}") for file in (MODEL, FACTS)}
+    facts = facts_from_bytes(files[FACTS], f"{storage.url}/{FOLDER}/{name}/{FACTS}")
+    return files | {CARD: model_card(facts).encode()}
 
 
 def open_checkpoint(url: str, tracking_uri: str = "") -> Checkpoint:

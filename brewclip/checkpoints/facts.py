@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from brewclip.config import Config, flatten, unflatten
-from brewclip.config.renamed import with_current_names
 from brewclip.config.checks import check
+from brewclip.config.renamed import with_current_names
 from brewclip.errors import CheckpointError
 
 MODEL, OPTIMIZER, FACTS = "model.safetensors", "optimizer.safetensors", "checkpoint.json"

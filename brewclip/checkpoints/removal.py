@@ -2,6 +2,7 @@
 
 from brewclip.checkpoints.facts import FACTS, MODEL, OPTIMIZER, CheckpointFacts
 from brewclip.checkpoints.folder import FOLDER, POINTERS, REMOVAL, read_pointer, step_name, whole_by_name
+from brewclip.checkpoints.model_card import CARD
 from brewclip.data.storage import Storage, exists
 
 
@@ -48,5 +49,5 @@ def remove_old(storage: Storage, facts: CheckpointFacts, keep: int) -> None:
         kept.add(step_name(int(facts.best["step"])))
     folders = {name.split("/")[1] for name in listed if name.startswith(f"{FOLDER}/step-")}
     for folder in sorted(folders - kept):
-        for file in (FACTS, MODEL, OPTIMIZER):
+        for file in (FACTS, MODEL, OPTIMIZER, CARD):
             storage.delete(f"{FOLDER}/{folder}/{file}")

@@ -1,0 +1,90 @@
+"""The model card of a checkpoint: data, settings, metrics with intervals, licences of the frozen towers, limits."""
+
+from brewclip.checkpoints.facts import CheckpointFacts
+from brewclip.config import unflatten
+from brewclip.version import __version__
+
+CARD = "README.md"
+# Licences of frozen weights as their publishers state them, by the beginning of the tag in `ARCHITECTURE/TAG`.
+_CLIP_LICENCES = {
+    "openai": "MIT",
+    "laion": "MIT",
+    "datacomp": "MIT",
+    "metaclip": "CC BY-NC 4.0",
+    "scenes": "Apache-2.0, trained on drawings of OpenMoji (CC BY-SA 4.0)",
+    "random": "none: untrained weights",
+}
+_VARIANTS = {
+    "brewclip": "pipeline and acoustic channel",
+    "pipeline": "pipeline channel alone: transcripts through prompted CLIP",
+    "acoustic": "acoustic channel alone: Whisper features without a transcript",
+}
+_SHOWN = ("R1", "R5", "R10")
+
+
+def model_card(facts: CheckpointFacts) -> str:
+    """Return the model card of a checkpoint as Markdown."""
+    config = unflatten(facts.config)
+    data, model, loss, optim = config.data, config.model, config.loss, config.optim
+    settings = {
+        "variant": f"{model.variant} ({_VARIANTS.get(model.variant, model.variant)})",
+        "prompt length, layers, heads, feed-forward": (
+            f"{model.prompt_length}, {model.num_layers}, {model.num_heads}, {model.ff_dim}"
+        ),
+        "alpha, temperature, reduction": f"{loss.alpha}, {loss.temperature}, {loss.reduction}",
+        "steps, global batch, peak learning rate": f"{facts.step}, {config.run.global_batch_size}, {optim.peak_lr}",
+        "seed": str(config.run.seed),
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+    return f"""# {config.run_name}: speech-image retrieval
+
+A checkpoint of brewclip {__version__} at step {facts.step}: `brewclip.load(URL)` embeds recordings and images with it.
+
+## Data
+
+Trained on `{data.corpus}/{data.train_split}` with text `{data.transcript}`, selected on `{data.dev_split}` by
+`{config.run.selection_metric}`.
+
+## Settings
+
+| setting | value |
+|---|---|
+{rows}
+
+## Metrics
+
+{_metrics(facts)}
+
+## Frozen parts and their licences
+
+- CLIP `{model.clip}`, sha256 {facts.frozen_sha256.get(model.clip, "not recorded")[:12]}: {_clip_licence(model.clip)}
+- Whisper `{model.whisper}`: MIT
+
+## Limits
+
+- The figures above are of the dev split that the checkpoint was selected on; other speakers, languages, microphones and
+  images give others.
+- A transcript that Whisper's checks reject is empty, so that the acoustic channel alone decides.
+- The biases of CLIP's and Whisper's training data are in every result. Recordings of people need their consent.
+"""
+
+
+def _metrics(facts: CheckpointFacts) -> str:
+    lines = []
+    for direction in ("speech_to_image", "image_to_speech"):
+        for name in _SHOWN:
+            key = f"dev/{direction}/{name}"
+            if key not in facts.metrics:
+                continue
+            low, high = (facts.metrics.get(f"{key}_{end}", float("nan")) for end in ("low", "high"))
+            arrow = direction.replace("_to_", " -> ").replace("_", " ")
+            lines.append(f"| {arrow} {name[0]}@{name[1:]} | {facts.metrics[key]:.1f} [{low:.1f}, {high:.1f}] |")
+    if not lines:
+        return "This checkpoint was not evaluated."
+    return "\n".join(["| on dev, in % | value [95 % interval over queries] |", "|---|---|", *lines])
+
+
+def _clip_licence(name: str) -> str:
+    tag = name.rpartition("/")[2]
+    known = (licence for start, licence in _CLIP_LICENCES.items() if tag.startswith(start))
+    return next(known, "see the publisher of these weights")
