@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, the one a job was submitted to or a head of its own on loopback, and asking it for room."""
+"""Connection to a Ray cluster, existing or started locally on loopback, and checks of its free resources."""
 
 import atexit
 import contextlib
@@ -21,20 +21,20 @@ from brewclip.config import ClusterConfig
 from brewclip.errors import UserError
 
 # Ray 2.60 prints this as an error at each start of training: its own watcher for preempted nodes could not be
-# restarted if its arguments were lost. A run loses nothing by it. Only this line is left out of what drivers print,
-# and Ray's log files keep it.
+# restarted if its arguments were lost. It does not affect a run. Only this line is hidden from drivers' output; it
+# remains in Ray's log files.
 _WATCHER_LINE = (
     r"Actor with class name: 'PreemptionWatcher' and ID: '\w+' has constructor arguments in the object store and "
     r"max_restarts > 0"
 )
-_AUTOSCALER_SECONDS = 10.0  # a monitor reports every 5 s, for the first time when the head is just up
+_AUTOSCALER_SECONDS = 10.0  # a monitor reports every 5 s, from shortly after the head has started
 _WAIT_LINE_SECONDS = 30.0
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start a head on this machine that ends with the program.
+    """Connect to the cluster of RAY_ADDRESS, or start a head on this machine that ends with the program.
 
-    Must be called before anything imports Ray, which reads its settings once.
+    Call it before anything imports Ray, which reads its settings once.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")
@@ -55,35 +55,35 @@ def connect() -> None:
 
 
 def _end_head(head: Any) -> None:
-    """End the head of a program; its logs are kept, and named, only after an error with a traceback."""
+    """Stop the head of a program; keep its logs, and print their folder, only after an error with a traceback."""
     head.stop()
-    if getattr(sys, "last_value", None) is not None:  # Python keeps the exception that ended a program there
-        print(f"Ray's logs are kept in {head.log_directory}", file=sys.stderr, flush=True)
+    if getattr(sys, "last_value", None) is not None:  # Python stores the exception that ended a program there
+        print(f"Ray's logs are in {head.log_directory}", file=sys.stderr, flush=True)
     else:
         shutil.rmtree(head.log_directory, ignore_errors=True)
 
 
 def available(resource: str) -> int:
-    """Return how many of a resource (`CPU`, `GPU`) the cluster has, whole ones."""
+    """Return how many of a resource (`CPU`, `GPU`) the cluster has, rounded down."""
     import ray
 
     return int(ray.cluster_resources().get(resource, 0))
 
 
 def uses_gpu(cluster: ClusterConfig) -> bool:
-    """Return whether workers take a GPU each; `auto` is settled by whether the joined cluster has one now."""
+    """Return whether each worker takes a GPU; `auto` means whether the connected cluster has one now."""
     return available("GPU") > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Equal places on a cluster that are needed at the same time.
+    """A number of equal resource bundles that are needed at the same time.
 
     Attributes:
-        what: who asks, for messages, such as `training`.
-        count: number of places.
-        cpus: CPUs of one place.
-        gpus: GPUs of one place.
+        what: purpose, for messages, such as `training`.
+        count: number of bundles.
+        cpus: CPUs per bundle.
+        gpus: GPUs per bundle.
     """
 
     what: str
@@ -96,30 +96,30 @@ class Demand:
         return f"{self.what} asks for {_number(self.count, 'worker')} of {_number(self.cpus, 'CPU')}{gpus}"
 
     def room_on(self, nodes: Iterable[dict[str, float]]) -> int:
-        """Return how many places have room on nodes, each given by its resources."""
+        """Return how many bundles fit on nodes, each given by its resources."""
         return sum(
             int(min([node.get(name, 0) // most for name, most in self.bundle().items() if most], default=self.count))
             for node in nodes
         )
 
     def bundle(self) -> dict[str, float]:
-        """Return the resources of one place as Ray takes them."""
+        """Return the resources of one bundle in Ray's terms."""
         return {"CPU": self.cpus} | ({"GPU": float(self.gpus)} if self.gpus else {})
 
 
 def demand_of(what: str, cluster: ClusterConfig, count: int) -> Demand:
-    """Return `count` places as the settings of the cluster cut them."""
+    """Return the demand of `count` workers under the cluster settings."""
     return Demand(what, count, cluster.cpus_per_worker, 1 if uses_gpu(cluster) else 0)
 
 
 def check_resources(demand: Demand) -> None:
-    """Wait until the joined cluster has room; refuse what it has not and no autoscaler can bring.
+    """Wait until the connected cluster has free resources; refuse a demand that it can never meet.
 
-    Where others use what is asked for, or an autoscaler may bring it, a line now and then says what is waited for. The
-    demand stands with Ray meanwhile, so that an autoscaler knows of it.
+    While others use the resources, or an autoscaler may add them, a line is printed now and then. The demand is pending
+    in Ray meanwhile, so that an autoscaler sees it.
 
     Raises:
-        UserError: what is asked, what is there, what to set; or the program was asked to end meanwhile.
+        UserError: with the demand, the resources and the flags to set; or if the program is asked to end meanwhile.
     """
     import ray
     from ray.util import placement_group, remove_placement_group
@@ -129,10 +129,10 @@ def check_resources(demand: Demand) -> None:
     started = said = time.monotonic()
     try:
         with _ending_on_sigterm(demand):
-            while not group.wait(1.0):  # short, so that signals are heard at once
+            while not group.wait(1.0):  # short, so that signals are handled at once
                 now = time.monotonic()
                 if now - said > (_WAIT_LINE_SECONDS if said > started else 5):
-                    _refuse_impossible(demand)  # a node may have gone
+                    _refuse_impossible(demand)  # a node may have been lost
                     said, free = now, _describe([ray.available_resources()])
                     print(f"waiting {now - started:.0f} s: {demand}, {free} free", flush=True)
     finally:
@@ -141,7 +141,7 @@ def check_resources(demand: Demand) -> None:
 
 @contextlib.contextmanager
 def _ending_on_sigterm(demand: Demand) -> Iterator[None]:
-    """Turn a request to end into one line; Ray's own handler prints a stack, and its exit aborted at times."""
+    """Turn SIGTERM into a one-line error; Ray's own handler prints a stack, and its exit sometimes aborted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -168,7 +168,7 @@ def _refuse_impossible(demand: Demand) -> None:
 
 
 def _remedy(demand: Demand, nodes: list[dict[str, float]]) -> str:
-    """Return flags with which the demand would fit, or what else to do."""
+    """Return flags with which the demand would fit, or another remedy."""
     flags, cpus, gpus = [], demand.cpus, demand.gpus
     if gpus and not any(node.get("GPU", 0) >= gpus for node in nodes):
         flags, gpus = ["--cluster.use-gpu False (slow with a large CLIP)"], 0
@@ -195,18 +195,18 @@ def _number(count: float, noun: str) -> str:
 
 
 def _may_grow() -> bool:
-    """Return whether an autoscaler may bring nodes; True unless Ray's monitor says that nodes are started by hand."""
+    """Return whether an autoscaler may add nodes; True unless Ray's monitor reports manually started nodes only."""
     deadline = time.monotonic() + _AUTOSCALER_SECONDS
     while (types := _node_types()) is None:
         if time.monotonic() > deadline:
-            return True  # no monitor: KubeRay's autoscaler takes its place, and may be late
+            return True  # no monitor: KubeRay's autoscaler replaces it, and may start late
         time.sleep(0.5)
-    # A monitor without a configuration mirrors each node as a type of its own, named after the node's id.
+    # A monitor without a configuration reports each node as its own type, named after the node's id.
     return not all(re.fullmatch(r"node_[0-9a-f]{40,}", name) for name in types)
 
 
 def _node_types() -> list[str] | None:
-    """Return the autoscaler's names of the types of the nodes that are up, None before it has reported any."""
+    """Return the autoscaler's node types of the running nodes, None before it has reported any."""
     import ray
     from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.autoscaler.v2.utils import is_autoscaler_v2

@@ -1,4 +1,4 @@
-"""Rows and gradients across workers; every function is the identity without a process group."""
+"""Collectives over workers: rows, gradients, sums, objects; each works on one worker without a process group."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -21,14 +21,13 @@ def world_size() -> int:
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """Concatenate the rows of all workers in the order of their ranks, with gradient.
+    """Concatenate the rows of all workers in rank order, with gradient.
 
-    A worker's gradient of its rows is the sum of the gradients that all workers' losses have for them. All
-    workers must call this together, and run its backward together.
+    A worker's gradient of its rows is the sum of the gradients of all workers' losses. All workers must call this
+    together, and run its backward together.
 
     Args:
-        x: (n, ...) with n of its own on each worker, 0 included; the other dimensions and the type are
-            everywhere the same.
+        x: (n, ...); n may differ between workers and be 0, the other dimensions and the dtype are equal on all.
 
     Returns:
         (N, ...), N the sum of all n.
@@ -37,13 +36,13 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum every parameter's gradient over all workers, in one transfer.
+    """Sum every parameter's gradient over all workers, in one all-reduce.
 
-    A parameter without gradient counts as zero and has one afterwards, so that the workers agree whatever
-    part of the model each of them used.
+    A parameter without gradient counts as zero and has one afterwards, so that workers agree whatever part of the model
+    each of them used.
 
     Args:
-        parameters: in the same order on all workers; of one device.
+        parameters: in the same order on all workers; on one device.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if not _is_distributed() or not parameters:
@@ -67,7 +66,7 @@ def _all_counts(num_rows: int, device: torch.device) -> list[int]:
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather of unequal pieces; the pieces are padded to the longest, as the backends want equal ones."""
+    """all_gather of tensors of unequal length, padded to the longest, as the backends need equal shapes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -88,9 +87,9 @@ class _GatherRows(torch.autograd.Function):
 
 
 def agree_on_problem(problem: str) -> str:
-    """Return the first worker's problem in the order of ranks, the same on all; empty if none has one.
+    """Return the problem of the lowest rank that has one, the same on all workers; empty if none has one.
 
-    Costs one small transfer while all is well. All workers must call this together.
+    Costs one small all-reduce if there is none. All workers must call this together.
     """
     if not _is_distributed():
         return problem
@@ -113,9 +112,9 @@ def sum_over_workers(values: Tensor) -> Tensor:
 
 
 def gather_to_first(item: Item) -> list[Item]:
-    """Return the items of all workers, in the order of their ranks, on rank 0, and nothing elsewhere.
+    """Return the items of all workers in rank order on rank 0, and an empty list elsewhere.
 
-    All workers must call this together; items travel between workers of one run only.
+    All workers must call this together; items are pickled, between workers of one run only.
     """
     if not _is_distributed():
         return [item]

@@ -1,16 +1,16 @@
-"""Errors that one line explains to the user: jobs print the line and exit with code 2."""
+"""Errors that a user can act on: jobs print their one line and exit with code 2."""
 
 
 class UserError(ValueError):
-    """A mistake of the user or of the environment that one line explains; jobs exit with code 2."""
+    """A mistake of the user or the environment, explained in one line; jobs exit with code 2."""
 
 
 class StorageError(UserError):
-    """Storage that refuses, lacks or cannot be reached; the message names the URL and the remedy."""
+    """Storage refuses access, lacks an object or cannot be reached; the message names the URL and the remedy."""
 
 
 class ObjectMissing(StorageError):
-    """There is no object of that name."""
+    """No object of that name exists."""
 
 
 class ManifestError(UserError):
@@ -18,7 +18,7 @@ class ManifestError(UserError):
 
 
 class TooManyBadSamples(UserError):
-    """More samples than the set share cannot be used; the message lists the first of them."""
+    """More unusable samples than the allowed share; the message lists the first of them."""
 
 
 class CheckpointError(UserError):
@@ -26,4 +26,4 @@ class CheckpointError(UserError):
 
 
 class NoCheckpoint(CheckpointError):
-    """There is no checkpoint, and nothing that says that there was one."""
+    """There is no checkpoint, and no sign that there was one."""

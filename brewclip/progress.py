@@ -1,4 +1,4 @@
-"""Progress of long work as plain lines for terminals and job logs: done, rate, time left."""
+"""Progress of long work as plain lines for terminals and job logs: count, rate, time left."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ class ProgressReporter:
         label: what is being done.
         total: amount of work, in `unit`.
         unit: what is counted, plural.
-        every_seconds: least time between two lines.
+        every_seconds: minimum time between two lines.
     """
 
     def __init__(self, label: str, total: int, unit: str, every_seconds: float = 10.0) -> None:
@@ -21,7 +21,7 @@ class ProgressReporter:
         self._start = self._printed = time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count work that was done; `note` is added to the line if one is printed."""
+        """Count finished work; `note` is added to the line if one is printed."""
         self.done += count
         now = time.monotonic()
         if not self.done:
@@ -40,7 +40,7 @@ class ProgressReporter:
 
 
 def describe_seconds(seconds: float) -> str:
-    """Return a duration for people: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Return a readable duration: `42 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,10 +1,10 @@
-"""Measure a part of the project against what one would use instead, on this machine.
+"""Benchmark parts of the project against common alternatives, on this machine.
 
     python jobs/benchmark.py stream
     python jobs/benchmark.py stream --num-pairs 9 --json stream.json
     python jobs/benchmark.py all
 
-Ratios are what counts: both ways run in turn in one process, on a machine that may be busy with other work.
+Compare ratios, not rates: both sides run alternately in one process, on a machine that may be busy with other work.
 """
 
 import importlib
@@ -22,7 +22,7 @@ BENCHMARKS = ("all", "extract", "loss", "recall", "recipes", "scaling", "startup
 
 
 def main() -> None:
-    """Run the benchmark that is named, print its lines, and keep its figures if a file is named."""
+    """Run the named benchmark, print its results, and write them to --json if given."""
     with exit_on_user_error():
         name = sys.argv[1] if len(sys.argv) > 1 else ""
         if name in ("-h", "--help"):

@@ -3,8 +3,8 @@
     make demo
     python jobs/demo.py --num-train 2000 --total-steps 1000
 
-Starts an S3 server, a Ray head and MLflow on loopback, submits every stage as a user would, and ends them again.
-What is done is kept below .state/ and reused; `rm -r .state` starts over.
+Starts an S3 server, a Ray head and MLflow on loopback, submits every stage as a user would, and stops them at the end.
+Results are stored below .state/ and reused; `rm -r .state` starts over.
 """
 
 import re
@@ -22,7 +22,7 @@ from brewclip.config import exit_on_user_error, parse_options
 
 Form = TypeVar("Form")
 CHECKOUT = Path(__file__).resolve().parents[1]
-# The acoustic channel alone starts from nothing and wants larger steps: R@1 on dev was 26 against 18 %.
+# The acoustic channel alone is trained from scratch and needs a higher learning rate: R@1 on dev was 26 against 18 %.
 VARIANTS = {"pipeline": "", "acoustic": " --optim.peak-lr 1e-3 --optim.prompt-lr-scale 10", "brewclip": ""}
 
 
@@ -31,21 +31,21 @@ class DemoOptions:
     """Sizes of the demo."""
 
     num_train: int = 300
-    """Images to train on."""
+    """Training images."""
     num_dev: int = 50
-    """Images that choose the best checkpoint."""
+    """Images for selecting the best checkpoint."""
     num_test: int = 200
-    """Images of the final evaluation."""
+    """Images for the final evaluation."""
     captions_per_image: int = 2
-    """Spoken captions of each image, 1 to 5."""
+    """Spoken captions per image, 1 to 5."""
     total_steps: int = 160
-    """Optimiser steps of each variant."""
+    """Optimiser steps per variant."""
     state: Path = CHECKOUT / ".state"
-    """Folder of the services' data, logs and of the report."""
+    """Folder for the services' data, logs, and the report."""
 
 
 class Stages:
-    """Submits jobs one after the other and remembers how long each took."""
+    """Submits jobs in sequence and records their duration."""
 
     def __init__(self, head, storage: str) -> None:
         self.head, self.storage = head, storage
@@ -57,16 +57,16 @@ class Stages:
         if code != 0:
             raise SystemExit(code)
 
-    def try_submit(self, name: str, command: str, hear: Callable[[str], None]) -> int:
-        """Run a stage by `ray job submit` and return its exit code; `hear` gets its lines."""
+    def try_submit(self, name: str, command: str, on_line: Callable[[str], None]) -> int:
+        """Run a stage by `ray job submit` and return its exit code; `on_line` is called with each line of output."""
         from brewclip.local import submit_job
         from brewclip.tracking.tracker import git_commit
 
         print(f"\n== {name}\n$ ray job submit --working-dir . -- {command}", flush=True)
         start = time.monotonic()
-        # Ray does not upload .git, so the job cannot find out by itself.
+        # Ray does not upload .git, so the job cannot find the commit itself.
         variables = {"BREWCLIP_GIT_COMMIT": git_commit()}
-        code = submit_job(self.head, command, CHECKOUT, environment=variables, say=hear)
+        code = submit_job(self.head, command, CHECKOUT, environment=variables, say=on_line)
         self.seconds[name] = time.monotonic() - start
         return code
 
@@ -77,19 +77,19 @@ def main() -> None:
 
 
 def run_unwinding(usage: str | None, form: type[Form], run: Callable[[Form], None]) -> None:
-    """Parse flags and run; Ctrl-C and SIGTERM end the services first, and then the program with code 130."""
+    """Parse flags and run; on Ctrl-C and SIGTERM, stop the services and exit with code 130."""
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with exit_on_user_error():
         options = parse_options(usage, form)
         try:
             run(options)
         except KeyboardInterrupt:
-            print("interrupted: the services are ended, done work is kept", file=sys.stderr)
+            print("interrupted: the services were stopped, finished stages are saved", file=sys.stderr)
             raise SystemExit(130) from None
 
 
 def run(options: DemoOptions) -> None:
-    """Run all stages over embedded services."""
+    """Run all stages on local services."""
     from brewclip.local import LocalServices
 
     began = time.monotonic()
@@ -112,7 +112,7 @@ def run(options: DemoOptions) -> None:
 
 
 def submit_data(stages: Stages, options: DemoOptions) -> None:
-    """Write the scenes and let Whisper read them; what is there already is kept."""
+    """Write the scenes and extract their features; existing results are reused."""
     stages.submit("data", f"python datasets/scenes.py --dest {stages.storage}/scenes {scene_flags(options)}")
     stages.submit("extraction", "python jobs/extract.py scenes")
 
@@ -133,7 +133,7 @@ def scene_flags(options: DemoOptions) -> str:
 
 
 def fetch_report(services, state: Path) -> Path:
-    """Copy the report out of the bucket and return where it lies."""
+    """Copy the report from the bucket and return its path."""
     import os
 
     from brewclip.evaluation.folders import latest_evaluation
@@ -146,7 +146,7 @@ def fetch_report(services, state: Path) -> Path:
 
 
 class MemoryWatch:
-    """Largest memory of this process and everything below it, looked at every two seconds."""
+    """Peak memory of this process and its descendants, sampled every two seconds."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0

@@ -1,10 +1,10 @@
-"""A small sweep on this machine, end to end: eight trials with ASHA, killed once on the way and taken up again.
+"""A small sweep on this machine, end to end: eight trials with ASHA, killed once on the way and resumed.
 
     make sweep
     python jobs/demo_sweep.py --num-trials 12 --total-steps 160
 
-Uses the services and the data of jobs/demo.py below .state/, and makes the data where it is missing. Ends with the
-table, the images in .state/sweep/, and the best model registered in MLflow as models:/brewclip@best.
+Uses the services and the data of jobs/demo.py below .state/, and creates the data if it is missing. Writes the table
+and the figures to .state/sweep/, and registers the best model in MLflow as models:/brewclip@best.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ class SweepDemoOptions:
     num_trials: int = 8
     """Trials of the sweep."""
     total_steps: int = 80
-    """Optimiser steps of a trial that is not stopped early."""
+    """Optimiser steps per trial, unless it is stopped early."""
     kill_after: int = 3
-    """Ended trials after which the sweep's program is killed, to be submitted again; 0 lets it live."""
+    """Ended trials after which the sweep's program is killed, to be submitted again; 0 does not kill it."""
     state: Path = CHECKOUT / ".state"
-    """Folder of the services' data, logs and of the images."""
+    """Folder for the services' data, logs, and the figures."""
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def run(options: SweepDemoOptions) -> None:
-    """Sweep over embedded services."""
+    """Sweep on local services."""
     from brewclip.local import LocalServices
 
     began = time.monotonic()
@@ -55,20 +55,20 @@ def run(options: SweepDemoOptions) -> None:
         sweep(stages, options)
         folder = fetch_results(services.bucket_url, options.state / "sweep")
     print_times(stages, time.monotonic() - began, memory)
-    print(f"table and images: {folder}")
+    print(f"table and figures:  {folder}")
     print("MLflow:             make services, then open the address it prints")
     print("evaluate the best:  python jobs/evaluate.py scenes --systems zero_shot models:/brewclip@best", flush=True)
 
 
 def sweep(stages: Stages, options: SweepDemoOptions) -> None:
-    """Submit the sweep, kill its program when some trials have ended, and submit it again."""
-    # One worker of one CPU a trial, so that two go side by side.
+    """Submit the sweep, kill its program after some trials, and submit it again."""
+    # One worker with one CPU per trial, so that two run in parallel.
     flags = f"--run.name {NAME} --sweep.num-trials {options.num_trials} --optim.total-steps {options.total_steps}"
     flags += " --optim.warmup-steps 10 --run.eval-every-steps 20 --run.checkpoint-every-steps 20"
     command = f"python jobs/sweep.py quick scenes {flags} --cluster.num-workers 1"
     ended = 0
 
-    def hear(line: str) -> None:
+    def on_line(line: str) -> None:
         nonlocal ended
         say(line)
         ended += line.startswith(f"sweep {NAME}: trial ") and any(
@@ -78,7 +78,7 @@ def sweep(stages: Stages, options: SweepDemoOptions) -> None:
             ended += 1  # once
             kill_program(stages, "jobs/sweep.py")
 
-    code = stages.try_submit("sweep", f"{command} --run.fresh", hear)
+    code = stages.try_submit("sweep", f"{command} --run.fresh", on_line)
     if code and options.kill_after and ended > options.kill_after:
         stages.submit("sweep, again", command)
     elif code:
@@ -86,7 +86,7 @@ def sweep(stages: Stages, options: SweepDemoOptions) -> None:
 
 
 def kill_program(stages: Stages, script: str) -> None:
-    """End the program of a job as a lost machine does, without a word to it."""
+    """Kill the program of a job by SIGKILL, as the loss of its machine would."""
     import psutil
 
     say(f"demo: SIGKILL to {script}")
@@ -98,7 +98,7 @@ def kill_program(stages: Stages, script: str) -> None:
 
 
 def has_data(bucket_url: str) -> bool:
-    """Return whether the features of the demo are there."""
+    """Return whether the features of the demo exist."""
     from brewclip.data.shards import is_finished
     from brewclip.data.storage import open_storage
 
@@ -106,7 +106,7 @@ def has_data(bucket_url: str) -> bool:
 
 
 def fetch_results(bucket_url: str, folder: Path) -> Path:
-    """Copy tables and images out of the bucket."""
+    """Copy tables and figures from the bucket."""
     from brewclip.data.storage import open_storage
 
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Test how much emotion systems hear: a linear probe or finetuning, on speakers never learned from.
+"""Speech emotion recognition: a linear probe or finetuning of systems, tested on held-out speakers.
 
     python jobs/emotion.py flickr8k --data.corpus ravdess --storage s3://bucket --systems zero_shot RUN
     python jobs/emotion.py scenes --data.corpus scenes_emotion --methods probe finetune --systems scenes-brewclip-0
@@ -8,10 +8,10 @@
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. The corpus has emotions and speakers:
 datasets/ravdess.py, datasets/scenes.py --style emotion, or datasets/table.py with the columns emotion and speaker (and
 text, the sentence spoken; else --probe.transcript asr). With few speakers, --probe.folds speakers tests each in turn.
-Prints accuracy with its interval beside the majority baseline, accuracy by speaker, and confusion matrices. Each
-experiment has a folder of its own with emotion.json and emotion.md below STORAGE/evaluations/CORPUS-emotion, whose
-latest.json names the last one; MLflow gets the metrics. A few hundred clips need no cluster: this runs in one process,
-on a GPU if there is one.
+Prints accuracy with its interval and the majority baseline, accuracy by speaker, and confusion matrices. Each
+experiment has its own folder with emotion.json and emotion.md below STORAGE/evaluations/CORPUS-emotion, whose
+latest.json names the last one; metrics are logged to MLflow. A few hundred clips need no cluster: this runs in one
+process, on a GPU if there is one.
 """
 
 import sys
@@ -28,14 +28,14 @@ class EmotionConfig(Config):
     """Settings of the emotion experiment."""
 
     systems: tuple[str, ...] = ("zero_shot",)
-    """What is tested: `zero_shot`, names of runs, URLs of runs or checkpoints."""
+    """Systems to test: `zero_shot`, names of runs, URLs of runs or checkpoints."""
     methods: tuple[Literal["probe", "finetune"], ...] = ("probe",)
-    """`probe` learns a linear head, `finetune` prompts and last acoustic layer with it."""
+    """`probe` trains a linear head, `finetune` also the prompts and the last acoustic layer."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
 def main() -> None:
-    """Parse the configuration, read the clips, train and test a classifier for each system, write."""
+    """Parse the configuration, load the clips, train and test a classifier for each system, write the results."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, EmotionConfig)
         try:

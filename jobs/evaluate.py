@@ -1,14 +1,14 @@
-"""Evaluate systems on a split: recall both ways with intervals, comparisons, tables, and an HTML report.
+"""Evaluate systems on a split: recall in both directions with intervals, comparisons, tables, and an HTML report.
 
     ray job submit --working-dir . -- python jobs/evaluate.py flickr8k --storage s3://bucket --systems zero_shot RUN
     python jobs/evaluate.py scenes --split test --systems zero_shot scenes-pipeline-0 scenes-brewclip-0
     python jobs/evaluate.py scenes --systems scenes-pipeline-0 scenes-pipeline-0@ground_truth
 
-A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint; `@asr` or `@ground_truth` behind it says
-what the pipeline reads where that is not --data.transcript. Each evaluation has a folder of its own below
-STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, found again by the same systems, split and settings; latest.json beside the
-folders names the last one. A folder holds results.json, table.md, report.html and the rank of every query; the systems'
-MLflow runs get the metrics.
+A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint; the suffix `@asr` or
+`@ground_truth` gives the text of the pipeline if it is not --data.transcript. Each evaluation has its own folder below
+STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, reused for the same systems, split and settings; latest.json next to the
+folders names the last one. A folder holds results.json, table.md, report.html and the ranks per query; metrics are
+logged to the systems' MLflow runs.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ class EvaluateConfig(Config):
     """Settings of an evaluation."""
 
     systems: tuple[str, ...] = ("zero_shot",)
-    """What is evaluated: `zero_shot`, names of runs, URLs of runs or checkpoints."""
+    """Systems to evaluate: `zero_shot`, names of runs, URLs of runs or checkpoints."""
     split: str = "test"
-    """Split that is evaluated."""
+    """Split to evaluate on."""
     baseline: str = ""
-    """System that the others are compared with, query by query; empty takes zero_shot, else the first."""
+    """System that the others are compared with, query by query; by default zero_shot, else the first."""
     num_report_queries: int = 200
     """Queries shown in the report, evenly spaced over the split."""
 
 
 def main() -> None:
-    """Parse the configuration, join Ray, evaluate, write."""
+    """Parse the configuration, connect to Ray, evaluate, write the results."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, EvaluateConfig)
         from brewclip.cluster import connect

@@ -1,10 +1,10 @@
-"""Let the frozen Whisper read a corpus once: transcripts, confidences and features, as shards.
+"""Extract Whisper's transcripts, confidences and features of a corpus, as shards.
 
     ray job submit --working-dir . -- python jobs/extract.py flickr8k --storage s3://bucket
     python jobs/extract.py scenes --extraction.splits test
 
-Without --extraction.splits, all splits of the corpus are read. What is already there is skipped, so an interrupted job
-goes on where it was.
+Without --extraction.splits, all splits of the corpus are extracted. Existing shards are skipped, so an interrupted job
+resumes where it stopped.
 """
 
 import sys
@@ -13,7 +13,7 @@ from brewclip.config import exit_on_user_error, parse_command_line
 
 
 def main() -> None:
-    """Parse the configuration, join Ray, extract split after split."""
+    """Parse the configuration, connect to Ray, extract the splits in sequence."""
     with exit_on_user_error():
         config = parse_command_line(__doc__)
         from brewclip.cluster import check_resources, connect, demand_of
@@ -24,7 +24,7 @@ def main() -> None:
         from brewclip.tracking.tracker import Tracker
 
         check_reachable(config.storage)
-        splits_to_extract(config)  # a mistake is found before Ray starts
+        splits_to_extract(config)  # fails before Ray starts
         side_pixels = image_side(config)
         tracking = config.tracking
         tracker = Tracker(tracking.uri, tracking.experiment, f"extract-{config.data.corpus}", config.features_url)

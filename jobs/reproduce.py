@@ -1,16 +1,16 @@
-"""Run a table of the paper: train and measure every cell that is not done, and say which claims hold.
+"""Reproduce a table of the paper: train and evaluate every missing cell, and report which claims hold.
 
     python jobs/reproduce.py table2 spoken_coco localized_narratives --storage s3://bucket --seeds 0 1 2
     python jobs/reproduce.py table2 scenes scenes_narratives scenes_noisy --seeds 0 1 2 --markdown docs/RESULTS.md
     python jobs/reproduce.py table3 scenes_noisy --emotion-corpus scenes_emotion
     python jobs/reproduce.py real_speech scenes --speech DIR --systems scenes-brewclip-0 --markdown docs/RESULTS.md
 
-First the table, then the presets of the corpora; further flags are those of jobs/train.py and hold for every preset.
-table1: retrieval. table2: what each channel gives. table3: emotion. table4: ASR against ground truth, zero-shot.
+First the table, then the presets of the corpora; further flags are those of jobs/train.py and apply to every preset.
+table1: retrieval. table2: ablation of the channels. table3: emotion. table4: ASR against ground truth, zero-shot.
 table5: every training corpus against every test corpus. The corpora must have been extracted (jobs/extract.py).
-real_speech: word errors on a folder of real recordings beside whisper.transcribe, and emotions by speaker; it takes one
-preset for Whisper and CLIP, and no corpus.
-Finished runs and measured cells are kept, so that a second call only prints. Writes STORAGE/experiments/NAME/table.md
+real_speech: word errors on a folder of real recordings compared with whisper.transcribe, and emotions by speaker; it
+takes one preset for Whisper and CLIP, and no corpus.
+Finished runs and evaluated cells are reused, so a second call only prints. Writes STORAGE/experiments/NAME/table.md
 and results.json.
 """
 
@@ -33,9 +33,9 @@ class ReproduceConfig(Config):
     """Settings of a table."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the runs; each system is trained once with each."""
+    """Seeds of the runs; each system is trained once per seed."""
     split: str = "test"
-    """Split that is measured."""
+    """Split to evaluate on."""
     emotion_corpus: str = ""
     """Corpus of table3, with emotions and speakers; empty: ravdess, or scenes_emotion for the scenes world."""
     speech: str = ""
@@ -43,13 +43,13 @@ class ReproduceConfig(Config):
     systems: tuple[str, ...] = ()
     """Systems whose acoustic channel real_speech probes for emotions: names or URLs of runs."""
     markdown: str = ""
-    """Markdown file whose section of this table is written anew; empty writes none."""
+    """Markdown file whose section of this table is replaced; empty writes none."""
     only_cached: bool = False
-    """Run nothing: print what is kept."""
+    """Run nothing, print cached results."""
 
 
 def main() -> None:
-    """Parse the command line, run the cells, write the page."""
+    """Parse the command line, compute the cells, write the page."""
     with exit_on_user_error():
         name, forms = parse(sys.argv[1:])
         form = next(iter(forms.values()))
@@ -78,7 +78,7 @@ def parse(words: list[str]) -> tuple[str, dict[str, ReproduceConfig]]:
     """Return the table, and the settings of each corpus.
 
     Raises:
-        UserError: for an unknown table, preset or flag, or settings that the cells have of their own.
+        UserError: for an unknown table, preset or flag, or settings that each cell sets itself.
     """
     flags = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     name, presets = (words[:flags] or [""])[0], words[1:flags]
@@ -111,10 +111,10 @@ def parse(words: list[str]) -> tuple[str, dict[str, ReproduceConfig]]:
 
 
 def check_real_speech(name: str, forms: list[ReproduceConfig]) -> None:
-    """Find settings that are missing for real_speech, or are for it alone.
+    """Check the settings that real_speech requires, and those that only it accepts.
 
     Raises:
-        UserError: naming the setting.
+        UserError: if one is missing or not accepted.
     """
     form = forms[0]
     if name == REAL_SPEECH:
@@ -132,7 +132,7 @@ def plain(form: ReproduceConfig) -> Config:
 
 
 def describe_command(words: list[str]) -> str:
-    """Return the command without what is of one machine: where things are stored and recorded."""
+    """Return the command without machine-specific flags, such as storage and tracking."""
     kept, skip = [], False
     for word in words:
         own = word.startswith(("--storage", "--tracking.", "--markdown", "--cluster.", "--only-cached"))

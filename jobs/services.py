@@ -1,4 +1,4 @@
-"""The embedded services alone, until Ctrl-C: to look at what the demo left, or to submit jobs by hand.
+"""Local services without a job, until Ctrl-C: to inspect the results of the demo, or to submit jobs manually.
 
 make services
 . .state/environment.sh && ray job submit --working-dir . -- python jobs/train.py scenes    # in a second terminal
@@ -17,14 +17,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class ServicesOptions:
-    """Where the services keep their data."""
+    """Options of the local services."""
 
     state: Path = CHECKOUT / ".state"
-    """Folder of the services' data and logs."""
+    """Folder for the services' data and logs."""
 
 
 def main() -> None:
-    """Start the services, say where they are, wait for an interrupt."""
+    """Start the services, print their addresses, wait for an interrupt."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_on_user_error():
         options = parse_options(__doc__, ServicesOptions)
@@ -40,11 +40,11 @@ def main() -> None:
         print(f"Ray dashboard: {services.ray.dashboard_url} (it asks for the token in {token_file})")
         print(f"S3 server:     {services.s3.endpoint_url}, bucket {services.bucket_url}")
         print(f"in a second terminal: . {environment_file}")
-        print("Ctrl-C ends them.", flush=True)
+        print("Ctrl-C stops them.", flush=True)
         try:
             signal.pause()
         except KeyboardInterrupt:
-            print("ending the services", flush=True)
+            print("stopping the services", flush=True)
         finally:
             environment_file.unlink()
             token_file.unlink()

@@ -1,12 +1,12 @@
-"""Sweep over settings: trials side by side, weak ones ended early, the best one registered in MLflow.
+"""Sweep over settings: parallel trials, early stopping, the best one registered in MLflow.
 
     ray job submit --working-dir . -- python jobs/sweep.py paper flickr8k --storage s3://bucket
     python jobs/sweep.py quick scenes --sweep.num-trials 8 --optim.total-steps 80
     python jobs/sweep.py my_space.py scenes --sweep.scheduler median --sweep.search random
 
-The words are SPACE and PRESET. A space is a name of tune/spaces.py or a Python file like those there; without a preset
-it is flickr8k for `paper`, else scenes. The other flags are those of jobs/train.py, for all trials. The same --run.name
-continues an interrupted sweep; trials are runs NAME-TRIAL. Exit code 1 if every trial failed.
+The positional arguments are SPACE and PRESET. A space is a name in tune/spaces.py or a Python file that defines one;
+the preset is by default flickr8k for `paper`, else scenes. Other flags are those of jobs/train.py, for all trials. The
+same --run.name resumes an interrupted sweep; trials are runs NAME-TRIAL. Exit code 1 if every trial failed.
 """
 
 import shlex
@@ -24,7 +24,7 @@ from tune.spaces import PRESET_OF_SPACE, SPACES, load_space
 
 
 def main() -> None:
-    """Parse the settings, join Ray, sweep."""
+    """Parse the settings, connect to Ray, sweep."""
     with exit_on_user_error():
         name, words = split_words(sys.argv[1:])
         config = parse_command_line(__doc__, SweepConfig, words)

@@ -1,16 +1,16 @@
-"""Train BrewCLIP, or go on with a run of the same name.
+"""Train BrewCLIP, or resume the run of the same name.
 
     ray job submit --working-dir . -- python jobs/train.py flickr8k --storage s3://bucket --optim.peak-lr 3e-4
     python jobs/train.py scenes --model.variant pipeline
 
-The corpus must have been extracted (jobs/extract.py). Everything of the run lies below STORAGE/runs/NAME.
+The corpus must have been extracted (jobs/extract.py). All files of the run are stored below STORAGE/runs/NAME.
 """
 
 from brewclip.config import exit_on_user_error, parse_command_line
 
 
 def main() -> None:
-    """Parse the configuration, join Ray, train."""
+    """Parse the configuration, connect to Ray, train."""
     with exit_on_user_error():
         config = parse_command_line(__doc__)
         from brewclip.cluster import connect

@@ -1,11 +1,10 @@
-"""Trains the scenes world's own small CLIP from scratch on images and read captions.
+"""Train the small CLIP of the scenes world from scratch on images and read captions.
 
     python jobs/train_scenes_clip.py --steps 550 --output brewclip/scenes/clip.safetensors
 
-Text captions only: it never sees narratives, speech or a corpus' images. Scenes that look like one of a
-split named by `--keep-clear` are left out and counted. The same flags on the same machine give the same
-weights. About 10 minutes on 2 free cores; the weights so far are written every `--save-every-steps`, so that
-a run can be cut short.
+Text captions only: it never sees narratives, speech or a corpus' images. Scenes that equal one of a split named by
+`--keep-clear` are excluded and counted. The same flags on the same machine give the same weights. About 10 minutes on 2
+free cores; the weights are written every `--save-every-steps`, so a run can be stopped early.
 """
 
 from brewclip.config import exit_on_user_error, parse_options

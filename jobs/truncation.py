@@ -1,13 +1,13 @@
-"""Measure what is cut from images, texts and speech, and what that costs: recall cut and whole, side by side.
+"""Measure truncation of images, texts and speech, and its effect on recall.
 
     python jobs/truncation.py localized_narratives --split dev --systems zero_shot RUN
     python jobs/truncation.py scenes_narratives --split dev --systems zero_shot
 
-For each system: the centre crop against the whole image between bars (--data.image-transform letterbox), the text cut
-at CLIP's 77 tokens less the prompts against chunks of all of it (--data.long-text chunks), the first
---data.max-audio-frames of the speech against all of it (0). Prints the table, and writes inputs.json to a folder of its
-own below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-inputs, whose latest.json names the last one. The run stays as it
-was trained: to see what training on whole inputs gives, train with the same flags and use jobs/evaluate.py.
+For each system: the centre crop against the whole image with padding (--data.image-transform letterbox), the text
+truncated at CLIP's 77 tokens less the prompts against chunks of the whole text (--data.long-text chunks), the first
+--data.max-audio-frames of the speech against all of it (0). Prints the table, and writes inputs.json to its own folder
+below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-inputs, whose latest.json names the last one. The run is not
+retrained: to measure training without truncation, train with the same flags and use jobs/evaluate.py.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from brewclip.config import Config, exit_on_user_error, parse_command_line
 
 @dataclass(frozen=True)
 class TruncationConfig(Config):
-    """Settings of the comparison."""
+    """Settings of the truncation study."""
 
     systems: tuple[str, ...] = ("zero_shot",)
-    """What is evaluated: `zero_shot`, names of runs, URLs of runs or checkpoints."""
+    """Systems to evaluate: `zero_shot`, names of runs, URLs of runs or checkpoints."""
     split: str = "dev"
-    """Split that is evaluated."""
+    """Split to evaluate on."""
 
 
 def main() -> None:
-    """Parse the configuration, join Ray, evaluate, print, write."""
+    """Parse the configuration, connect to Ray, evaluate, print and write the results."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, TruncationConfig)
         import json
@@ -45,7 +45,7 @@ def main() -> None:
         effects = [effect for system in systems for effect in measure_truncation(system, config.split)]
         folder = open_folder(config, study_name(config, config.split, "inputs"), systems, [config.split])
         folder.write({"inputs.json": json.dumps(truncation_record(effects), indent=1).encode()})
-        print("\nspeech -> image, recall in %, and what the whole input gains [95 % interval]")
+        print("\nspeech -> image, recall in %, and the gain without truncation [95 % interval]")
         print(f"{truncation_table(effects)}\n{folder.storage.url}/inputs.json", flush=True)
 
 

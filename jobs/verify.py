@@ -1,8 +1,8 @@
-"""Check a split as it is stored against its manifest, and say everything that is wrong.
+"""Verify a stored split against its manifest, and list all problems.
 
     python jobs/verify.py --url s3://bucket/flickr8k/train
 
-Exit code 0 if the split is exactly as it was written, 1 if something is wrong with it.
+Exit code 0 if the split is exactly as it was written, else 1.
 """
 
 import sys
@@ -13,16 +13,16 @@ from brewclip.config import exit_on_user_error, parse_options
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What is checked."""
+    """Options of the verification."""
 
     url: str = "file:///tmp/brewclip/scenes/train"
     """Folder of the split, s3://bucket/corpus/split or file:///folder."""
     num_threads: int = 4
-    """Shards checked at once; of each, 64 MiB are held in memory."""
+    """Shards checked in parallel; each takes 64 MiB of memory."""
 
 
 def main() -> None:
-    """Check, print one line for each problem, then a summary."""
+    """Verify the split; print one line per problem, then a summary."""
     with exit_on_user_error():
         words = sys.argv[1:]
         if words and not words[0].startswith("-"):

@@ -1,12 +1,12 @@
-"""RelevanceMaps at what systems do: galleries of their best and worst queries, and maps of where they look and listen.
+"""Visualize systems: galleries of best and worst queries, and relevance maps over image patches and speech frames.
 
     python jobs/visualize.py scenes --split test --systems zero_shot scenes-pipeline-0 scenes-brewclip-0
     python jobs/visualize.py scenes --systems scenes-brewclip-0 --keys scenetest000003-0 scenetest000007-1
 
-Writes PNG files to a folder of their own below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-look, whose latest.json
-names the last one: gallery-SYSTEM-best, gallery-SYSTEM-worst, and attention-KEY with a row for each system. The maps
-show what each patch of the right image and each frame of the recording adds to their similarity; the sound is that of
-systems with an acoustic channel.
+Writes PNG files to their own folder below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-look, whose latest.json names the
+last one: gallery-SYSTEM-best, gallery-SYSTEM-worst, and attention-KEY with a row for each system. The maps show what
+each patch of the correct image and each frame of the recording adds to their similarity; frames are shown for systems
+with an acoustic channel.
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from brewclip.errors import UserError
 
 @dataclass(frozen=True)
 class VisualizeConfig(Config):
-    """Settings of a look."""
+    """Settings of a visualization."""
 
     systems: tuple[str, ...] = ("zero_shot",)
-    """What is looked at: `zero_shot`, names of runs, URLs of runs or checkpoints."""
+    """Systems to visualize: `zero_shot`, names of runs, URLs of runs or checkpoints."""
     split: str = "test"
-    """Split that is looked at."""
+    """Split of the queries."""
     num_queries: int = 6
-    """Queries in each gallery, and maps that are drawn where no keys are given."""
+    """Queries per gallery, and number of relevance maps if no keys are given."""
     keys: tuple[str, ...] = ()
-    """Recordings whose maps are drawn; none takes evenly spaced ones."""
+    """Recordings whose relevance maps are drawn; by default evenly spaced ones."""
 
 
 def main() -> None:
-    """Parse the configuration, join Ray, evaluate, draw."""
+    """Parse the configuration, connect to Ray, evaluate, draw the figures."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, VisualizeConfig)
         if config.num_queries < 1:

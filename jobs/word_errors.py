@@ -1,11 +1,11 @@
-"""Measure what Whisper misheard in a split, and what that costs each system.
+"""Measure Whisper's word errors in a split, and their effect on each system's recall.
 
     ray job submit --working-dir . -- python jobs/word_errors.py flickr8k --storage s3://bucket --systems zero_shot RUN
     python jobs/word_errors.py scenes --systems scenes-pipeline-0 scenes-brewclip-0
 
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. Prints WER, silence and hallucination of
 the split, recall by WER, and the logistic regression of the R@5 hit on the WER of the utterance; writes
-word_errors.json, word_errors.md and word_errors.png to a folder of their own below
+word_errors.json, word_errors.md and word_errors.png to their own folder below
 STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-word_errors, whose latest.json names the last one, and to MLflow.
 """
 
@@ -16,16 +16,16 @@ from brewclip.config import Config, exit_on_user_error, parse_command_line
 
 @dataclass(frozen=True)
 class WordErrorsConfig(Config):
-    """Settings of the study of word errors."""
+    """Settings of the word error study."""
 
     systems: tuple[str, ...] = ("zero_shot",)
-    """What is evaluated: `zero_shot`, names of runs, URLs of runs or checkpoints."""
+    """Systems to evaluate: `zero_shot`, names of runs, URLs of runs or checkpoints."""
     split: str = "test"
-    """Split that is evaluated."""
+    """Split to evaluate on."""
 
 
 def main() -> None:
-    """Parse the configuration, read the split's texts, evaluate the systems over Ray, write."""
+    """Parse the configuration, load the split's texts, evaluate the systems on Ray, write the results."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, WordErrorsConfig)
         from brewclip.cluster import connect

@@ -1,4 +1,4 @@
-"""Load frozen weights once while the image is built, so that they lie in its cache afterwards.
+"""Download frozen weights into the cache of the container image while it is built.
 
 python k8s/fetch_weights.py --whisper base --clip ViT-L-14/openai
 """
@@ -10,7 +10,7 @@ from brewclip.config import exit_on_user_error, parse_options
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """Names as `--model.whisper` and `--model.clip` take them."""
+    """Names as in `--model.whisper` and `--model.clip`."""
 
     whisper: str = "base"
     """Whisper model."""
@@ -19,7 +19,7 @@ class FetchOptions:
 
 
 def main() -> None:
-    """Load both and say what was loaded."""
+    """Load both models and print the hashes of their weights."""
     with exit_on_user_error():
         options = parse_options(__doc__, FetchOptions)
     from brewclip.pretrained.clip_identity import weights_sha256

@@ -1,4 +1,4 @@
-"""Make the bucket of BREWCLIP_STORAGE where it is missing; runs as a Job beside MinIO.
+"""Create the bucket of BREWCLIP_STORAGE if it is missing; runs as a Job next to MinIO.
 
 BREWCLIP_STORAGE=s3://brewclip AWS_ENDPOINT_URL=http://minio:9000 python k8s/make_bucket.py
 """
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 def main() -> None:
-    """Make the bucket, or find that it is there; a server that does not answer yet is an error: the Job comes again."""
+    """Create the bucket if it is missing; fail if the server does not answer, so that the Job is retried."""
     url = urlsplit(os.environ.get("BREWCLIP_STORAGE", ""))
     if url.scheme != "s3" or not url.netloc:
         sys.exit(f"error: BREWCLIP_STORAGE is {url.geturl()!r}: give s3://bucket")

@@ -1,4 +1,4 @@
-"""Fixtures that several tests share: the embedded services, started when first asked for, and shared inputs.
+"""Fixtures that several tests share: the local services, started on first use, and shared inputs.
 
 The services' variables (AWS_*, MLFLOW_TRACKING_URI, RAY_ADDRESS) are in the environment from the first test
 that asks for a service to the end of the session.

@@ -82,7 +82,7 @@ def test_the_logs_of_an_own_head_stay_only_where_a_job_failed_with_a_traceback(t
     folders = list(tmp_path.glob("brewclip-*"))
     if kept:
         (folder,) = folders
-        assert done.stderr.endswith(f"Ray's logs are kept in {folder}\n")
+        assert done.stderr.endswith(f"Ray's logs are in {folder}\n")
         assert (folder / "ray" / "gcs_server.out").exists()
     else:
         assert (folders, done.stderr) == ([], "error: as asked\n")

@@ -1,4 +1,4 @@
-"""Settings, presets and the command line: what a user types, and what they are told when it is wrong."""
+"""Settings, presets and the command line: values, error messages, warnings, and renamed settings."""
 
 import dataclasses
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from brewclip.config import PRESETS, Config, check, flatten, parse_command_line, preset, unflatten
+from brewclip.config import PRESETS, Config, check, flatten, parse_command_line, preset, renamed, unflatten
 from brewclip.errors import UserError
 
 
@@ -175,6 +175,50 @@ def test_dev_in_other_letters_is_no_other_data():
 def test_settings_without_effect_are_named(capsys):
     parse_command_line(None, Config, ["scenes", "--model.variant", "acoustic", "--data.transcript", "ground_truth"])
     assert "warning: --data.transcript has no effect" in capsys.readouterr().err
+
+
+@pytest.fixture
+def notes(monkeypatch, capsys):
+    """Return a function that yields the notes printed since the last call, as in a new process."""
+    monkeypatch.setattr(renamed, "_noted", set())
+    return lambda: capsys.readouterr().err.splitlines()
+
+
+def test_a_renamed_flag_sets_the_current_setting_with_one_note(notes):
+    for words in (["--extraction.window", "first_30_seconds"], ["--extraction.window=first_30_seconds"]):
+        config = parse_command_line(None, Config, ["scenes", *words])
+        assert config.extraction.frames == "first_30_seconds"
+    assert notes() == ["note: setting extraction.window is called extraction.frames now"], "once per process"
+
+
+@pytest.mark.parametrize(("old", "current"), [("windows", "chunks"), ("cut", "truncate")])
+@pytest.mark.parametrize("flag", ["--data.long-text", "--data.long_text"])
+def test_a_renamed_value_becomes_the_current_one(old, current, flag, notes):
+    for words in ([flag, old], [f"{flag}={old}"]):
+        assert parse_command_line(None, Config, ["scenes", *words]).data.long_text == current
+    assert notes() == [f"note: data.long_text {old} is called {current} now"]
+
+
+def test_current_flags_and_other_settings_of_the_same_value_are_not_changed(notes):
+    words = ["--extraction.frames", "speech", "--data.long-text", "chunks", "--run.name", "windows"]
+    config = parse_command_line(None, Config, ["scenes", *words])
+    assert (config.extraction.frames, config.data.long_text, config.run.name) == ("speech", "chunks", "windows")
+    assert notes() == []
+
+
+def test_settings_of_an_old_checkpoint_are_read(notes):
+    leaves = flatten(preset("flickr8k_release"))
+    old = leaves | {"data.long_text": "windows", "extraction.window": leaves["extraction.frames"]}
+    del old["extraction.frames"]
+    config = unflatten(old)
+    assert (config.extraction.frames, config.data.long_text) == ("first_30_seconds", "chunks")
+    assert flatten(config) == leaves | {"data.long_text": "chunks"}
+    assert notes() == [
+        "note: data.long_text windows is called chunks now",
+        "note: setting extraction.window is called extraction.frames now",
+    ]
+    with pytest.raises(ValueError, match="'sound' is not a setting of this version"):
+        unflatten({"extraction.sound": "all"})
 
 
 @pytest.mark.parametrize("job", ["train", "extract", "evaluate", "reproduce"])

@@ -1,4 +1,4 @@
-"""The figures of a sweep as PNG files: which settings did well, and which trials were stopped when."""
+"""Figures of a sweep as PNG files: results by setting, and early stopping of trials."""
 
 import io
 import math
@@ -22,11 +22,11 @@ _LEGEND = {"finished": "finished", "stopped_early": "stopped early", "failed": "
 
 
 def draw_figures(rows: list[TrialRow], space: Space, metric: str) -> dict[str, bytes]:
-    """Return the figures by file name; trials that were never evaluated are not in them.
+    """Return the figures by file name; trials without an evaluation are left out.
 
     Args:
         rows: the trials.
-        space: what was varied, and how.
+        space: the search space.
         metric: the selection metric, for the labels.
     """
     measured = [row for row in rows if row.best is not None]
@@ -40,24 +40,24 @@ def draw_figures(rows: list[TrialRow], space: Space, metric: str) -> dict[str, b
 
 
 def _draw_parallel_coordinates(rows: list[TrialRow], space: Space, metric: str) -> Figure:
-    """One line for each trial through its settings to its recall; the best one is thick."""
+    """Draw a line per trial through its settings to its recall; the best one is thick."""
     names = [*space, metric]
     figure = Figure(figsize=(2.6 * len(names) + 1.5, 5), layout="constrained")
     axes = figure.add_subplot()
     colour, scale = _colour_scale(rows)
-    places = [_Places([row.params[name] for row in rows], space[name]) for name in space]
+    scales = [_VerticalScale([row.params[name] for row in rows], space[name]) for name in space]
     results = [row.best or 0.0 for row in rows]
-    places.append(_Places(results, ("uniform", min(results), max(results))))
+    scales.append(_VerticalScale(results, ("uniform", min(results), max(results))))
     best = best_trial(rows)
     for row in sorted(rows, key=lambda row: row.best or 0.0):
         values = [*(row.params[name] for name in space), row.best]
-        heights = [place.of(value) for place, value in zip(places, values, strict=True)]
+        heights = [axis.of(value) for axis, value in zip(scales, values, strict=True)]
         marker, line = _STYLE[row.outcome]
         width = 3.0 if row is best else 1.4
         axes.plot(heights, color=colour(row.best), linestyle=line, marker=marker, linewidth=width, markersize=5)
-    for column, place in enumerate(places):
+    for column, axis in enumerate(scales):
         axes.axvline(column, color="0.4", linewidth=1, zorder=0)
-        for value, height in place.ticks():
+        for value, height in axis.ticks():
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
             axes.text(column - 0.03, height, format_value(value), ha="right", va="center", fontsize=9, bbox=box)
     axes.set_xticks(range(len(names)), names)
@@ -71,7 +71,7 @@ def _draw_parallel_coordinates(rows: list[TrialRow], space: Space, metric: str) 
 
 
 def _draw_recall_by_parameter(rows: list[TrialRow], space: Space, metric: str) -> Figure:
-    """One panel for each setting: the recall of each trial against its value."""
+    """Draw a panel per setting with the recall of each trial against its value."""
     figure = Figure(figsize=(4.0 * len(space) + 0.5, 4), layout="constrained")
     panels = figure.subplots(1, len(space), sharey=True, squeeze=False)[0]
     best = best_trial(rows)
@@ -96,7 +96,7 @@ def _draw_recall_by_parameter(rows: list[TrialRow], space: Space, metric: str) -
 
 
 def _draw_early_stopping(rows: list[TrialRow], metric: str) -> Figure:
-    """The best result so far of each trial by step; where a line ends early, the scheduler ended the trial."""
+    """Draw the best result so far of each trial by step; a line that ends early was stopped by the scheduler."""
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes: Axes = figure.add_subplot()
     colour, scale = _colour_scale(rows)
@@ -116,8 +116,8 @@ def _draw_early_stopping(rows: list[TrialRow], metric: str) -> Figure:
     return figure
 
 
-class _Places:
-    """Where the values of a setting lie on an upright axis from 0 to 1."""
+class _VerticalScale:
+    """Positions of the values of a setting on a vertical axis from 0 to 1."""
 
     def __init__(self, seen: list[Any], values: list[Any] | tuple[Any, ...]) -> None:
         self.choices = values if isinstance(values, list) else None
@@ -133,7 +133,7 @@ class _Places:
         return 0.5 if high <= low else ((math.log(number) if self.log else number) - low) / (high - low)
 
     def ticks(self) -> list[tuple[Any, float]]:
-        """Return values to be named beside the axis, with their heights."""
+        """Return the values to label on the axis, with their heights."""
         if self.choices is not None:
             return [(choice, self.of(choice)) for choice in self.choices]
         if self.high <= self.low:
@@ -143,11 +143,11 @@ class _Places:
             values = {float(self.low), float(self.high)} | {10.0**power for power in range(first, last + 1)}
         else:
             values = {self.low + (self.high - self.low) * part / 4 for part in range(5)}
-        kept: list[tuple[Any, float]] = []
-        for value in sorted(values):  # names must not lie upon each other
-            if not kept or self.of(value) - kept[-1][1] > 0.05:
-                kept.append((float(value), self.of(value)))
-        return kept
+        ticks: list[tuple[Any, float]] = []
+        for value in sorted(values):  # labels must not overlap
+            if not ticks or self.of(value) - ticks[-1][1] > 0.05:
+                ticks.append((float(value), self.of(value)))
+        return ticks
 
 
 def _colour_scale(rows: list[TrialRow]) -> tuple[Any, ScalarMappable]:

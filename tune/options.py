@@ -1,4 +1,4 @@
-"""The settings of a sweep, beside those of its trials; light to import, so that a wrong flag is told at once."""
+"""Settings of a sweep, in addition to those of its trials; light to import, so that flag errors appear at once."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -12,37 +12,37 @@ Search = Literal["tpe", "random"]
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How trials are chosen and when they are stopped."""
+    """Search, early stopping and registration of a sweep."""
 
     num_trials: int = 20
     """Trials of the whole sweep."""
     scheduler: Scheduler = "asha"
-    """Who ends weak trials: `asha`, `median` or `none`. `pbt` is refused: it changes the settings of a running
-    trial, and a trial here is a run, whose settings stand in its checkpoints."""
+    """Early stopping of weak trials: `asha`, `median` or `none`. `pbt` is refused: it changes the settings of a running
+    trial, and a trial here is a run, whose settings are fixed in its checkpoints."""
     search: Search = "tpe"
-    """Who proposes settings: Optuna's TPE, or chance; chance as well where Optuna is not installed."""
+    """Search algorithm: Optuna's TPE, or random; also random if Optuna is not installed."""
     reduction_factor: int = 2
-    """ASHA lets the best 1 of so many go on at each rung; rungs lie this factor apart, 2 or more."""
+    """ASHA continues the best 1 of so many trials at each rung; rungs are this factor apart, 2 or more."""
     max_concurrent: int = 0
-    """Most trials at a time; 0 takes as many as the free CPUs or GPUs have room for."""
+    """Maximum parallel trials; 0 is as many as fit on the free CPUs or GPUs."""
     max_failures: int = 2
-    """Lost workers after which a trial is given up; the sweep goes on."""
+    """Worker failures after which a trial is given up; the sweep continues."""
     register_as: str = "brewclip"
     """Name of the best checkpoint in MLflow's registry, models:/NAME@best; empty registers nothing."""
 
 
 @dataclass(frozen=True)
 class SweepConfig(Config):
-    """Settings of a sweep: those that its trials share, and its own."""
+    """Settings of a sweep: those shared by its trials, and its own."""
 
     sweep: SweepOptions = SweepOptions()
 
 
 def check_options(config: SweepConfig) -> None:
-    """Find what cannot be swept.
+    """Check the settings of a sweep.
 
     Raises:
-        UserError: one line with the remedy.
+        UserError: if one is invalid; one line with the remedy.
     """
     sweep = config.sweep
     if sweep.scheduler == "pbt":
@@ -60,5 +60,5 @@ def check_options(config: SweepConfig) -> None:
 
 
 def shared_settings(config: SweepConfig) -> Config:
-    """Return the settings that all trials share, without those of the sweep."""
+    """Return the settings shared by all trials, without those of the sweep."""
     return Config(**{item.name: getattr(config, item.name) for item in fields(Config)})

@@ -1,6 +1,6 @@
-"""A sweep in MLflow: one parent run, its trials below it, the table, the figures, and the name of the best one.
+"""A sweep in MLflow: one parent run with its trials as children, table, figures, and the registered best model.
 
-Everything is found by its URL in storage, so a sweep that is taken up again goes on in the same runs.
+Runs are identified by their URL in storage, so a resumed sweep continues the same MLflow runs.
 """
 
 from brewclip.checkpoints.checkpoint import checkpoint_name, read_files
@@ -23,11 +23,11 @@ class SweepRecord:
 
     Args:
         config: of the sweep.
-        space: what is varied.
-        command: that does the sweep again.
+        space: the search space.
+        command: that repeats the sweep.
 
     Raises:
-        UserError: if MLflow does not answer: trials are recorded below this run, so it must be there first.
+        UserError: if MLflow does not answer: trials are recorded as children of this run, so it must exist first.
     """
 
     def __init__(self, config: SweepConfig, space: Space, command: str) -> None:
@@ -42,15 +42,15 @@ class SweepRecord:
 
     @property
     def run_id(self) -> str:
-        """The parent's id in MLflow, or empty."""
+        """Id of the parent run in MLflow, or empty."""
         return self.tracker.run_id
 
     def finish(self, rows: list[TrialRow], files: dict[str, bytes]) -> None:
-        """Record what came out: the state of every trial, the best settings, tables and figures.
+        """Record the results: the state of every trial, the best settings, tables and figures.
 
         Args:
             rows: the trials.
-            files: by name; they become artifacts of the parent.
+            files: contents by name, stored as artifacts of the parent.
         """
         self.system_metrics.stop()
         for row in rows:
@@ -67,20 +67,20 @@ class SweepRecord:
         self.tracker.finish("FAILED" if best is None else "FINISHED")
 
     def abandon(self) -> None:
-        """Close the record of a sweep that was interrupted; it is taken up again when the sweep is."""
+        """Close the record of an interrupted sweep; it is resumed with the sweep."""
         self.system_metrics.stop()
         self.tracker.finish("KILLED", wait_seconds=10.0)
 
 
 def sweep_url(config: SweepConfig) -> str:
-    """Return where a sweep keeps its state and results."""
+    """Return the URL of a sweep's state and results."""
     return f"{config.storage.rstrip('/')}/sweeps/{config.run_name}"
 
 
 def settle_trial(config: SweepConfig, parent: str, row: TrialRow, *, wait_seconds: float = 60.0) -> None:
-    """Give a trial's run its end in MLflow: status, outcome, cause, and the checkpoint if it was stopped early.
+    """Finalize a trial's run in MLflow: status, outcome, cause, and the checkpoint if it was stopped early.
 
-    A trial whose workers never started has no run yet: it gets one.
+    If the trial's workers never started, its run is created here.
     """
     if not config.tracking.uri:
         return
@@ -103,10 +103,10 @@ def settle_trial(config: SweepConfig, parent: str, row: TrialRow, *, wait_second
 
 
 def register_best(config: SweepConfig, rows: list[TrialRow]) -> str:
-    """Give the best checkpoint of all trials its name in MLflow's registry.
+    """Register the best checkpoint of all trials in MLflow.
 
     Returns:
-        The name, `models:/NAME@best`; empty if there is nothing to register, or nowhere.
+        The name, `models:/NAME@best`; empty if there is no checkpoint, name or tracking URI.
     """
     best, name, uri = best_trial(rows), config.sweep.register_as, config.tracking.uri
     if best is None or not name or not uri:

@@ -1,4 +1,4 @@
-"""The trials of a sweep as a table: for people, for programs, and the best of them."""
+"""Results of a sweep: trials as JSON, CSV, Markdown and text tables, and the best trial."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ Outcome = Literal["finished", "stopped_early", "failed"]
 
 @dataclass(frozen=True)
 class TrialRow:
-    """What became of a trial.
+    """Result of a trial.
 
     Attributes:
         name: of its run.
@@ -33,13 +33,13 @@ class TrialRow:
 
 
 def best_trial(rows: list[TrialRow]) -> TrialRow | None:
-    """Return the trial with the best evaluation; of equal ones the first that was started."""
+    """Return the trial with the best evaluation; of equal ones the first started."""
     measured = [row for row in rows if row.best is not None]
     return max(measured, key=lambda row: row.best or 0.0, default=None)
 
 
 def ranked(rows: list[TrialRow]) -> list[TrialRow]:
-    """Return the trials, the best first and those without an evaluation last."""
+    """Return the trials sorted best first, those without an evaluation last."""
     return sorted(rows, key=lambda row: -1.0 if row.best is None else row.best, reverse=True)
 
 
@@ -60,7 +60,7 @@ def markdown_table(rows: list[TrialRow], metric: str) -> str:
 
 
 def text_table(rows: list[TrialRow], metric: str) -> str:
-    """Return the trials for a terminal, the best first."""
+    """Return the trials as a text table, the best first."""
     cells = _cells(rows, metric)
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
@@ -68,7 +68,7 @@ def text_table(rows: list[TrialRow], metric: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a number with three digits, anything else as it is."""
+    """Return a float with three significant digits, anything else as a string."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

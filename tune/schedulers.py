@@ -1,4 +1,4 @@
-"""Schedulers and searchers of Ray Tune by the names of the settings; the schedulers keep their memory when restored."""
+"""Ray Tune's schedulers and searchers by the names of the settings; schedulers are restored with a sweep."""
 
 import sys
 from typing import Any
@@ -18,31 +18,31 @@ History = dict[str, dict[int, float]]
 
 
 class _Remembering:
-    """Tells a scheduler, which Tune does not restore, what trials had reported before the sweep was interrupted."""
+    """Replays to a scheduler, which Tune does not restore, the reports of trials from before an interruption."""
 
     history: History
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
         for step, value in self.history.get(trial.trial_id, {}).items():
-            # What it decided then was done then.
+            # Its decision was carried out then.
             super().on_trial_result(tune_controller, trial, {"step": step, self._metric: value})  # type: ignore[misc,attr-defined]
 
 
 class RememberingASHA(_Remembering, AsyncHyperBandScheduler):
-    """ASHA that goes on with its rungs."""
+    """ASHA that resumes with its rungs."""
 
 
 class RememberingMedian(_Remembering, MedianStoppingRule):
-    """Median stopping that goes on with the curves it saw."""
+    """Median stopping that resumes with the reported curves."""
 
 
 def build_scheduler(config: SweepConfig, history: History) -> TrialScheduler:
-    """Return the scheduler of a sweep; a trial is judged by its best evaluation so far, first at the first one.
+    """Return the scheduler of a sweep; it compares best evaluations so far, from the first evaluation on.
 
     Args:
         config: of the sweep.
-        history: what trials reported before an interruption.
+        history: reports of trials from before an interruption.
     """
     every, total = config.run.eval_every_steps, config.optim.total_steps
     scheduler: Any
@@ -62,11 +62,11 @@ def build_scheduler(config: SweepConfig, history: History) -> TrialScheduler:
 
 
 def build_search(config: SweepConfig, max_concurrent: int) -> SearchAlgorithm:
-    """Return the searcher of a sweep; random where Optuna is asked for and not installed, with a warning.
+    """Return the searcher of a sweep; random with a warning if Optuna is not installed.
 
     Args:
         config: of the sweep.
-        max_concurrent: most trials at a time.
+        max_concurrent: maximum parallel trials.
     """
     if config.sweep.search == "tpe":
         try:
@@ -83,7 +83,7 @@ def build_search(config: SweepConfig, max_concurrent: int) -> SearchAlgorithm:
 
 
 def tune_space(space: Space) -> dict[str, Any]:
-    """Return a space in Tune's own terms."""
+    """Return a space in Tune's terms."""
     forms = {"log_uniform": tune.loguniform, "uniform": tune.uniform}
     domains = {}
     for field, values in space.items():

@@ -1,4 +1,4 @@
-"""What a sweep varies: search spaces as plain data, by the dotted names of the settings.
+"""Search spaces as plain data, by the dotted names of the settings.
 
 A space is a dictionary. A list is a choice of values; a tuple is a range of numbers:
 
@@ -9,7 +9,7 @@ A space is a dictionary. A list is a choice of values; a tuple is a range of num
         "model.num_layers": ("integers", 1, 3),       # both ends are possible
     }
 
-Such a file, given by its path, is a space like those below; nothing needs to be imported for it.
+Such a file, given by its path, is used like the spaces below; it needs no imports.
 """
 
 import difflib
@@ -24,31 +24,31 @@ from brewclip.errors import UserError
 Space = dict[str, list[Any] | tuple[Any, ...]]
 
 SPACES: dict[str, Space] = {
-    # The three that the paper fixes (appendix A), each around its value.
+    # The three settings that the paper fixes (appendix A), each around its value.
     "paper": {
         "loss.alpha": [0, 0.05, 0.1, 0.25, 0.5],
         "model.prompt_length": [0, 2, 4, 8, 16],
         "optim.peak_lr": ("log_uniform", 1e-5, 1e-2),
     },
-    # The same three, as wide as a few dozen steps on the scenes can tell apart.
+    # The same three, as coarse as a few dozen steps on the scenes can distinguish.
     "quick": {
         "loss.alpha": [0, 0.1, 0.5],
         "model.prompt_length": [0, 4, 8],
         "optim.peak_lr": ("log_uniform", 3e-5, 3e-3),
     },
 }
-# Preset of a space when none is named; `scenes` for all others.
+# Default preset of a space; `scenes` for all others.
 PRESET_OF_SPACE = {"paper": "flickr8k"}
 RANGES = ("log_uniform", "uniform", "integers")
-# They belong to the sweep as a whole.
+# Settings of the whole sweep.
 _FIXED = ("storage", "data.dev_split", "run.name", "run.fresh", "run.selection_metric", "tracking.")
 
 
 def load_space(name: str) -> Space:
-    """Return a space by its name here or by the path of a Python file that defines SPACE.
+    """Load a space by its name here or by the path of a Python file that defines SPACE.
 
     Raises:
-        UserError: if there is none, or it is no space of settings.
+        UserError: if there is none, or it is invalid.
     """
     if name in SPACES:
         return check_space(name, SPACES[name])
@@ -67,10 +67,10 @@ def load_space(name: str) -> Space:
 
 
 def check_space(name: str, space: Any) -> Space:
-    """Find settings that do not exist, values of a wrong type and empty ranges, before a trial is started.
+    """Check a space before a trial is started: names of settings, types of values, ranges.
 
     Raises:
-        UserError: one line that names the setting.
+        UserError: if it is invalid; one line that names the setting.
     """
     if not isinstance(space, dict) or not space:
         raise UserError(f"space {name!r} must be a dictionary of settings that is not empty")
@@ -90,7 +90,7 @@ def check_space(name: str, space: Any) -> Space:
 
 
 def _problem_of(kind: Any, values: Any) -> str:
-    """Return what is wrong with the values of a setting of some type, or nothing."""
+    """Return the problem with the values of a setting of a type, or an empty string."""
     if isinstance(values, list):
         if not values:
             return "no values to choose from"

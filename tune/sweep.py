@@ -1,6 +1,6 @@
-"""A sweep from its settings to its results: trials over the whole cluster, taken up again where it stopped.
+"""A sweep from settings to results: trials over the whole cluster, resumed where it was interrupted.
 
-Below STORAGE/sweeps/NAME: sweep.json, what the sweep is; state/, Tune's own state and the evaluations so far;
+Below STORAGE/sweeps/NAME: sweep.json, space and settings; state/, Tune's own state and the evaluations so far;
 trials.json, trials.csv, trials.md and the figures, once it is over. The trials are runs, STORAGE/runs/NAME-TRIAL.
 """
 
@@ -32,10 +32,10 @@ _MEMORY_OF_TRIAL_BYTES = 600 * 2**20
 
 
 def prepare_sweep(config: SweepConfig, space: Space) -> None:
-    """Find what cannot work before a trial starts: options, storage, data, an earlier sweep of other settings.
+    """Check options, storage, data and an earlier sweep of the same name before a trial starts.
 
     Raises:
-        UserError: one line with the remedy.
+        UserError: if something is wrong; one line with the remedy.
     """
     check_options(config)
     # Without a checkpoint of that name, this checks storage, splits and counts.
@@ -58,15 +58,15 @@ def prepare_sweep(config: SweepConfig, space: Space) -> None:
 
 
 def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]:
-    """Run all trials on the cluster that Ray is joined to, and record what came out; call `prepare_sweep` first.
+    """Run all trials on the connected Ray cluster, and record the results; call `prepare_sweep` first.
 
     Args:
         config: of the sweep.
-        space: what is varied.
-        command: that does the sweep again.
+        space: the search space.
+        command: that repeats the sweep.
 
     Returns:
-        The trials, in the order they were made. All of them may have failed.
+        The trials, in the order of their creation. All of them may have failed.
     """
     cluster = config.cluster
     check_resources(demand_of("a trial", cluster, cluster.min_workers or cluster.num_workers))
@@ -95,12 +95,12 @@ def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]
 
 
 def _run_trials(config: SweepConfig, space: Space, parent: str, folder: Path) -> list[TrialRow]:
-    """Let Tune run what is left to do, and return all trials, those of earlier submissions too."""
+    """Run the remaining trials with Tune, and return all trials, including those of earlier submissions."""
     # Read when Tune is imported: its loggers would write a second record of everything to the state.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # with it, an interrupted sweep would look like a finished one
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its frames and tables do not go with our lines
-    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the loggers' files
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its boxed tables do not fit our output lines
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it warns about the loggers' missing files
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # of the state: a few kB, then copied to storage
     from ray import tune
 
@@ -108,7 +108,7 @@ def _run_trials(config: SweepConfig, space: Space, parent: str, folder: Path) ->
     from tune.watch import TrialWatch, read_trials
 
     history = read_results(folder)
-    # Built in any case: this writes settings that depend on the cluster of today, and the scheduler's memory.
+    # Built in any case: this writes settings that depend on the cluster of today, and the scheduler's history.
     tuner = tune.Tuner(
         _trainable(config, parent),
         param_space=tune_space(space),
@@ -126,7 +126,7 @@ def _run_trials(config: SweepConfig, space: Space, parent: str, folder: Path) ->
         ),
     )
     if list((folder / _EXPERIMENT).glob("experiment_state-*.json")):
-        print(f"sweep {config.run_name}: taken up again, trials that have reported: {len(history)}", flush=True)
+        print(f"sweep {config.run_name}: resumed, trials that have reported: {len(history)}", flush=True)
         tuner = tune.Tuner.restore(
             str(folder / _EXPERIMENT), _trainable(config, parent), resume_unfinished=True, param_space=tune_space(space)
         )
@@ -135,7 +135,7 @@ def _run_trials(config: SweepConfig, space: Space, parent: str, folder: Path) ->
 
 
 def _trainable(config: SweepConfig, parent: str) -> Any:
-    """Return the trial function with what all trials share, as a small actor that needs no CPU of its own."""
+    """Return the trial function bound to the shared settings, as a small actor that reserves no CPU."""
     import sys
 
     from ray import cloudpickle, tune
@@ -152,7 +152,7 @@ def _trainable(config: SweepConfig, parent: str) -> Any:
 
 
 def count_places(config: SweepConfig) -> int:
-    """Return how many trials have room side by side on what is free of the cluster now, at least one."""
+    """Return how many trials fit in parallel on the free resources of the cluster, at least one."""
     import ray
 
     cluster, free = config.cluster, ray.available_resources()
@@ -174,9 +174,9 @@ def _result_files(config: SweepConfig, space: Space, rows: list[TrialRow]) -> di
 
 
 def _start_over(config: SweepConfig, storage: Storage) -> None:
-    """Remove the sweep and the runs of its trials, and let MLflow begin new records."""
+    """Remove the sweep and the runs of its trials, and supersede their MLflow runs."""
     runs = open_storage(f"{config.storage.rstrip('/')}/runs")
-    # Other runs may have names that begin alike.
+    # Other runs may share the prefix.
     names = [name for name in runs.list_names(f"{config.run_name}-") if is_trial_of(config.run_name, name)]
     for run in sorted({name.split("/")[0] for name in names}):
         supersede(config.tracking.uri, config.tracking.experiment, f"{runs.url}/{run}")

@@ -1,6 +1,6 @@
-"""One trial of a sweep: a whole training run with Ray Train workers of its own, as jobs/train.py starts it.
+"""One trial of a sweep: a complete training run with its own Ray Train workers, as in jobs/train.py.
 
-It goes to the cluster by value, since the folder tune/ need not be importable there.
+It is pickled by value, since the folder tune/ need not be importable on the cluster.
 """
 
 import os
@@ -12,10 +12,10 @@ from brewclip.errors import UserError
 
 
 def trial_config(shared: dict[str, Any], params: dict[str, Any], run_name: str) -> Config:
-    """Return the settings of a trial: the shared ones with the trial's own laid over them.
+    """Return the settings of a trial: the shared ones, overridden by the trial's own.
 
     Raises:
-        UserError: if they do not go together.
+        UserError: if they are incompatible.
     """
     own = {name: value.item() if hasattr(value, "item") else value for name, value in params.items()}
     try:
@@ -27,7 +27,7 @@ def trial_config(shared: dict[str, Any], params: dict[str, Any], run_name: str) 
 
 
 def trial_run_name(sweep: str, trial_id: str) -> str:
-    """Return the name of a trial's run; Tune keeps the id of a trial when a sweep is taken up again."""
+    """Return the name of a trial's run; trial ids are unchanged when a sweep is resumed."""
     return f"{sweep}-{trial_id.rpartition('_')[2]}"
 
 
@@ -37,7 +37,7 @@ def is_trial_of(sweep: str, run_file: str) -> bool:
 
 
 def run_trial(params: dict[str, Any], sweep: str, shared: dict[str, Any], environment: dict[str, str]) -> None:
-    """Train with the parameters that Tune chose; each evaluation is reported to Tune, the last one from here.
+    """Train with the parameters chosen by Tune; evaluations are reported to Tune, the last one from here.
 
     Args:
         params: dotted settings of this trial.
@@ -46,7 +46,7 @@ def run_trial(params: dict[str, Any], sweep: str, shared: dict[str, Any], enviro
         environment: of the program that the user started.
 
     Raises:
-        UserError: if the run cannot be done; Tune records it and goes on with other trials.
+        UserError: if the run fails; Tune records it and continues with other trials.
     """
     # As brewclip.cluster.connect does for a driver; read when the trainer is built.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")

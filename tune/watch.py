@@ -1,4 +1,4 @@
-"""Watching the trials while Tune runs them: a line for each event, notes for a later restore, their end in MLflow."""
+"""Tune callback: a line per trial event, records for a later restore, and the final state of trials in MLflow."""
 
 import json
 from dataclasses import asdict, replace
@@ -19,7 +19,7 @@ _TRIALS = "trials.json"
 
 
 class TrialWatch(Callback):
-    """Prints how trials go, notes their evaluations for a later restore, and closes their runs in MLflow.
+    """Prints trial events, records evaluations for a later restore, and closes the trials' runs in MLflow.
 
     Args:
         config: of the sweep.
@@ -71,7 +71,7 @@ class TrialWatch(Callback):
 
 
 def read_trials(folder: Path) -> list[TrialRow]:
-    """Return the trials as they were at the end of the sweep, in the order they were made."""
+    """Return the trials as they were at the end of the sweep, in the order of their creation."""
     rows = [TrialRow(**row) for row in json.loads((folder / _TRIALS).read_text())]
     return [replace(row, curve={int(step): value for step, value in row.curve.items()}) for row in rows]
 
@@ -79,7 +79,7 @@ def read_trials(folder: Path) -> list[TrialRow]:
 def describe_trial(
     config: SweepConfig, trial: Any, curve: dict[int, float] | None = None, problem: str = ""
 ) -> TrialRow:
-    """Return what became of a trial of Tune that has ended; with a problem it has failed."""
+    """Return the result of an ended Tune trial; with a problem it has failed."""
     last = trial.last_result or {}
     step = int(last.get("step", 0))
     outcome: Outcome = "failed" if problem else "finished" if step >= config.optim.total_steps else "stopped_early"
@@ -95,14 +95,14 @@ def describe_trial(
 
 
 def cause_of(error: BaseException) -> str:
-    """Return one line that says why a trial failed: a user's mistake in its words, anything else with its type."""
+    """Return the cause of a failed trial in one line: a `UserError` as its message, anything else with its type."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or ["no message"]
     return (lines[0] if isinstance(cause, UserError) else f"{type(cause).__name__}: {lines[0]}")[:500]
 
 
 def _error_of(trial: Any) -> BaseException:
-    """Return what a trial of Tune failed with; its own file of it, which reaches Tune's storage only later."""
+    """Return the error of a Tune trial, from its local file, which reaches Tune's storage only later."""
     try:
         with open(trial.pickled_error_file, "rb") as file:
             return cloudpickle.load(file)

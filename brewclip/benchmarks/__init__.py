@@ -1,1 +1,1 @@
-"""Timings against other tools: one file for each benchmark, run by jobs/benchmark.py."""
+"""Benchmarks against other tools, one module each, run by jobs/benchmark.py."""

@@ -1,11 +1,11 @@
-"""Run all benchmarks one after the other and write one table of their figures.
+"""Run all benchmarks in sequence and write one table of their results.
 
     make benchmark
     python jobs/benchmark.py all --only recall loss
 
-Each runs in a process of its own with its defaults, about 20 minutes in all on 2 quiet cores. The table is put between
-the markers <!-- benchmarks --> and <!-- /benchmarks --> of --table, or is the whole of that file if it has none; the
-figures lie below --folder. Benchmarks left out by --only keep the figures of their last run.
+Each runs in its own process with its defaults, about 20 minutes in all on 2 idle cores. The table is written between
+the markers <!-- benchmarks --> and <!-- /benchmarks --> of --table, or replaces that file if it has none; the results
+are stored in --folder. Benchmarks left out by --only reuse the results of their last run.
 """
 
 import subprocess
@@ -26,21 +26,21 @@ _CHECKOUT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """What runs, and where figures go."""
+    """Selection of benchmarks, and output files."""
 
     only: tuple[str, ...] = BENCHMARKS
-    """Benchmarks that run."""
+    """Benchmarks to run."""
     folder: Path = _CHECKOUT / ".state" / "benchmarks"
-    """Gets one JSON file for each benchmark."""
+    """Folder for one JSON file per benchmark."""
     table: Path = _CHECKOUT / "docs" / "benchmarks.md"
-    """File that gets the table."""
+    """File to write the table to."""
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Run the benchmarks, write the table, and return which of them failed.
+    """Run the benchmarks, and write the table.
 
     Raises:
-        UserError: if a benchmark is not known, or one of them failed.
+        UserError: if a benchmark is unknown, or one of them failed.
     """
     unknown = set(options.only) - set(BENCHMARKS)
     if unknown:
@@ -52,7 +52,7 @@ def run(options: Options) -> dict[str, Any]:
         options.table.write_text(f"# Benchmarks\n\n{text}")
     print(f"\n{text}\nwritten to {options.table}", flush=True)
     if failed:
-        raise UserError(f"no figures of {', '.join(failed)}: the reason stands above")
+        raise UserError(f"no figures of {', '.join(failed)}: the reason is above")
     return {}
 
 

@@ -1,6 +1,6 @@
-"""What the benchmarks of models read: spoken captions of the scenes world or of a split, and a split of features.
+"""Inputs of the model benchmarks: spoken captions of the scenes world or of a split, and a split of features.
 
-Features are random numbers of the size that Whisper base gives, so that a split is written in seconds.
+Features are random numbers of the size of Whisper base's, so that a split is written in seconds.
 """
 
 import io
@@ -24,7 +24,7 @@ from brewclip.scenes.world import sample_scene, scene_generator, world_seed
 AUDIO_DIM = 512  # of Whisper base
 _FRAMES = (120, 220)  # 2.4 to 4.4 s, as captions are
 _SEED_NAME = "scenes/benchmark"
-_DISTINCT = 64  # pairs that are drawn; others repeat them, as drawing takes longer than training on them
+_DISTINCT = 64  # distinct pairs; others repeat them, as rendering takes longer than training on them
 _SIDE_PIXELS = 192
 
 
@@ -33,7 +33,7 @@ class Recording:
     """A spoken caption.
 
     Attributes:
-        text: what was said.
+        text: the spoken text.
         waveform: float32 mono at 16 kHz.
     """
 
@@ -42,7 +42,7 @@ class Recording:
 
 
 def make_recordings(count: int, noise_snr_db: float = 99.0) -> list[Recording]:
-    """Speak the captions of scenes; below 60 dB babble is mixed in."""
+    """Synthesize captions of scenes; below 60 dB babble is mixed in."""
     made = []
     for index in range(count):
         rng = scene_generator(world_seed(_SEED_NAME), index, "voice")
@@ -53,7 +53,7 @@ def make_recordings(count: int, noise_snr_db: float = 99.0) -> list[Recording]:
 
 
 def load_recordings(url: str, count: int) -> list[Recording]:
-    """Load recordings of a split whose text is known, taken evenly over all of it.
+    """Load recordings of a split whose text is known, evenly spaced over the split.
 
     Raises:
         UserError: if it has none.

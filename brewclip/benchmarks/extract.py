@@ -1,13 +1,13 @@
-"""Compare Whisper's extraction with `whisper.transcribe` called for one recording after the other.
+"""Benchmark Whisper's extraction against `whisper.transcribe` called per recording.
 
     python jobs/benchmark.py extract
     python jobs/benchmark.py extract --noise-snr-db 0 --num-recordings 24
     python jobs/benchmark.py extract --split s3://bucket/ravdess/train --num-recordings 60
 
-Both read the same recordings with the same weights: spoken captions of the scenes world, or those of a split; on the
-GPU if there is one (with the encoder in --precision) and else on one thread. Extraction keeps the encoder's frames
-besides; `transcribe` gives the transcript only. Word errors are counted after Whisper's normaliser. Memory is watched
-over --memory-rounds times the same recordings.
+Both process the same recordings with the same weights: spoken captions of the scenes world, or those of a split; on the
+GPU if there is one (with the encoder in --precision) and else on one thread. Extraction also returns the encoder's
+frames; `transcribe` gives the transcript only. Word errors are counted after Whisper's normalizer. Memory is measured
+over --memory-rounds rounds of the same recordings.
 """
 
 import functools
@@ -24,7 +24,7 @@ import whisper
 import whisper.normalizers
 
 from brewclip.benchmarks.corpus import Recording, load_recordings, make_recordings
-from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, print_limit
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
@@ -36,33 +36,33 @@ _MOST_GROWTH_MB = 50.0
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """What is read, and how."""
+    """Recordings, and how they are processed."""
 
     whisper: str = "base"
     """Name of the Whisper model."""
     num_recordings: int = 24
-    """Spoken captions of about 3 s, or recordings taken evenly from the split."""
+    """Spoken captions of about 3 s, or recordings evenly spaced over the split."""
     split: str = ""
-    """URL of a split of recordings whose text is known, as a recipe wrote it; empty takes synthetic captions."""
+    """URL of a split of recordings whose text is known, as a recipe wrote it; empty uses synthetic captions."""
     noise_snr_db: float = 99.0
-    """Babble mixed into synthetic captions, in dB; 60 and more mix nothing in."""
+    """Babble mixed into synthetic captions, in dB; none from 60 on."""
     batch_size: int = 16
-    """Chunks that extraction decodes together."""
+    """Chunks per batch of extraction."""
     precision: str = "float32"
-    """Of extraction's encoder: float32, bfloat16 or float16."""
+    """Precision of extraction's encoder: float32, bfloat16 or float16."""
     num_pairs: int = 2
-    """Runs of each way that count."""
+    """Measured runs of each side."""
     num_threads: int = 1
-    """Threads of torch on a CPU."""
+    """CPU threads of torch."""
     memory_rounds: int = 3
-    """How often the recordings are extracted while memory is watched; 0 leaves it out."""
+    """Rounds of extraction over which memory is measured; 0 skips it."""
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+    """Run the benchmark, print the results, and return them for the JSON file.
 
     Raises:
-        UserError: if an option has no meaning.
+        UserError: if an option is invalid.
     """
     _check(options)
     torch.set_num_threads(options.num_threads)
@@ -85,9 +85,9 @@ def run(options: Options) -> dict[str, Any]:
     errors = {name: word_error_rate(recordings, found) for name, found in transcripts.items()}
     print("word errors: " + ", ".join(f"{name} {value:.2f} %" for name, value in errors.items()), flush=True)
     extra = errors["reader"] - errors["transcribe"]
-    limits = [told(Limit("word errors more than whisper.transcribe", (extra,), "points", _MOST_EXTRA_WER))]
+    limits = [print_limit(Limit("word errors more than whisper.transcribe", (extra,), "points", _MOST_EXTRA_WER))]
     if options.memory_rounds:
-        limits.append(told(_growth(reader, recordings, options.memory_rounds)))
+        limits.append(print_limit(_growth(reader, recordings, options.memory_rounds)))
     return {
         "comparisons": [comparison.record()],
         "limits": [limit.record() for limit in limits],
@@ -118,7 +118,7 @@ def _read(reader: SpeechReader, recordings: list[Recording]) -> list[str]:
 
 
 def transcribe_each(model: whisper.Whisper, recordings: list[Recording]) -> list[str]:
-    """Return Whisper's own transcripts, by its defaults."""
+    """Return the transcripts of `whisper.transcribe` with its defaults."""
     fp16 = model.device.type == "cuda"
     return [
         str(whisper.transcribe(model, recording.waveform, language="en", fp16=fp16)["text"]) for recording in recordings
@@ -139,7 +139,7 @@ def word_error_rate(recordings: list[Recording], transcripts: list[str]) -> floa
 
 
 def _growth(reader: SpeechReader, recordings: list[Recording], rounds: int) -> Limit:
-    """Return by how much resident memory grows from the first round to the last."""
+    """Return the growth of resident memory from the first round to the last."""
     process, resident = psutil.Process(), []
     for _ in range(rounds):
         _read(reader, recordings)

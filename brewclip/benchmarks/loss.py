@@ -1,9 +1,9 @@
-"""Compare the loss of a large batch, computed some rows at a time, with the plain formula over the whole matrix.
+"""Benchmark the loss of a large batch, computed in row chunks, against the plain formula over the whole matrix.
 
     python jobs/benchmark.py loss
     python jobs/benchmark.py loss --large-own-rows 32768      # all rows on one worker: about 5 minutes on 2 cores
 
-Loss and gradients of both are compared, then their time, then the memory of each in a process of its own. The large
+Compares loss and gradients of both, then their time, then the memory of each in a separate process. The large
 case is one worker's share of a global batch: its own rows against those of all workers.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from brewclip import losses as losses_module
-from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, print_limit
 from brewclip.benchmarks.memory import watch
 from brewclip.errors import UserError
 from brewclip.losses import brewclip_loss
@@ -30,29 +30,29 @@ _MOST_LARGE_GB = 4.0
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """Sizes and runs."""
+    """Sizes and number of runs."""
 
     num_rows: int = 5120
     """Batch of the comparison; with more than 4,096 rows it is computed in chunks."""
     num_dimensions: int = 768
-    """Of the features."""
+    """Dimensions of the features."""
     num_pairs: int = 3
-    """Runs of each way that count."""
+    """Measured runs of each side."""
     large_own_rows: int = 2048
-    """Rows of one worker in the case whose memory is measured; 0 leaves it out."""
+    """Rows of one worker in the case whose memory is measured; 0 skips it."""
     large_all_rows: int = 32_768
     """Rows of all workers in that case."""
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+    """Run the benchmark, print the results, and return them for the JSON file.
 
     Raises:
-        UserError: if an option has no meaning.
+        UserError: if an option is invalid.
     """
     _check(options)
     rows, dimensions = options.num_rows, options.num_dimensions
-    limits = [told(_difference(rows, dimensions))]
+    limits = [print_limit(_difference(rows, dimensions))]
     comparison = compare_in_turn(
         f"loss and gradients of {rows:,} rows in chunks, against the plain formula",
         functools.partial(_rate, rows, dimensions, plain=False),
@@ -82,7 +82,7 @@ def step(own_rows: int, all_rows: int, dimensions: int, *, plain: bool) -> list[
     """Compute the loss of one worker's rows and its gradients.
 
     Returns:
-        The loss, and the gradients of image, sound and text features and of the logit scale.
+        The loss, and the gradients of image, acoustic and text features and of the logit scale.
     """
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(own_rows, dimensions, generator=generator, requires_grad=True) for _ in range(3)]
@@ -101,7 +101,7 @@ def step(own_rows: int, all_rows: int, dimensions: int, *, plain: bool) -> list[
 
 
 def _gathering(other_rows: int) -> Callable[[Tensor], Tensor]:
-    """Return what stands for the transfer: rows of other workers come after this one's."""
+    """Return a substitute for the gather: rows of other workers follow this one's."""
 
     def gather(x: Tensor) -> Tensor:
         if x.is_floating_point():
@@ -113,7 +113,7 @@ def _gathering(other_rows: int) -> Callable[[Tensor], Tensor]:
 
 
 def _difference(rows: int, dimensions: int) -> Limit:
-    """Return how far loss and gradients in chunks are from the plain formula's, relative to their largest value."""
+    """Return the largest difference of loss and gradients, relative to the largest value of each."""
     pairs = zip(
         step(rows, rows, dimensions, plain=False), step(rows, rows, dimensions, plain=True), strict=True
     )  # fmt: skip
@@ -132,4 +132,4 @@ def _peak(name: str, own_rows: int, all_rows: int, dimensions: int, *, plain: bo
         "from brewclip.benchmarks.loss import step\n"
         f"step({own_rows}, {all_rows}, {dimensions}, plain={plain})"
     )  # fmt: skip
-    return told(Limit(name, (peak.rss_bytes / 1e9,), "GB", most))
+    return print_limit(Limit(name, (peak.rss_bytes / 1e9,), "GB", most))

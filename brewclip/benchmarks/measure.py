@@ -1,6 +1,6 @@
-"""How two ways of doing the same are compared on a machine that others use too: in turn, by ratio, with its spread.
+"""Measurement on a shared machine: two implementations run alternately and are compared by ratio, with its spread.
 
-What has no other way to stand against, such as memory, is held against a limit.
+Figures without a baseline, such as memory, are compared with a limit.
 """
 
 import contextlib
@@ -15,20 +15,20 @@ from brewclip.errors import UserError
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """What every benchmark is told."""
+    """Options of every benchmark."""
 
     json: str = ""
-    """File that gets the figures; empty prints them only."""
+    """JSON file for the results; empty prints them only."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rates of our way and of another, measured in turn.
+    """Rates of our implementation and of a baseline, measured alternately.
 
     Attributes:
         name: what was measured.
-        ours, theirs: rates of each run, in `unit`; run k of both stood side by side in time.
-        target: least ratio that is wanted; 0 for none.
+        ours, theirs: rates of each run, in `unit`; runs k of both are adjacent in time.
+        target: minimum ratio; 0 for none.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Comparison:
         return statistics.median(self.ratios)
 
     def line(self) -> str:
-        """Return one line for people: the ratio with its spread, both medians, and the target."""
+        """Return a summary line: the ratio with its spread, both medians, and the target."""
         ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
         target = f"; target {self.target:g}x {'reached' if self.ratio >= self.target else 'MISSED'}" * bool(self.target)
         return (
@@ -57,9 +57,9 @@ class Comparison:
         )
 
     def record(self) -> dict[str, object]:
-        """Return what a JSON file keeps."""
-        kept = {"name": self.name, "unit": self.unit, "target": self.target, "ours": self.ours, "theirs": self.theirs}
-        return kept | {"ratio": self.ratio, "ratio_spread": [self.ratios[0], self.ratios[-1]]}
+        """Return the entry for the JSON file."""
+        entry = {"name": self.name, "unit": self.unit, "target": self.target, "ours": self.ours, "theirs": self.theirs}
+        return entry | {"ratio": self.ratio, "ratio_spread": [self.ratios[0], self.ratios[-1]]}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Limit:
     Attributes:
         name: what was measured.
         values: of each run, in `unit`; their median counts.
-        most: what is allowed; 0 if the figure is only told.
+        most: the limit; 0 if the figure is only reported.
     """
 
     name: str
@@ -83,24 +83,24 @@ class Limit:
         return statistics.median(self.values)
 
     def line(self) -> str:
-        """Return one line for people."""
+        """Return a summary line."""
         spread = f" ({show(min(self.values))} to {show(max(self.values))})" * (len(self.values) > 1)
         verdict = "reached" if self.value <= self.most else "MISSED"
         limit = f"; at most {show(self.most)} {verdict}" * bool(self.most)
         return f"{self.name}: {show(self.value)} {self.unit}{spread}{limit}"
 
     def record(self) -> dict[str, object]:
-        """Return what a JSON file keeps."""
+        """Return the entry for the JSON file."""
         return {"name": self.name, "unit": self.unit, "most": self.most, "value": self.value, "values": self.values}
 
 
 def show(value: float) -> str:
-    """Return a number with three digits that count, or whole if it is large."""
+    """Return a number with three significant digits, or as an integer if it is large."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def check_pairs(num_pairs: int) -> None:
-    """Refuse a number of runs that measures nothing.
+    """Check the number of runs.
 
     Raises:
         UserError: if it is below 1.
@@ -109,8 +109,8 @@ def check_pairs(num_pairs: int) -> None:
         raise UserError(f"--num-pairs {num_pairs} measures nothing: 1 or more")
 
 
-def told(limit: Limit) -> Limit:
-    """Print a limit's line and return it."""
+def print_limit(limit: Limit) -> Limit:
+    """Print the line of a limit and return the limit."""
     print(limit.line(), flush=True)
     return limit
 
@@ -124,23 +124,23 @@ def compare_in_turn(
     unit: str,
     target: float = 0.0,
 ) -> Comparison:
-    """Run both ways in turn, who begins changing from pair to pair, and print the result.
+    """Run both implementations alternately, with the order switched from pair to pair, and print the result.
 
-    One run of each comes first and does not count.
+    One warm-up run of each comes first.
 
     Args:
         name: what is measured.
         ours: runs once and returns its rate.
         theirs: as `ours`.
-        num_pairs: runs of each that count.
+        num_pairs: measured runs of each.
         unit: of the rates.
-        target: least ratio that is wanted; 0 for none.
+        target: minimum ratio; 0 for none.
     """
     ours(), theirs()
     rates: dict[Callable[[], float], list[float]] = {ours: [], theirs: []}
     for pair in range(num_pairs):
-        for way in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
-            rates[way].append(way())
+        for side in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
+            rates[side].append(side())
     comparison = Comparison(name, tuple(rates[ours]), tuple(rates[theirs]), unit, target)
     print(comparison.line(), flush=True)
     return comparison
@@ -148,13 +148,13 @@ def compare_in_turn(
 
 @contextlib.contextmanager
 def environment_set(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for a while: storage, boto3 and the loader's processes find the server by them."""
-    kept = {name: os.environ.get(name) for name in variables}
+    """Set environment variables temporarily, by which storage, boto3 and loader processes find the server."""
+    before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
@@ -162,12 +162,12 @@ def environment_set(variables: dict[str, str]) -> Iterator[None]:
 
 
 def machine_line() -> str:
-    """Return what the figures depend on: processor, cores, load before the run, versions."""
+    """Describe the machine: processor, cores, load before the run, Python version."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
             model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
     except OSError:
-        pass  # not Linux: the architecture must do
+        pass  # not Linux: the architecture only
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: it runs in a process of its own, which is watched from outside."""
+"""Peak memory of Python code, run in a separate process and measured from outside."""
 
 import subprocess
 import sys
@@ -12,13 +12,13 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Peak:
-    """What a watched process needed.
+    """Result of a watched process.
 
     Attributes:
-        rss_bytes: largest resident memory that was seen.
-        seconds: how long it ran.
+        rss_bytes: largest observed resident memory.
+        seconds: duration.
         finished: False if it was ended at its time limit.
-        output: what it printed.
+        output: its stdout.
     """
 
     rss_bytes: int
@@ -32,7 +32,7 @@ def watch(statement: str, *, max_seconds: float = 0.0) -> Peak:
 
     Args:
         statement: the code.
-        max_seconds: after which the process is ended; 0 lets it finish.
+        max_seconds: time limit, after which the process is killed; 0 for none.
 
     Raises:
         RuntimeError: if it fails.

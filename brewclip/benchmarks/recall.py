@@ -1,11 +1,11 @@
-"""Compare exact recall by tiles with sorting the whole similarity matrix, as retrieval code usually does.
+"""Benchmark exact recall by tiles against sorting the whole similarity matrix, as retrieval code usually does.
 
     python jobs/benchmark.py recall
-    python jobs/benchmark.py recall --large-seconds 0      # lets the large case run to its end: about 20 minutes
+    python jobs/benchmark.py recall --large-seconds 0      # without a time limit on the large case: about 20 minutes
 
-Both give the rank of every query in both directions over the same random features; their ranks are compared. The large
-case runs in a process of its own, whose resident memory is watched; it is ended after --large-seconds, as it grows no
-more once its first tiles are counted.
+Both compute the rank of every query in both directions over the same random features; their ranks are compared. The
+large case runs in a separate process, whose resident memory is measured; it is killed after --large-seconds, as memory
+no longer grows after the first tiles.
 """
 
 import functools
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, told
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, print_limit
 from brewclip.benchmarks.memory import watch
 from brewclip.errors import UserError
 from brewclip.metrics import retrieval
@@ -28,34 +28,34 @@ from brewclip.metrics import retrieval
 _LEAST_RATIO = 10.0
 _MOST_SECONDS = 3.0
 _MOST_GB = 4.0
-_NOISE = 4.0  # added to an image's features: about 97 % of 25,000 recordings then find theirs first
+_NOISE = 4.0  # added to an image's features: then about 97 % of 25,000 recordings rank theirs first
 
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """Sizes and runs."""
+    """Sizes and number of runs."""
 
     num_speech: int = 25_000
     """Recordings."""
     num_images: int = 5_000
     """Images."""
     num_dimensions: int = 512
-    """Of the features."""
+    """Dimensions of the features."""
     num_pairs: int = 3
-    """Runs of each way that count."""
+    """Measured runs of each side."""
     large_speech: int = 1_000_000
-    """Recordings of the case whose memory is measured; 0 leaves it out."""
+    """Recordings of the case whose memory is measured; 0 skips it."""
     large_images: int = 100_000
     """Images of that case."""
     large_seconds: float = 60.0
-    """After how long that case is ended; 0 lets it finish."""
+    """Time limit of that case; 0 for none."""
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+    """Run the benchmark, print the results, and return them for the JSON file.
 
     Raises:
-        UserError: if an option has no meaning.
+        UserError: if an option is invalid.
     """
     _check(options)
     features = make_features(options.num_speech, options.num_images, options.num_dimensions)
@@ -72,7 +72,7 @@ def run(options: Options) -> dict[str, Any]:
     )
     different = int((ranks["tiles"] != ranks["sorting"]).sum())
     print(f"ranks that differ: {different} of {len(ranks['tiles'])}", flush=True)
-    limits = [told(Limit("seconds of it", tuple(seconds[1:]), "s", _MOST_SECONDS))]
+    limits = [print_limit(Limit("seconds of it", tuple(seconds[1:]), "s", _MOST_SECONDS))]
     if options.large_speech:
         limits.append(_measure_large(options))
     return {
@@ -96,7 +96,7 @@ def make_features(num_speech: int, num_images: int, num_dimensions: int) -> tupl
     images = torch.randn(num_images, num_dimensions, generator=generator)
     answers = torch.arange(num_speech)[torch.randperm(num_speech, generator=generator)] % num_images
     speech = torch.empty(num_speech, num_dimensions).normal_(0, _NOISE, generator=generator)
-    for rows in torch.arange(num_speech).split(8192):  # the large case has no room for a second copy
+    for rows in torch.arange(num_speech).split(8192):  # the large case does not fit into memory twice
         speech[rows] += images[answers[rows]]
     return speech, answers, images
 
@@ -104,10 +104,10 @@ def make_features(num_speech: int, num_images: int, num_dimensions: int) -> tupl
 def ranks_by_sorting(speech: Tensor, answers: Tensor, images: Tensor) -> NDArray[np.int64]:
     """Return the rank of each recording's image, then the best rank of each image's recordings, by two argsorts."""
     scores = F.normalize(speech, dim=1) @ F.normalize(images, dim=1).T
-    places = scores.argsort(dim=1, descending=True)
-    to_image = (places == answers[:, None]).int().argmax(dim=1) + 1
-    places = scores.T.argsort(dim=1, descending=True)
-    to_speech = (answers[places] == torch.arange(len(images))[:, None]).int().argmax(dim=1) + 1
+    order = scores.argsort(dim=1, descending=True)
+    to_image = (order == answers[:, None]).int().argmax(dim=1) + 1
+    order = scores.T.argsort(dim=1, descending=True)
+    to_speech = (answers[order] == torch.arange(len(images))[:, None]).int().argmax(dim=1) + 1
     return torch.cat([to_image, to_speech]).numpy()
 
 
@@ -139,4 +139,4 @@ def _measure_large(options: Options) -> Limit:
     )
     how = "all of it" if peak.finished else f"its first {peak.seconds:.0f} s"
     name = f"peak memory with {options.large_speech:,} against {options.large_images:,} ({how})"
-    return told(Limit(name, (peak.rss_bytes / 1e9,), "GB", _MOST_GB))
+    return print_limit(Limit(name, (peak.rss_bytes / 1e9,), "GB", _MOST_GB))

@@ -1,13 +1,14 @@
-"""Compare the writing of a corpus with a plain loop of soundfile, soxr, PIL and tarfile; then watch the memory.
+"""Benchmark the writing of a corpus against a plain loop of soundfile, soxr, PIL and tarfile; then measure memory.
 
     python jobs/benchmark.py recipes
     python jobs/benchmark.py recipes --num-samples 100 --memory-samples 0 --json recipes.json
 
-One process each, without Ray: tasks of a recipe share nothing, so that the ratio of one holds for as many as there
-are. Ours is what a task of `datasets/table.py` runs, `FileCorpus.make_sample` and `write_shard`, with the manifest;
-it checks, hashes, copies and syncs what it writes. The loop does none of this: it decodes the same files once, makes
-images of the same size and quality and recordings of the same rate and format, and adds them to tars.
-It averages channels by `mean(axis=1)`, as such loops do; the recipe adds whole channels, and makes up for the rest.
+One process each, without Ray: tasks of a recipe share nothing, so the ratio of one task holds for any number. Ours is
+what a task of `datasets/table.py` runs, `FileCorpus.make_sample` and `write_shard`, with the manifest; it checks,
+hashes, copies and syncs its output. The loop does none of this: it decodes the same files once, makes images of the
+same size and quality and recordings of the same rate and format, and adds them to tars.
+It averages channels by `mean(axis=1)`, as such loops do; the recipe adds whole channels, which saves the time that its
+checks cost.
 """
 
 import functools
@@ -40,31 +41,31 @@ _SPLIT = "train"
 _SIDE_PIXELS = 336  # of stored images, the recipes' default
 _IMAGE_PIXELS = 640, 480
 _RECORDING_HZ = 44_100
-_TINY_FILES = 16  # that the samples of the memory measurement share
+_TINY_FILES = 16  # shared by the samples of the memory measurement
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """What is written, and how often."""
+    """Sizes and number of runs."""
 
     num_samples: int = 300
     """Images (640 x 480 JPEG) and recordings (3 to 4 s, WAV, 44.1 kHz stereo) of the miniature corpus."""
     samples_per_shard: int = 100
-    """Samples in one tar, for both ways."""
+    """Samples per tar, for both sides."""
     num_pairs: int = 5
-    """Runs of each way that count."""
+    """Measured runs of each side."""
     memory_samples: int = 100_000
-    """Tiny samples written one after the other to see whether memory grows; 0 leaves it out."""
+    """Tiny samples written in sequence to see whether memory grows; 0 skips it."""
     memory_samples_per_shard: int = 1000
-    """Samples in one tar of these."""
+    """Samples per tar of these."""
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+    """Run the benchmark, print the results, and return them for the JSON file.
 
     Raises:
-        UserError: if an option has no meaning.
+        UserError: if an option is invalid.
     """
     _check(options)
     comparisons = []
@@ -72,13 +73,13 @@ def run(options: Options) -> dict[str, Any]:
         folder = Path(name)
         if options.num_samples:
             corpus = make_corpus(folder / "source", options.num_samples)
-            ways = (
+            sides = (
                 functools.partial(_rate, write, corpus, folder, options.samples_per_shard)
                 for write in (write_with_recipe, write_plainly)
             )
             title = "writing 640 x 480 JPEG with 3 to 4 s of 44.1 kHz WAV, against soundfile, PIL and tarfile"
             comparisons.append(
-                compare_in_turn(title, *ways, num_pairs=options.num_pairs, unit="samples/s", target=_TARGET)
+                compare_in_turn(title, *sides, num_pairs=options.num_pairs, unit="samples/s", target=_TARGET)
             )
         memory = _measure_memory(folder, options) if options.memory_samples else {}
     if memory:
@@ -104,7 +105,7 @@ def _check(options: Options) -> None:
 
 
 def make_corpus(folder: Path, num_samples: int) -> FileCorpus:
-    """Make images and recordings in a folder, the same ones each time, and return their corpus."""
+    """Write deterministic images and recordings to a folder, and return their corpus."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     recordings = []
@@ -118,7 +119,7 @@ def make_corpus(folder: Path, num_samples: int) -> FileCorpus:
 
 
 def _save_image(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:
-    """Save smooth noise with a little grain: it is as large as a photograph of its size, and decodes like one."""
+    """Save smooth noise with a little grain: file size and decoding time are those of a photograph."""
     blobs = rng.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(blobs).resize(size, Image.Resampling.BICUBIC), np.float32)
     grain = rng.standard_normal((size[1], size[0], 1), np.float32) * 6
@@ -126,20 +127,20 @@ def _save_image(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> 
 
 
 def _save_recording(path: Path, rng: np.random.Generator, seconds: float, rate_hz: int, num_channels: int) -> None:
-    """Save a gliding tone that swells like syllables, with noise of its own in each channel."""
+    """Save a gliding tone modulated like syllables, with independent noise in each channel."""
     times = np.arange(round(seconds * rate_hz)) / rate_hz
     voice = np.sin(2 * np.pi * (140 + 20 * times) * times) * np.abs(np.sin(2 * np.pi * 2 * times))
     noise = rng.standard_normal((len(times), num_channels)) * 0.02
     soundfile.write(path, 0.5 * voice[:, None] + noise, rate_hz, subtype="PCM_16")
 
 
-# ------------------------------------------------------------------ the two ways
+# ------------------------------------------------------------------ the two sides
 
 
 def _rate(
     write: Callable[[FileCorpus, Path, int], int], corpus: FileCorpus, folder: Path, samples_per_shard: int
 ) -> float:
-    """Return the samples per second of one way, written to a new folder."""
+    """Return the samples per second of one side, written to a new folder."""
     with tempfile.TemporaryDirectory(dir=folder) as dest:
         start = time.perf_counter()
         count = write(corpus, Path(dest), samples_per_shard)
@@ -210,9 +211,9 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def _measure_memory(folder: Path, options: Options) -> dict[str, float]:
     """Return the resident memory of a worker after a tenth of the shards and at the end, in bytes.
 
-    Each sample is read, decoded, checked and written under a key of its own; only the files are shared. As on a
-    worker, the items come one shard at a time; shards are removed at once, to spare the disk. Most of the level is
-    what importing torch takes; growth is what counts.
+    Each sample is read, decoded, checked and written under its own key; only the files are shared. As on a worker, the
+    items come one shard at a time; shards are removed at once, to save disk space. Most of the level is the import of
+    torch; growth is what counts.
     """
     corpus = _make_tiny_corpus(folder / "tiny")
     files, storage = corpus.rounds(_SPLIT)[0], FolderStorage(folder / "memory")

@@ -1,13 +1,13 @@
-"""Train through Ray, S3 and the stream on one worker and on two: the data's cost, weak scaling, and what comes before.
+"""Benchmark training through Ray, S3 and the stream on one and two workers: data cost, weak scaling, start-up time.
 
     python jobs/benchmark.py scaling
     python jobs/benchmark.py scaling --image docs/scaling.png --page docs/scaling.md
 
 A run starts workers of the preset `scenes` with Ray Train over a local S3 server. In each worker the training loop is
-fed in turn by the stream (with curves, flags and counts as in a real run), by a stream that decodes each image anew,
-as a first epoch does, and from memory with nothing around it. Runs of one worker and of two with twice the batch stand
-in turn. The arithmetic of `traffic`, given the speed of one worker and of the link between two, says what two should
-take, and draws the image for GPUs.
+fed alternately by the stream (with curves, flags and counts as in a real run), by a stream that decodes each image
+again, as in a first epoch, and from memory with nothing else. Runs of one worker and of two with twice the batch
+alternate. The arithmetic of `traffic`, given the speed of one worker and of the link between two, predicts the step
+time of two, and the figure for GPUs.
 """
 
 import itertools
@@ -28,8 +28,8 @@ from brewclip.benchmarks.measure import (
     Limit,
     check_pairs,
     environment_set,
+    print_limit,
     show,
-    told,
 )
 from brewclip.benchmarks.summary import CLOSING, OPENING, put_between_markers
 from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time
@@ -48,29 +48,29 @@ SCENES = Workload("scenes", Tower(160, 4, 41), Tower(128, 4, 24), 2.0 * 36 * 3 *
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """What is measured, and how long."""
+    """Sizes, number of runs, and output files."""
 
     pairs_per_worker: int = 64
-    """Pairs of a step on each worker; the preset has 64."""
+    """Pairs per step on each worker; the preset has 64."""
     num_samples: int = 512
     """Pairs of the split."""
     num_steps: int = 20
-    """Steps of one measurement."""
+    """Steps per measurement."""
     num_pairs: int = 3
-    """Measurements of each way in each run, in turn."""
+    """Measurements of each source in each run, alternating."""
     num_runs: int = 2
-    """Runs on one worker, and as many on two; each starts Ray workers anew, which takes about 20 s."""
+    """Runs on one worker, and as many on two; each starts new Ray workers, which takes about 20 s."""
     image: str = ""
-    """File that gets the image of the arithmetic, such as scaling.png; empty draws none."""
+    """File for the figure of predicted scaling, such as scaling.png; empty draws none."""
     page: str = ""
-    """Page whose markers <!-- benchmarks --> and <!-- /benchmarks --> get the tables; empty writes none."""
+    """Page for the tables, between <!-- benchmarks --> and <!-- /benchmarks -->; empty writes none."""
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+    """Run the benchmark, print the results, and return them for the JSON file.
 
     Raises:
-        UserError: if an option has no meaning.
+        UserError: if an option is invalid.
     """
     _check(options)
     runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
@@ -114,7 +114,7 @@ def _check(options: Options) -> None:
 
 
 def _run_workers(bucket: str, environment: dict[str, str], options: Options, num_workers: int) -> dict[str, Any]:
-    """Start workers, let them measure, and return what the first one found."""
+    """Start workers, let them measure, and return the results of rank 0."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -123,13 +123,13 @@ def _run_workers(bucket: str, environment: dict[str, str], options: Options, num
 
     config = build_config(bucket, options.pairs_per_worker * num_workers, options.num_steps, num_workers)
     settings = {"config": flatten(config), "num_pairs": options.num_pairs}
-    settings |= {"environment": environment, "submitted": time.time()}  # a cluster of one's own has another S3
+    settings |= {"environment": environment, "submitted": time.time()}  # an existing cluster has another S3
     with tempfile.TemporaryDirectory(prefix="brewclip-train-") as folder:
         TorchTrainer(
             measure_worker,
             train_loop_config=settings,
             scaling_config=ray.train.ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 1}),
-            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # seen by mypy as the old one of ray.air
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy takes it for the old one of ray.air
                 name=config.run_name,
                 storage_path=folder,
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
@@ -140,7 +140,7 @@ def _run_workers(bucket: str, environment: dict[str, str], options: Options, num
 
 
 def measure_worker(settings: dict[str, Any]) -> None:
-    """Train on this worker, fed in each way in turn; the first worker writes the rates down."""
+    """Train on this worker, fed by each source in turn; rank 0 writes the rates to storage."""
     from brewclip.data.storage import open_storage
     from brewclip.factory import build_decoder
     from brewclip.training.worker import Assignment, Worker
@@ -154,15 +154,15 @@ def measure_worker(settings: dict[str, Any]) -> None:
     first = next(batches)
     parts = {"workers": started - settings["submitted"], "weights": built - started, "batch": time.time() - built}
     in_memory = [first, *itertools.islice(batches, 3)]
-    # Caches no images, and is not the start of the run.
+    # Without an image cache, and not as the first step of the run.
     worker.parts, worker.first_step = replace(worker.parts, decoder=build_decoder(config, worker.parts.clip)), -1
     sources = {"stream": batches, "first_epoch": worker.iter_batches(), "memory": itertools.cycle(in_memory)}
-    rates: dict[str, list[float]] = {way: [] for way in sources}
-    for pair in range(-1, settings["num_pairs"]):  # the first does not count: all ways begin warm
-        for way in sources if pair % 2 == 0 else reversed(sources):
-            rate = _steps(worker, sources[way], is_real=way != "memory")
+    rates: dict[str, list[float]] = {name: [] for name in sources}
+    for pair in range(-1, settings["num_pairs"]):  # the first is a warm-up of all sources
+        for name in sources if pair % 2 == 0 else reversed(sources):
+            rate = _steps(worker, sources[name], is_real=name != "memory")
             if pair >= 0:
-                rates[way].append(rate)
+                rates[name].append(rate)
     trained = sum(parameter.numel() for parameter in worker.parts.model.trained_parameters().values())
     found = {"rates": rates, "before_first_step": parts, "link": _measure_link(), "trained_parameters": trained}
     if worker.rank == 0:
@@ -171,7 +171,7 @@ def measure_worker(settings: dict[str, Any]) -> None:
 
 
 def _steps(worker: Any, batches: Iterator[Any], *, is_real: bool) -> float:
-    """Train over the configured steps; return pairs per second of all workers."""
+    """Train for the configured steps; return pairs per second over all workers."""
     from brewclip.benchmarks.steps import train_only
     from brewclip.training.loop import TrainState, train
 
@@ -217,16 +217,16 @@ def _measure_link() -> dict[str, float]:
             dist.all_reduce(values)
         seconds[size] = (time.perf_counter() - started) / _NUM_LINK_RUNS
     small, large = seconds.values()
-    # Between two, a sum sends its bytes once (twice half of them), in two hops.
+    # Between two workers, a sum sends its bytes once (twice half of them), in two hops.
     return {"bytes_per_second": _LINK_BYTES / max(large - small, 1e-9), "latency_seconds": small / 2}
 
 
-# ------------------------------------------------------------------ what it means
+# ------------------------------------------------------------------ results
 
 
 def _figures(runs: dict[int, list[dict[str, Any]]], options: Options) -> tuple[list[Comparison], list[Limit]]:
-    def rates(num_workers: int, way: str) -> tuple[float, ...]:
-        return tuple(rate for found in runs[num_workers] for rate in found["rates"][way])
+    def rates(num_workers: int, source: str) -> tuple[float, ...]:
+        return tuple(rate for found in runs[num_workers] for rate in found["rates"][source])
 
     comparisons = [
         Comparison(
@@ -262,14 +262,14 @@ def _figures(runs: dict[int, list[dict[str, Any]]], options: Options) -> tuple[l
     names = {"workers": "Ray's workers are up", "weights": "weights are loaded", "batch": "first batch"}
     everyone = [found["before_first_step"] for of in runs.values() for found in of]
     limits = [
-        told(Limit(f"before the first step, {name}", tuple(parts[key] for parts in everyone), "s"))
+        print_limit(Limit(f"before the first step, {name}", tuple(parts[key] for parts in everyone), "s"))
         for key, name in names.items()
     ]
     return comparisons, limits
 
 
 def _predict(runs: dict[int, list[dict[str, Any]]], options: Options) -> dict[str, float]:
-    """Compare the step time of two workers with what the arithmetic makes of one worker's speed and the link."""
+    """Compare the step time of two workers with the prediction from one worker's speed and the link."""
     pairs = options.pairs_per_worker
     workload = replace(SCENES, trained_parameters=runs[2][0]["trained_parameters"])
     seconds = [pairs / rate for found in runs[1] for rate in found["rates"]["memory"]]

@@ -1,10 +1,10 @@
-"""Time `--help` of every job and recipe: how long a user waits for an answer that needs no model.
+"""Benchmark the start-up time of every job and recipe: `--help`, which needs no model.
 
     python jobs/benchmark.py startup
 
-Each runs in a fresh process from the checkout, --num-runs times; what it loaded is looked at, as torch, Ray and MLflow
-take seconds. Importing torch alone is timed beside it. What comes between a job's start and its first step is timed by
-`scaling`.
+Each runs in a new process from the checkout, --num-runs times; loaded heavy modules are reported, as torch, Ray and
+MLflow take seconds. Importing torch alone is timed for comparison. The time from a job's start to its first step is
+measured by `scaling`.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brewclip.benchmarks.measure import BenchmarkOptions, Limit, show, told
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, print_limit, show
 from brewclip.errors import UserError
 
 _MOST_SECONDS = 1.0
@@ -33,16 +33,16 @@ finally:
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """What is started."""
+    """Scripts and number of runs."""
 
     folders: tuple[str, ...] = ("jobs", "datasets")
     """Folders of the checkout whose scripts are started."""
     num_runs: int = 3
-    """Starts of each."""
+    """Starts of each script."""
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+    """Run the benchmark, print the results, and return them for the JSON file.
 
     Raises:
         UserError: if there is nothing to start.
@@ -56,7 +56,9 @@ def run(options: Options) -> dict[str, Any]:
         found = [time_help(script) for _ in range(options.num_runs)]
         loaded[name] = found[0][1]
         heavy = f" (loads {', '.join(loaded[name])})" * bool(loaded[name])
-        limits.append(told(Limit(f"{name} --help{heavy}", tuple(seconds for seconds, _ in found), "s", _MOST_SECONDS)))
+        limits.append(
+            print_limit(Limit(f"{name} --help{heavy}", tuple(seconds for seconds, _ in found), "s", _MOST_SECONDS))
+        )
     torch_seconds = _time([sys.executable, "-c", "import torch"])[0]
     print(f"import torch alone: {show(torch_seconds)} s", flush=True)
     slowest = Limit("slowest --help of all jobs", max((limit.values for limit in limits), key=max), "s", _MOST_SECONDS)
@@ -72,7 +74,7 @@ def time_help(script: Path) -> tuple[float, list[str]]:
     """Return the seconds of `script --help`, and the heavy modules that it loaded.
 
     Raises:
-        UserError: if the script does not answer.
+        UserError: if the script fails.
     """
     seconds, errors = _time([sys.executable, "-c", _RUN, str(script), "--help"])
     last = errors.strip().rpartition("\n")[2]
@@ -82,7 +84,7 @@ def time_help(script: Path) -> tuple[float, list[str]]:
 
 
 def _time(command: list[str]) -> tuple[float, str]:
-    """Run a command; return its seconds and what it wrote to stderr."""
+    """Run a command; return its seconds and its stderr."""
     started = time.perf_counter()
     done = subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, check=False)
     return time.perf_counter() - started, done.stderr

@@ -1,4 +1,4 @@
-"""Training steps on made-up data, by the project's own loop, for the benchmarks that time them."""
+"""Training steps on synthetic data with the project's own loop, for benchmarks."""
 
 import itertools
 import time
@@ -25,7 +25,7 @@ from brewclip.training.optimizer import build_optimizer
 
 
 def build_config(storage: str, global_batch_size: int, num_steps: int, num_workers: int = 1) -> Config:
-    """Return the `scenes` preset over the corpus `benchmark`, which only trains: no evaluation, no checkpoint."""
+    """Return the `scenes` preset over the corpus `benchmark`, for training only: no evaluation, no checkpoint."""
     start = preset("scenes")
     never = num_steps + 1
     run = replace(
@@ -53,8 +53,8 @@ class Trainee:
 
     Attributes:
         config: of `build_config`.
-        clip: its frozen part, which makes tokens.
-        model, optimizer: what a step changes.
+        clip: its frozen part, with the tokenizer.
+        model, optimizer: updated by a step.
     """
 
     config: Config
@@ -65,12 +65,12 @@ class Trainee:
     def rate(
         self, batches: Iterator[Batch], *, precision: Precision = "float32", compiled: BrewCLIP | None = None
     ) -> float:
-        """Train over the configured steps; return pairs per second.
+        """Train for the configured steps; return pairs per second.
 
         Args:
             batches: at least as many as there are steps.
             precision: of the arithmetic.
-            compiled: the model as `torch.compile` returned it, to be used in its place.
+            compiled: the model as returned by `torch.compile`, to be used instead.
         """
         config = replace(self.config, run=replace(self.config.run, precision=precision))
         size = config.run.global_batch_size
@@ -90,7 +90,7 @@ def build_trainee(config: Config, device: torch.device) -> Trainee:
 
 
 class Unattended:
-    """Hooks of a loop that nobody watches: no curves, no stop, no evaluation, no checkpoint."""
+    """Hooks of a loop without curves, stop, evaluation or checkpoint."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device
@@ -131,7 +131,7 @@ def train_only(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[tuple[Batch, Tensor]],
 ) -> None:
-    """Run the training loop with nothing around it: no curves, no stop, no evaluation, no checkpoint."""
+    """Run the training loop alone: no curves, no stop, no evaluation, no checkpoint."""
     device = next(model.parameters()).device
     state = train(config, model, optimizer, batches, TrainState(), Unattended(config, device))
     assert not state.problem, state.problem
@@ -146,7 +146,7 @@ def read_pairs(trainee: Trainee, split: str, count: int) -> list[Pair]:
 
 
 def make_batches(trainee: Trainee, pairs: Sequence[Pair], device: torch.device) -> list[Batch]:
-    """Put pairs together to batches."""
+    """Collate pairs into batches."""
     size = trainee.config.run.global_batch_size
     return [
         collate(pairs[start : start + size], trainee.clip.mean, trainee.clip.std, device)
@@ -155,5 +155,5 @@ def make_batches(trainee: Trainee, pairs: Sequence[Pair], device: torch.device) 
 
 
 def changed(batches: Sequence[Batch], change: Callable[[Batch], Batch] | None) -> list[Batch]:
-    """Return batches with a change made to each."""
+    """Return batches with a change applied to each."""
     return [batch if change is None else change(batch) for batch in batches]

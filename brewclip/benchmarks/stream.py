@@ -1,11 +1,11 @@
-"""Compare the training stream with `webdataset.WebDataset`: the same shards, the same S3 server, one process.
+"""Benchmark the training stream against `webdataset.WebDataset`: same shards, same S3 server, one process.
 
     python jobs/benchmark.py stream
     python jobs/benchmark.py stream --sizes large --webdataset-workers 2 --json stream.json
 
-Both shuffle: the stream over the whole round, WebDataset the order of its shards (no buffer of samples, which would
-cost it time). The stream keeps what it read where --memory-bytes allows, as it does in training; WebDataset reads
-each epoch anew. WebDataset reads through boto3 and a buffer, the stream by ranges with a checksum for each sample.
+Both shuffle: the stream over the whole round, WebDataset the order of its shards (without a sample buffer, which would
+cost it time). The stream caches what it read as far as --memory-bytes allows, as in training; WebDataset reads each
+epoch again. WebDataset reads through boto3 and a buffer, the stream by ranges with a checksum for each sample.
 """
 
 import functools
@@ -42,33 +42,33 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """What is measured, and how long."""
+    """Sizes and number of runs."""
 
     sizes: tuple[str, ...] = ("small", "large")
-    """Samples: `small` (3 kB: tar handling counts), `large` (90 kB, as after extraction: bytes and decoding count)."""
+    """Samples: `small` (3 kB: tar handling dominates), `large` (90 kB, as after extraction: bytes and decoding)."""
     num_samples: int = 18_000
-    """Samples of the small split, enough for a run of more than its start; the large one has a twelfth."""
+    """Samples of the small split, enough to average over the start; the large one has a twelfth."""
     samples_per_shard: int = 500
-    """Samples in one shard."""
+    """Samples per shard."""
     num_pairs: int = 4
-    """Runs of each way that count."""
+    """Measured runs of each side."""
     num_epochs: int = 2
-    """Epochs of one run; each run begins with nothing in memory."""
+    """Epochs per run; each run starts with an empty cache."""
     global_batch_size: int = 128
-    """Samples of one step of the stream."""
+    """Samples per step of the stream."""
     num_threads: int = 2
     """Decoding threads of the stream."""
     memory_bytes: int = 512 * 2**20
-    """Bound of the stream's raw bytes; less than the split makes it read windows instead of the split once."""
+    """Bound of the stream's raw bytes; below the split's size it reads shuffle windows instead of the split once."""
     webdataset_workers: int = 0
     """Processes of WebDataset's loader; 0 reads in this process, as the stream does."""
     memory_epochs: int = 20
-    """Epochs over the small split after which memory is compared with that after two; 0 leaves it out."""
+    """Epochs over the small split after which memory is compared with that after two; 0 skips it."""
 
 
 @dataclass(frozen=True)
 class _Size:
-    """Side of the image in pixels, frames and width of the features, share of `num_samples`."""
+    """Side of the image in pixels, frames and width of the features, fraction of `num_samples`."""
 
     side_pixels: int
     num_frames: int
@@ -80,10 +80,10 @@ _SIZES = {"small": _Size(32, 8, 64, 1.0), "large": _Size(224, 100, 384, 1 / 12)}
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+    """Run the benchmark, print the results, and return them for the JSON file.
 
     Raises:
-        UserError: if an option has no meaning.
+        UserError: if an option is invalid.
     """
     _check(options)
     comparisons: list[Comparison] = []
@@ -119,10 +119,10 @@ def _check(options: Options) -> None:
 
 
 def _write_split(url: str, size: _Size, options: Options) -> Manifest:
-    """Write a split of features; images are noise over a gradient, so that they decode like photographs."""
+    """Write a split of features; images are noise over a gradient, which decode like photographs."""
     storage, count = open_storage(url), int(options.num_samples * size.share)
     rng = np.random.default_rng(0)
-    made = [_make_parts(rng, size) for _ in range(64)]  # a fresh image for each sample would take minutes
+    made = [_make_parts(rng, size) for _ in range(64)]  # a new image for each sample would take minutes
     records = []
     for number, first in enumerate(range(0, count, options.samples_per_shard)):
         numbers = range(first, min(first + options.samples_per_shard, count))
@@ -149,7 +149,7 @@ def _metadata(number: int) -> dict[str, Any]:
     return fields | {"transcript": "a red circle above two small green squares", "avg_logprob": -0.25}
 
 
-# ------------------------------------------------------------------ the two ways
+# ------------------------------------------------------------------ the two sides
 
 
 def _compare(name: str, manifest: Manifest, options: Options) -> list[Comparison]:
@@ -197,7 +197,7 @@ def _rate_of_stream(manifest: Manifest, decode: Callable[[Sample], Any], options
 
 
 def _rate_of_webdataset(manifest: Manifest, decoded: bool, options: Options) -> float:
-    """Return the samples per second of as many epochs of WebDataset."""
+    """Return the samples per second of WebDataset over the same number of epochs."""
     import webdataset
     from torch.utils.data import DataLoader
 
@@ -218,14 +218,14 @@ def _rate_of_webdataset(manifest: Manifest, decoded: bool, options: Options) -> 
 
 
 def _open_s3(url: str, mode: str = "rb", bufsize: int = _BUFFER_BYTES, **options: Any) -> Any:
-    """Open an object for WebDataset, which has no opener for s3:// of its own."""
+    """Open an object for WebDataset, which has no opener for s3://."""
     bucket, _, key = url.removeprefix("s3://").partition("/")
     return io.BufferedReader(_s3_client(os.getpid()).get_object(Bucket=bucket, Key=key)["Body"], _BUFFER_BYTES)
 
 
 @functools.cache
 def _s3_client(process_id: int) -> Any:
-    """One client for a process: it must not cross a fork."""
+    """Return one client per process: it must not be shared across a fork."""
     import boto3
 
     return boto3.client("s3")

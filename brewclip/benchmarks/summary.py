@@ -1,4 +1,4 @@
-"""One Markdown table of all benchmarks, from the JSON files that they wrote."""
+"""Markdown table of all benchmarks, from their JSON files."""
 
 import json
 import re
@@ -17,11 +17,11 @@ _HEAD = (
 
 
 def render(records: list[dict[str, Any]], failed: list[str]) -> str:
-    """Return the table with a line above it that says when and where the figures were measured.
+    """Return the table under a line with date and machine of the measurements.
 
     Args:
-        records: what the benchmarks' JSON files hold.
-        failed: names of benchmarks that gave no figures.
+        records: contents of the benchmarks' JSON files.
+        failed: names of benchmarks without results.
     """
     machines = sorted({re.sub(r", load [\d.]+", "", record["machine"]) for record in records})
     dates = sorted({record["date"] for record in records})
@@ -38,7 +38,7 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
     for item in [*own, *record.get("comparisons", [])]:
         low, high = item["ratio_spread"]
         ratio = f"{item['ratio']:.2f} ({low:.2f} to {high:.2f})"
-        ours, theirs = (show(median(item[way])) for way in ("ours", "theirs"))
+        ours, theirs = (show(median(item[side])) for side in ("ours", "theirs"))
         target, verdict = "", ""
         if item["target"]:
             target, verdict = f">= {item['target']:g}", "reached" if item["ratio"] >= item["target"] else "MISSED"
@@ -51,12 +51,12 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
 
 
 def read_records(folder: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Return the records of these benchmarks that a folder holds."""
+    """Return the records of these benchmarks that exist in a folder."""
     return [json.loads(path.read_text()) for name in names if (path := folder / f"{name}.json").is_file()]
 
 
 def put_between_markers(path: Path, text: str) -> bool:
-    """Replace what stands between the markers of a file; False if it has none."""
+    """Replace the text between the markers of a file; return False if it has none."""
     before = path.read_text() if path.is_file() else ""
     if OPENING not in before or CLOSING not in before:
         return False

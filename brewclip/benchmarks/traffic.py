@@ -1,14 +1,14 @@
-"""Step time and traffic of a training run on many GPUs, by arithmetic.
+"""Analytical step time and traffic of a training run on many GPUs.
 
 Every worker encodes its own pairs; then features of all workers are gathered (forward), the gradients of the gathered
-features are summed (backward), the gradients of what is trained are summed, and meanwhile the next pairs are read from
-storage. Reading overlaps with computing, the rest does not: a step takes the longer of the two.
+features are summed (backward), the gradients of trained parameters are summed, and meanwhile the next pairs are read
+from storage. Reading overlaps with computing, the rest does not: a step takes the longer of the two.
 """
 
 from dataclasses import dataclass
 
 _FLOAT_BYTES = 4
-_FEATURES = 4  # image, speech, sound and text features of a pair
+_FEATURES = 4  # image, speech, acoustic and text features of a pair
 _LOSSES = 4  # logit matrices: outer and inner, both ways
 
 
@@ -21,7 +21,7 @@ class Tower:
     num_tokens: int
 
     def flops(self) -> float:
-        """Return the operations of one sample, forward and backward: as weights are frozen, backward costs as much.
+        """Return the operations of one sample, forward and backward: as weights are frozen, both cost the same.
 
         The last block computes one position, and keys and values of all.
         """
@@ -33,7 +33,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one pair costs.
+    """Cost of one pair.
 
     Attributes:
         name: of the preset.
@@ -59,10 +59,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a worker has.
+    """Speed of a worker and its link.
 
     Attributes:
-        flops_per_second: that a step reaches, not the data sheet's peak.
+        flops_per_second: achieved by a step, not the data sheet's peak.
         bytes_per_second: of one worker's link in a ring.
         latency_seconds: of one hop of a ring.
     """
@@ -74,15 +74,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class StepTime:
-    """What a step takes and moves.
+    """Time and traffic of a step.
 
     Attributes:
         compute_seconds: towers, forward and backward.
-        loss_seconds: this worker's rows of the logits.
+        loss_seconds: one worker's rows of the logits.
         gather_seconds: features forward, their gradients backward.
-        reduce_seconds: gradients of what is trained.
+        reduce_seconds: gradients of trained parameters.
         gather_bytes, reduce_bytes: sent by one worker.
-        read_bytes_per_second: from storage, by all workers together, if it is not to hold them up.
+        read_bytes_per_second: from storage, by all workers together, so as not to delay them.
     """
 
     compute_seconds: float
@@ -95,7 +95,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """The whole step."""
+        """Total time of the step."""
         return self.compute_seconds + self.loss_seconds + self.gather_seconds + self.reduce_seconds
 
 
@@ -120,6 +120,6 @@ def step_time(workload: Workload, machine: Machine, num_workers: int, pairs_per_
 
 
 def weak_efficiency(workload: Workload, machine: Machine, num_workers: int, pairs_per_worker: int) -> float:
-    """Return the share of a worker's speed that is left beside the others."""
+    """Return the speed of a worker among `num_workers`, relative to one alone."""
     alone = step_time(workload, machine, 1, pairs_per_worker).seconds
     return alone / step_time(workload, machine, num_workers, pairs_per_worker).seconds

@@ -1,11 +1,11 @@
-"""Time the training step: cached features against Whisper in the loop, its arithmetic, and what could make it faster.
+"""Benchmark the training step: cached features against Whisper in the loop, FLOP rate, and candidate optimizations.
 
     python jobs/benchmark.py train
     python jobs/benchmark.py train --switches bfloat16 math_attention --num-pairs 9
 
-The model is the one of the preset `scenes`; images and features are made up and lie in memory (the data's way through
-S3 and Ray is timed by `scaling`). Each switch is one change to the step, on against off; "kept" is what the project
-does.
+The model is the one of the preset `scenes`; images and features are synthetic and in memory (the data path through
+S3 and Ray is measured by `scaling`). Each switch is one change to the step, on against off; "kept" marks those that the
+project uses.
 """
 
 import functools
@@ -37,27 +37,27 @@ from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
 
 _LEAST_CACHED_RATIO = 20.0
-_WHISPER_FRAMES = 1500  # of a 30 s window
+_WHISPER_FRAMES = 1500  # of a 30 s chunk
 _NUM_TOP_OPERATIONS = 8
 _MATRIX_SIDE = 2048
 
 
 @dataclass(frozen=True)
 class Options(BenchmarkOptions):
-    """What is measured, and how long."""
+    """Sizes and number of runs."""
 
     global_batch_size: int = 64
-    """Pairs of a step."""
+    """Pairs per step."""
     num_steps: int = 8
-    """Steps of one run."""
+    """Steps per run."""
     num_pairs: int = 5
-    """Runs of each way that count."""
+    """Measured runs of each side."""
     num_threads: int = 1
-    """Threads of torch on a CPU."""
+    """CPU threads of torch."""
     whisper_batch_size: int = 16
-    """Pairs of a step with Whisper in the loop, and of the cached one beside it; 0 leaves it out."""
+    """Pairs per step with Whisper in the loop, and of its cached counterpart; 0 skips it."""
     switches: tuple[str, ...] = ("trimmed_text", "real_frames", "bfloat16", "math_attention", "compile")
-    """Changes to the step that are tried."""
+    """Changes to the step to compare."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Switch:
     """One change to the step.
 
     Attributes:
-        kept: whether the project does it.
-        off: changes the batches to what they are without it, or None if the switch is no property of batches.
-        context: the arithmetic of the step with it.
+        kept: whether the project uses it.
+        off: undoes it in a batch; None if it is not a property of batches.
+        context: context of the step with it.
         precision: of the step with it.
-        compiled: whether the model is compiled with it.
+        compiled: whether the model is compiled.
     """
 
     kept: bool
@@ -80,7 +80,7 @@ class Switch:
 
 
 def _with_longest_text(batch: Batch) -> Batch:
-    """Make one caption fill the context, so that no position can be left out."""
+    """Extend one caption to the full context, so that no position can be skipped."""
     tokens = F.pad(batch.tokens, (0, 77 - batch.tokens.shape[1]))
     start, end = tokens[0, 0], tokens.max()
     tokens[0] = torch.cat([start[None], tokens[0, 1:2].expand(75), end[None]])
@@ -104,10 +104,10 @@ SWITCHES = {
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure everything that the options ask for, print it, and return what a JSON file keeps.
+    """Run the benchmark, print the results, and return them for the JSON file.
 
     Raises:
-        UserError: if an option has no meaning.
+        UserError: if an option is invalid.
     """
     _check(options)
     torch.set_num_threads(options.num_threads)
@@ -137,12 +137,12 @@ def _check(options: Options) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be 1 or more")
 
 
-# ------------------------------------------------------------------ what one could do
+# ------------------------------------------------------------------ switches
 
 
 def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: Options) -> Comparison | None:
     switch = SWITCHES[name]
-    torch._logging.set_logs(dynamo=logging.ERROR)  # not a page for each place where the graph is cut
+    torch._logging.set_logs(dynamo=logging.ERROR)  # no long warning for each graph break
     compiled: Any = torch.compile(trainee.model, dynamic=True) if switch.compiled else None
     off = changed(batches, switch.off)
 
@@ -166,13 +166,13 @@ def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: 
 
 
 def _compare_whisper(storage: str, options: Options, device: torch.device) -> Comparison:
-    """Compare a step on cached features with one that has Whisper read its recordings first."""
+    """Compare a step on cached features with one that runs Whisper on its recordings first."""
     trainee = build_trainee(build_config(storage, options.whisper_batch_size, 1), device)
     pairs = read_pairs(trainee, "train", options.whisper_batch_size)
     reader = SpeechReader(load_whisper("base").to(device), "en", options.whisper_batch_size)
     waveforms = [recording.waveform for recording in make_recordings(options.whisper_batch_size)]
 
-    def heard() -> Iterator[Batch]:
+    def transcribed_batches() -> Iterator[Batch]:
         speeches = reader.read(waveforms)
         tokens = trainee.clip.tokenize([speech.transcript for speech in speeches])
         read = [
@@ -185,18 +185,18 @@ def _compare_whisper(storage: str, options: Options, device: torch.device) -> Co
     return compare_in_turn(
         "step on cached features against Whisper base in the loop",
         lambda: trainee.rate(iter(cached)),
-        lambda: trainee.rate(heard()),
+        lambda: trainee.rate(transcribed_batches()),
         num_pairs=min(2, options.num_pairs),
         unit="pairs/s",
         target=_LEAST_CACHED_RATIO,
     )
 
 
-# ------------------------------------------------------------------ the step against its arithmetic
+# ------------------------------------------------------------------ FLOP rate
 
 
 def _arithmetic(trainee: Trainee, batches: Sequence[Batch], options: Options) -> dict[str, Any]:
-    """Count the step's operations, compare its rate with a plain matrix product, and name what takes the time."""
+    """Count the step's operations, compare its rate with a plain matrix product, and list the slowest operations."""
     flops = count_flops(trainee, batches[0])
     rates = compare_in_turn(
         "step's arithmetic against a plain matrix product",
@@ -234,10 +234,10 @@ def _matrix_product_rate(device: torch.device) -> float:
 
 
 def _top_operations(trainee: Trainee, batch: Batch) -> dict[str, float]:
-    """Return the share of the step's time that the most expensive operations take themselves."""
+    """Return the most expensive operations with their share of the step's time."""
     from torch.profiler import profile
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it says that there is no GPU, as an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it reports a missing GPU as an error
 
     with profile() as profiler:
         _forward_and_backward(trainee, batch)

@@ -1,4 +1,4 @@
-"""The typed command line of every job: `JOB PRESET --section.field value`, one clear line for a mistake."""
+"""The typed command line of every job: `JOB PRESET --section.field value`, one line for a mistake."""
 
 import contextlib
 import dataclasses
@@ -23,9 +23,9 @@ ConfigForm = TypeVar("ConfigForm", bound=Config)
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Print a `UserError` as one line and leave with exit code 2; other errors keep their traceback.
+    """Print a `UserError` as one line and exit with code 2; other errors keep their traceback.
 
-    Ctrl-C is one line, too, and exit code 130.
+    Ctrl-C prints one line, too, and exits with code 130.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def parse_command_line(
     """Read `PRESET --section.field value ...` from the command line.
 
     Args:
-        usage: docstring of the job; it opens the help.
+        usage: docstring of the job, shown first in the help.
         form: `Config`, or a dataclass that adds the job's own flags to it.
         arguments: words of the command line; `sys.argv` by default.
 
@@ -53,7 +53,7 @@ def parse_command_line(
         The checked configuration.
 
     Raises:
-        UserError: for an unknown preset or flag, a value of the wrong type, or settings that do not go together.
+        UserError: for an unknown preset or flag, a value of the wrong type, or incompatible settings.
     """
     words = with_current_flags(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-"):
@@ -105,7 +105,7 @@ def _run_tyro(target: type[Form], words: list[str], usage: str | None, **default
 
 
 def _with_gpu_value(words: list[str]) -> list[str]:
-    """Return the words with the value that --cluster.use-gpu had before it took one: recorded commands have none."""
+    """Add the value to a --cluster.use-gpu without one, as commands recorded by earlier versions have it."""
     spelled: list[str] = []
     for place, word in enumerate(words):
         if word == "--cluster.no-use-gpu":
@@ -118,7 +118,7 @@ def _with_gpu_value(words: list[str]) -> list[str]:
 
 
 def _end_help() -> NoReturn:
-    """Leave after `--help`, also where nobody read it to its end, as in `--help | head`."""
+    """Exit after `--help`, also if its output is closed early, as in `--help | head`."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,6 +1,6 @@
-"""Names that become folders: of runs, corpora and splits; one that could leave its folder is refused."""
+"""Checks of names that become folders (runs, corpora, splits): a name that could leave its folder is refused."""
 
-_LONGEST_BYTES = 200  # of a name: files and S3 keys allow 255 and 1,024 with what is put before and behind it
+_LONGEST_BYTES = 200  # of a name: files and S3 keys allow 255 and 1,024 with what is put before and after it
 _UNSAFE = frozenset("/\\#?%*:|<>\"'`")
 
 
@@ -22,12 +22,12 @@ def is_safe_path(path: str) -> bool:
 
 
 def is_test(split: str) -> bool:
-    """Return whether a split, or the split of a metric, is the one that is only ever tested on; case does not count."""
+    """Return whether a split, or the split of a metric, is the test split; case is ignored."""
     return split.casefold().startswith("test")
 
 
 def describe_name(flag: str, name: str) -> str:
-    """Return the line that refuses a name, which may be long."""
+    """Return the error line for an invalid name; a long one is shortened."""
     shown = repr(name) if len(name) <= 80 else f"{name[:80]!r}... ({len(name)} characters)"
     return (
         f"{flag} {shown} names a folder: at most {_LONGEST_BYTES} bytes of letters, digits, '-', '_', '.', no leading "

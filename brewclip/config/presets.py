@@ -1,4 +1,4 @@
-"""Named configurations as Python functions: the paper's corpora, the embedded default, the released code."""
+"""Named configurations as Python functions: the paper's corpora, the generated scenes, the released code."""
 
 import difflib
 from collections.abc import Callable
@@ -17,22 +17,22 @@ from brewclip.config.settings import (
 
 
 def flickr8k() -> Config:
-    """Flickr8k with the Flickr Audio Caption Corpus, as the paper trains it."""
+    """Return the paper's settings for Flickr8k with the Flickr Audio Caption Corpus."""
     return Config(data=DataConfig(corpus="flickr8k"), cluster=ClusterConfig(use_gpu=True, cpus_per_worker=4))
 
 
 def spoken_coco() -> Config:
-    """SpokenCOCO on the Karpathy split, as the paper trains it."""
+    """Return the paper's settings for SpokenCOCO on the Karpathy split."""
     return _on(flickr8k(), "spoken_coco")
 
 
 def localized_narratives() -> Config:
-    """Localized Narratives on COCO, as the paper trains it."""
+    """Return the paper's settings for Localized Narratives on COCO."""
     return _on(flickr8k(), "localized_narratives")
 
 
 def scenes() -> Config:
-    """The embedded default: a small world that two CPU cores train in minutes."""
+    """Return the local default: generated scenes, which two CPU cores train on in minutes."""
     return Config(
         data=DataConfig(corpus="scenes", num_threads=1),
         model=ModelConfig(clip="scenes", ff_dim=1024),
@@ -46,12 +46,12 @@ def scenes() -> Config:
             checkpoint_every_steps=75,
         ),
         cluster=ClusterConfig(num_workers=2),
-        extraction=ExtractionConfig(image_side_pixels=192),  # twice what its CLIP needs: reports show them
+        extraction=ExtractionConfig(image_side_pixels=192),  # twice what its CLIP needs, for the reports
     )
 
 
 def scenes_narratives() -> Config:
-    """The scenes world told freely: long, with fillers and repairs, as Localized Narratives are.
+    """Return settings for the scenes world in narratives: long, with fillers and repairs, as in Localized Narratives.
 
     120 steps are enough for the prompts: R@1 of the pipeline on dev was 45 / 45 / 47 % after 40 / 80 / 120 steps of a
     run of 240, and 44 to 46 % after them.
@@ -65,9 +65,9 @@ def scenes_narratives() -> Config:
 
 
 def scenes_noisy() -> Config:
-    """The scenes world spoken through babble, so that Whisper mishears much of it.
+    """Return settings for the scenes world in babble noise, where Whisper makes many errors.
 
-    The acoustic channel has to learn from the start, so training is longer than for narratives: with 5,400 recordings
+    The acoustic channel has to learn from scratch, so training is longer than for narratives: with 5,400 recordings
     R@10 of the full model on dev (200 images) was 48 / 58 / 60 / 62 / 63 / 64 % after 100, 200 ... 600 steps.
     """
     config = _on(scenes_narratives(), "scenes_noisy")
@@ -81,14 +81,14 @@ def scenes_noisy() -> Config:
 
 
 def own() -> Config:
-    """A corpus of one's own: some hundreds to some thousands of pairs, on a laptop or on one GPU.
+    """Return settings for a user's own corpus: hundreds to thousands of pairs, on a laptop or on one GPU.
 
-    CLIP is the one that a laptop can train: forward and backward of 32 pairs took 10.6 CPU-s with ViT-B-32, 31.4 with
+    The CLIP is one that a laptop can train: forward and backward of 32 pairs took 10.6 CPU-s with ViT-B-32, 31.4 with
     ViT-B-16, and 40.7 for 8 pairs with ViT-L-14 (2 threads; 2.8, 5.9 and 6.4 GB), so 300 steps are half an hour of two
     free cores. With a GPU, --model.clip ViT-L-14/openai is the better choice.
     Steps, rates and cadence are those of `scenes`, a corpus of that size: 300 steps of 32 pairs are 9,600 pairs, 27
-    epochs of 360. Whether they suit OpenAI's weights was not measured; `dev` shows it, every 50 steps. The language of
-    each recording is detected.
+    epochs of 360. Whether they suit OpenAI's weights was not measured; watch the `dev` metrics, every 50 steps. The
+    language of each recording is detected.
     """
     return Config(
         data=DataConfig(corpus="own"),
@@ -105,10 +105,10 @@ def own() -> Config:
 
 
 def release(config: Config) -> Config:
-    """Change a configuration to what the authors' released code does where it differs from the paper.
+    """Return the configuration with the settings of the authors' released code where it differs from the paper.
 
     English Whisper; no inner loss; tau fixed at 0.07; the mean of the two directions' losses, which makes gradients
-    half as long before they are clipped at 4; the CLS vector drawn from N(0, 1); the acoustic channel hears the first
+    half as long before they are clipped at 4; the CLS vector drawn from N(0, 1); the acoustic channel gets the first
     30 s. See docs/presets.md.
     """
     return replace(
@@ -121,10 +121,10 @@ def release(config: Config) -> Config:
 
 
 def for_variant(config: Config, variant: Variant, seed: int) -> Config:
-    """Change a preset to train a variant from a seed.
+    """Return a preset with a variant and a seed.
 
-    In the scenes worlds the acoustic channel alone starts from nothing and wants larger steps (R@1 on dev was 26
-    against 18 %); a learning rate set by hand stays.
+    In the scenes worlds the acoustic channel alone is trained from scratch and needs a higher learning rate (R@1 on dev
+    was 26 against 18 %); a learning rate set by the user is not changed.
     """
     optim, usual = config.optim, PRESETS.get(config.data.corpus, scenes)().optim
     if variant == "acoustic" and config.model.clip == "scenes" and optim.peak_lr == usual.peak_lr:
@@ -155,7 +155,7 @@ def preset(name: str) -> Config:
     """Return the named configuration.
 
     Raises:
-        ValueError: if there is no such preset; the line names the nearest.
+        ValueError: if there is no such preset; the message names the nearest.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)

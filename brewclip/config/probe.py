@@ -1,4 +1,4 @@
-"""Settings of the emotion probe, and the checks on them. No torch here, as in all of the command line."""
+"""Settings of the emotion probe, and their checks. No torch here, as in all of the command line."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,25 +9,25 @@ from brewclip.config.settings import Transcript
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How emotions are read from features: a linear probe, or the model finetuned with a linear head."""
+    """Settings of emotion recognition: a linear probe, or the model finetuned with a linear head."""
 
     test_split: str = "test"
     """Split whose speakers are tested on; if they speak in the training split as well, speakers are held out."""
     folds: Literal["split", "speakers"] = "split"
     """`split` tests once, on the speakers of the test split. `speakers` is for few speakers: the clips of both splits,
-    each speaker tested on in turn by a probe that learned from all others."""
+    each speaker tested in turn by a probe trained on all others."""
     transcript: Transcript = "ground_truth"
-    """Text of the channels that read: the sentence spoken, the same for all emotions, or what Whisper heard of it."""
+    """Text of the channels that use it: the sentence spoken, the same for all emotions, or Whisper's transcript."""
     augmented_copies: int = 0
-    """Changed copies of each training clip; finetuning draws its changes anew in each epoch. 0 changes nothing."""
+    """Augmented copies of each training clip; finetuning draws new ones in each epoch. 0 augments nothing."""
     mask_fraction: float = 0.2
-    """Longest stretch of frames that a changed copy loses, as a share of the clip, in 0..1."""
+    """Longest run of frames masked in an augmented copy, as a share of the clip, in 0..1."""
     noise_level: float = 0.1
-    """Gaussian noise in a changed copy, relative to the standard deviation of its frames."""
+    """Gaussian noise in an augmented copy, relative to the standard deviation of its frames."""
     max_epochs: int = 10
-    """Most epochs of finetuning; how many are done is chosen by cross-validation over training speakers."""
+    """Maximum epochs of finetuning; their number is chosen by cross-validation over training speakers."""
     lrs: tuple[float, ...] = (1e-5, 1e-4)
-    """Learning rates of finetuning that are chosen from in the same way."""
+    """Candidate learning rates of finetuning, chosen in the same way."""
     batch_size: int = 32
     """Clips in one step of finetuning."""
     seed: int = 0
@@ -35,10 +35,10 @@ class ProbeConfig:
 
 
 def check_probe(probe: ProbeConfig, train_split: str) -> None:
-    """Find settings that cannot work.
+    """Check the settings.
 
     Raises:
-        ValueError: one line that names the setting, its value and what is allowed.
+        ValueError: if a setting is invalid; one line that names it, its value and what is allowed.
     """
     rules = [
         (probe.augmented_copies < 0, f"--probe.augmented-copies {probe.augmented_copies} must be 0 or more"),
@@ -62,7 +62,7 @@ def check_probe(probe: ProbeConfig, train_split: str) -> None:
 
 
 def ignored_probe_settings(probe: ProbeConfig, finetunes: bool) -> list[str]:
-    """Say which settings that were changed have no effect, one line each."""
+    """Return a line for each changed setting that has no effect."""
     default = ProbeConfig()
     lines = []
     for name in ("mask_fraction", "noise_level"):

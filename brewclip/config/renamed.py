@@ -1,19 +1,19 @@
-"""Settings by the names that they had in earlier versions: checkpoints, sweeps and command lines still give them."""
+"""Settings renamed since earlier versions: their old names are read from checkpoints, sweeps and command lines."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Former name of a setting -> its name.
+# Old name of a setting -> current name.
 NAMES = {"extraction.window": "extraction.frames"}
-# Setting -> former value -> its value.
+# Setting -> old value -> current value.
 VALUES: dict[str, dict[Any, Any]] = {"data.long_text": {"cut": "truncate", "windows": "chunks"}}
 
 _noted: set[str] = set()
 
 
 def with_current_names(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flattened settings under their current names; each former name is noted once, on stderr."""
+    """Return flattened settings under their current names; print one note per old name on stderr."""
     current = {}
     for name, value in leaves.items():
         new_name = NAMES.get(name, name)
@@ -27,7 +27,7 @@ def with_current_names(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_current_flags(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with former flags and values exchanged; `--flag value` and `--flag=value`."""
+    """Return a command line with old flags and values replaced, as `--flag value` or `--flag=value`."""
     current: list[str] = []
     for word in words:
         flag, equals, value = word.partition("=")

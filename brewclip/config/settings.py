@@ -23,40 +23,40 @@ UseGpu = bool | Literal["auto"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which corpus is read, and how it is streamed."""
+    """Corpus and data loading."""
 
     corpus: str = "scenes"
     """Folder of the corpus below `storage`, as its recipe wrote it."""
     train_split: str = "train"
-    """Split that is trained on."""
+    """Training split."""
     dev_split: str = "dev"
-    """Split that chooses the best checkpoint. `test` is refused."""
+    """Split for selecting the best checkpoint. `test` is refused."""
     transcript: Transcript = "asr"
-    """Text of the pipeline channel: Whisper's transcript, the same with what Whisper's checks reject, or the text that
+    """Text of the pipeline channel: Whisper's transcript, the same with text that its checks reject, or the text that
     the speaker read."""
     long_text: LongText = "truncate"
     """A text of more tokens than CLIP reads is truncated, or encoded in chunks whose features are averaged."""
     max_audio_frames: int = 6000
-    """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes, 0 keeps all."""
+    """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes, 0 is no limit."""
     image_transform: ImageTransform = "crop"
-    """CLIP's own transform, which is the middle square of an image for most (some were trained on images squashed to a
-    square), or the whole image between bars."""
+    """CLIP's own transform, for most models the center square of an image (some were trained on images squashed to a
+    square), or the whole image with padding."""
     memory_bytes: int = 512 * 2**20
-    """Upper bound of the raw bytes that one worker holds or fetches ahead; a split that fits is read once, and its
-    images are decoded once as far as they fit, too."""
+    """Upper bound of the raw bytes that one worker caches or prefetches; a split that fits is read once, and its images
+    are decoded once as far as they fit, too."""
     num_threads: int = 4
-    """Threads of one worker that decode samples."""
+    """Decoding threads of one worker."""
     cache_directory: str = ""
-    """Folder where whole shards are kept after their first use; empty reads byte ranges from storage."""
+    """Folder that caches whole shards after their first use; empty reads byte ranges from storage."""
     max_bad_fraction: float = 0.01
-    """Largest share of samples that may be undecodable before the run stops, in 0..1."""
+    """Largest share of undecodable samples before the run stops, in 0..1."""
     retry_seconds: float = 180.0
     """How long a storage outage may last before the run gives up."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The bifurcated model (paper section 3.3) and its frozen parts."""
+    """The two-channel model (paper section 3.3) and its frozen parts."""
 
     variant: Variant = "brewclip"
     """Full model, acoustic channel alone, prompted pipeline alone, or the untrained pipeline."""
@@ -65,19 +65,19 @@ class ModelConfig:
     language: str = "en"
     """Language of the recordings; empty detects it for each recording."""
     clip: str = "ViT-L-14/openai"
-    """open_clip architecture and weights as ARCHITECTURE/TAG, or `scenes` for the shipped small one."""
+    """open_clip architecture and weights as ARCHITECTURE/TAG, or `scenes` for the small one in this package."""
     prompt_length: int = 4
-    """Number M of prompt vectors that text, audio and image share; 0 switches prompting off."""
+    """Number M of prompt vectors shared by text, audio and image; 0 disables prompting."""
     num_layers: int = 1
     """Transformer layers of the acoustic channel."""
     num_heads: int = 8
-    """Attention heads of the acoustic channel; divide the text width."""
+    """Attention heads of the acoustic channel; must divide the text width."""
     ff_dim: int = 4096
     """Width of the feed-forward part of the acoustic channel."""
     dropout: float = 0.1
     """Dropout of the acoustic channel, in 0..1."""
     cls_std: float = 0.02
-    """Standard deviation of the initial CLS vector of the acoustic channel: 0.02 as CLIP's embeddings, 1 (release)."""
+    """Standard deviation of the initial CLS vector of the acoustic channel: 0.02 as in CLIP, 1 (release)."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class LossConfig:
     """Inner and outer InfoNCE (paper equations 1 and 2)."""
 
     alpha: float = 0.1
-    """Weight of the inner loss, in 0..1; the outer one weighs 1 - alpha."""
+    """Weight of the inner loss, in 0..1; the outer loss has weight 1 - alpha."""
     temperature: float = 0.07
     """Initial softmax temperature tau; the logit scale starts at its inverse."""
     learn_temperature: bool = True
-    """Whether the logit scale is trained (paper) or stays as it is (release)."""
+    """Whether the logit scale is trained (paper) or fixed (release)."""
     reduction: Reduction = "sum"
-    """Sum (paper) or mean (release) of the losses of the two directions, image to speech and speech to image."""
+    """Sum (paper) or mean (release) of the losses of both directions, image to speech and speech to image."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class OptimConfig:
     final_lr: float = 1e-8
     """Learning rate at the last step."""
     prompt_lr_scale: float = 1.0
-    """Factor on the learning rate of the prompts alone."""
+    """Factor on the learning rate of the prompts only."""
     warmup_steps: int = 5_000
     """Steps of linear warm-up."""
     total_steps: int = 100_000
@@ -111,91 +111,91 @@ class OptimConfig:
     weight_decay: float = 1e-6
     """L2 weight decay of Adam."""
     grad_clip_norm: float = 4.0
-    """Largest gradient norm; 0 does not clip."""
+    """Maximum gradient norm; 0 disables clipping."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Name, length and rhythm of a run."""
+    """Name, batch size, precision and cadence of a run."""
 
     name: str = ""
-    """Name of the run; the same name continues it. Empty: corpus-variant[-transcript]-seed."""
+    """Name of the run; the same name resumes it. Empty: corpus-variant[-transcript]-seed."""
     fresh: bool = False
-    """Start over under the same name: earlier checkpoints of the run are removed."""
+    """Start over under the same name; earlier checkpoints of the run are removed."""
     init_from: str = ""
-    """Start from the weights of another run, by the URL of it or of a checkpoint, or `models:/NAME@ALIAS`."""
+    """Initialize from the weights of another run: its URL, that of a checkpoint, or `models:/NAME@ALIAS`."""
     seed: int = 0
     """Seed of initial weights, sample order and dropout."""
     global_batch_size: int = 32
-    """Pairs in one step over all workers."""
+    """Pairs per step over all workers."""
     precision: Precision = "auto"
-    """Arithmetic of the towers: `auto` is bfloat16 where the device has it fast, else float32."""
+    """Precision of the towers: `auto` is bfloat16 where the device supports it at full speed, else float32."""
     selection_metric: str = "dev/speech_to_image/R10"
-    """Metric that chooses the best checkpoint, larger is better; from dev."""
+    """Dev metric for selecting the best checkpoint; larger is better."""
     log_every_steps: int = 20
-    """Steps between two records of the training curves."""
+    """Steps between two points of the training curves."""
     eval_every_steps: int = 2_000
     """Steps between two evaluations on dev."""
     checkpoint_every_steps: int = 500
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that are kept, beside the best one."""
+    """Number of newest checkpoints to keep, in addition to the best one."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """How the work is spread over a Ray cluster."""
+    """Resources on a Ray cluster."""
 
     num_workers: int = 1
-    """Workers of a run, or its largest number if `min_workers` is smaller."""
+    """Workers of a run; the maximum if `min_workers` is set."""
     min_workers: int = 0
-    """Smallest number of workers of an elastic run; 0 keeps the number fixed."""
+    """Minimum workers of an elastic run; 0 keeps the number fixed."""
     resize_every_seconds: float = 60.0
-    """How often an elastic run looks for room for more workers; each change restarts it from its last checkpoint."""
+    """How often an elastic run checks for free resources; each resize restarts it from its last checkpoint."""
     use_gpu: UseGpu = False
-    """One GPU for each worker; `auto` takes one where the cluster has any when the job starts."""
+    """One GPU per worker; `auto` uses GPUs if the cluster has any when the job starts."""
     cpus_per_worker: float = 1.0
-    """CPUs of one worker."""
+    """CPUs per worker."""
     max_failures: int = 20
-    """Lost workers or nodes after which a run gives up; -1 never does."""
+    """Worker or node failures after which a run gives up; -1 is unlimited."""
 
 
 @dataclass(frozen=True)
 class ExtractionConfig:
-    """How Whisper reads a corpus once."""
+    """Extraction of transcripts and features by Whisper."""
 
     splits: tuple[str, ...] = ()
-    """Splits that are extracted; none given takes all that the corpus has."""
+    """Splits to extract; by default all splits of the corpus."""
     frames: AudioFrames = "speech"
     """Frames of the whole recording, or the first 30 s with their padding (release)."""
     batch_size: int = 16
-    """Chunks of recordings decoded together."""
+    """Chunks of recordings per decoding batch."""
     image_side_pixels: int = 0
-    """Short side that stored images are reduced to; 0 takes what the CLIP model needs."""
+    """Short side of stored images; 0 takes what the CLIP model needs."""
     keep_original_images: bool = False
-    """Copy images byte for byte instead of reducing them."""
+    """Copy images byte for byte instead of downscaling them."""
     overwrite: bool = False
-    """Extract again what was extracted with other settings."""
+    """Replace features that were extracted with other settings."""
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where runs are recorded."""
+    """MLflow tracking."""
 
     uri: str = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", ""))
     """MLflow tracking URI; empty records nothing."""
     experiment: str = "brewclip"
     """MLflow experiment."""
     parent_run: str = ""
-    """Id of the MLflow run that this one is shown below; a sweep sets it for its trials."""
+    """Id of the parent run in MLflow; a sweep sets it for its trials."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a job needs to know."""
+    """All settings of a job."""
 
     storage: str = field(default_factory=default_storage)
-    """Base URL, s3://bucket[/prefix] or file:///folder: corpora and runs lie below it."""
+    """Base URL of corpora and runs: s3://bucket[/prefix] or file:///folder."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -207,30 +207,30 @@ class Config:
 
     @property
     def corpus_url(self) -> str:
-        """Where the recipe wrote images and recordings."""
+        """URL of the images and recordings written by the recipe."""
         return f"{self.storage.rstrip('/')}/{self.data.corpus}"
 
     @property
     def features_url(self) -> str:
-        """Where the extraction wrote images and Whisper features."""
+        """URL of the images and Whisper features written by the extraction."""
         frames = "" if self.extraction.frames == "speech" else f"-{self.extraction.frames}"
         return f"{self.corpus_url}/whisper-{self.model.whisper}{frames}"
 
     @property
     def run_name(self) -> str:
-        """The name of the run, given or made from what it is: CORPUS-VARIANT-SEED, or with the text it was told."""
+        """Name of the run, given or derived: CORPUS-VARIANT[-TRANSCRIPT]-SEED."""
         reads_asr = self.data.transcript == "asr" or self.model.variant == "acoustic"
         text = "" if reads_asr else f"-{self.data.transcript}"
         return self.run.name or f"{self.data.corpus}-{self.model.variant}{text}-{self.run.seed}"
 
     @property
     def run_url(self) -> str:
-        """Where checkpoints and results of the run lie."""
+        """URL of the run's checkpoints and results."""
         return f"{self.storage.rstrip('/')}/runs/{self.run_name}"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return `{"optim.peak_lr": 1e-4, ...}`: one entry for each leaf, in the order of definition."""
+    """Return `{"optim.peak_lr": 1e-4, ...}`: one entry per leaf, in the order of definition."""
     leaves: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -242,7 +242,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: dict[str, Any]) -> Config:
-    """Invert `flatten`; settings that were renamed are read, names that no longer exist are refused.
+    """Invert `flatten`; old names of renamed settings are accepted, unknown names are refused.
 
     Raises:
         ValueError: if a name is not a setting.

@@ -1,7 +1,7 @@
-"""What a job submitted by `ray job submit` cannot take from the shell that it was typed in.
+"""Checks for jobs submitted by `ray job submit`, which do not see the environment of the user's shell.
 
-It runs on a node, in an unpacked copy of the working directory that is removed later, with the environment of the
-node: settings whose default comes from the environment or the current folder are checked here.
+Such a job runs on a node, in an unpacked copy of the working directory that is removed later, with the environment of
+the node: settings whose default comes from the environment or the current folder are checked here.
 """
 
 import json
@@ -13,7 +13,7 @@ _NOT_PASSED = "`ray job submit` passes no variables of your shell"
 
 
 def is_submitted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this program is the command of a job that was submitted to a Ray cluster.
+    """Return whether this program runs as a job submitted to a Ray cluster.
 
     Ray's job manager (2.60, `job_supervisor.py`) gives a driver its metadata in this variable, and the submission's id
     with it.
@@ -26,14 +26,14 @@ def is_submitted(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def check_submitted(storage: str, tracking_uri: str) -> list[str]:
-    """Refuse a storage that nobody named in a submitted job; return a line if the job will record nothing.
+    """Refuse the default storage in a submitted job; return a warning if the job will not be tracked.
 
     Args:
         storage: base URL of the job.
         tracking_uri: of MLflow, or empty.
 
     Raises:
-        ValueError: the storage is the default, a folder of the unpacked working directory.
+        ValueError: if the storage is the default, a folder of the unpacked working directory.
     """
     if not is_submitted():
         return []
@@ -51,5 +51,5 @@ def check_submitted(storage: str, tracking_uri: str) -> list[str]:
 
 
 def default_storage() -> str:
-    """Return the storage of a job that is given none: BREWCLIP_STORAGE, else a folder of the current one."""
+    """Return the default storage: BREWCLIP_STORAGE, else the folder `storage` in the current one."""
     return os.environ.get("BREWCLIP_STORAGE") or (Path.cwd() / "storage").as_uri()

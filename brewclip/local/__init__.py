@@ -1,6 +1,6 @@
-"""The embedded default: an S3 server, a Ray head and MLflow on loopback that cannot outlive the program.
+"""Local services: an S3 server, a Ray head and MLflow on loopback, which end with the program.
 
-Not for production: a cluster of one's own takes their place by AWS_*, MLFLOW_TRACKING_URI and RAY_ADDRESS.
+Not for production: set AWS_*, MLFLOW_TRACKING_URI and RAY_ADDRESS to use your own cluster instead.
 """
 
 from brewclip.local.mlflow_server import MlflowServer

@@ -13,20 +13,20 @@ from brewclip.local.processes import (
 )
 from brewclip.local.server import Server
 
-# Nothing is reported to anyone.
+# No telemetry.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-# The queue runners for evaluating language models: more processes, never used here.
+# Job runners for evaluating language models: more processes, not used here.
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 class MlflowServer(Server):
-    """`mlflow server` on SQLite; clients reach artifacts through it, so they need no access of their own.
+    """`mlflow server` on SQLite; clients reach artifacts through it, so they need no access to the artifact store.
 
     Args:
-        directory: holds `mlflow.db`; made if missing, kept at the end.
+        directory: holds `mlflow.db`; created if missing, not removed at the end.
         log_directory: gets `mlflow.log`.
         artifacts: where artifacts are stored, an s3:// URL or a directory; None: a folder in `directory`.
-        environment: laid over our environment: S3Server.environment() for an s3:// URL.
+        environment: overrides of our environment, such as S3Server.environment() for an s3:// URL.
     """
 
     name = "mlflow"
@@ -47,11 +47,11 @@ class MlflowServer(Server):
 
     @property
     def tracking_uri(self) -> str:
-        """The server's address, for clients and browsers; the same after another start."""
+        """The server's address, for clients and browsers; unchanged by a restart."""
         return f"http://{LOOPBACK}:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """Returns the variables by which MLflow's client finds the server."""
+        """Return the variables by which MLflow's client finds the server."""
         return {"MLFLOW_TRACKING_URI": self.tracking_uri} | QUIET
 
     def launch(self) -> SupervisedProcess:

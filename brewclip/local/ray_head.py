@@ -1,4 +1,4 @@
-"""A Ray head node on loopback with its dashboard, apart from every other Ray on the machine."""
+"""A Ray head node on loopback with its dashboard, separate from every other Ray on the machine."""
 
 import json
 import os
@@ -22,30 +22,30 @@ from brewclip.local.server import Server
 # Ray puts its sockets below the temporary directory like this; AF_UNIX allows paths of 107 bytes.
 MAX_TEMP_DIRECTORY_BYTES = 107 - len("/session_2025-01-31_23-59-59_123456_1234567/sockets/plasma_store")
 
-# Without it, a head listens on every interface, and a client replaces 127.0.0.1 by the machine's own address.
+# Without it, a head listens on every interface, and a client replaces 127.0.0.1 with the machine's address.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 RAY_SETTINGS = LOOPBACK_ONLY | {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with the patch, prints of workers come twice
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with the patch, workers' output is printed twice
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_JOB_STOP_WAIT_TIME_S": "30",  # of `ray job stop`: time for a last checkpoint; Ray's own 3 s are short
 }
 
 
 class RayHead(Server):
-    """`ray start --head` with all ports free ones on loopback and a temporary directory of its own.
+    """`ray start --head` on free loopback ports, with its own temporary directory.
 
-    It serves only who knows its token: without one, every user of the machine could run code as ours. The
-    mode is set in any case, since Ray's default depends on whether ~/.ray/auth_token exists.
+    It requires a token: without one, every user of the machine could run code as this user. The mode is always
+    set, since Ray's default depends on whether ~/.ray/auth_token exists.
 
-    Its logs are copied to `log_directory`/ray when it ends. Workers inherit `environment`: secrets given
-    here show neither on a command line nor on the dashboard's job page, as those of a job's runtime
-    environment do.
+    Its logs are copied to `log_directory`/ray when it ends. Workers inherit `environment`: secrets given here appear
+    neither on a command line nor on the dashboard's job page, unlike those of a job's runtime environment.
 
     Args:
-        log_directory: gets `ray.log` and `ray/`. num_cpus: how many CPUs Ray may plan with; None: all.
-        object_store_memory_bytes: shared memory for objects; jobs pass URLs and small tensors. environment:
-        laid over our environment: those of S3Server and MlflowServer. token: asked from clients and, once,
-        by the dashboard; None: that of RAY_AUTH_TOKEN, else a random one.
+        log_directory: gets `ray.log` and `ray/`.
+        num_cpus: CPUs that Ray may use; None: all.
+        object_store_memory_bytes: shared memory for objects; jobs pass URLs and small tensors.
+        environment: overrides of our environment: those of S3Server and MlflowServer.
+        token: required of clients and, once, by the dashboard; None: that of RAY_AUTH_TOKEN, else a random one.
     """
 
     name = "ray"
@@ -69,16 +69,16 @@ class RayHead(Server):
 
     @property
     def address(self) -> str:
-        """What `ray.init(address=...)` takes."""
+        """Address for `ray.init(address=...)`."""
         return f"{LOOPBACK}:{self.port}"
 
     @property
     def dashboard_url(self) -> str:
-        """The dashboard, which `ray job submit --address` takes, too."""
+        """URL of the dashboard, also for `ray job submit --address`."""
         return f"http://{LOOPBACK}:{self.dashboard_port}"
 
     def environment(self) -> dict[str, str]:
-        """Returns the variables by which `ray.init()` and `ray job` find this head and no other.
+        """Return the variables by which `ray.init()` and `ray job` find this head and no other.
 
         They must be set before a program imports Ray, which reads the mode and the token once.
         """
@@ -86,7 +86,7 @@ class RayHead(Server):
         return found_by | LOOPBACK_ONLY | self._authentication()
 
     def request_headers(self) -> dict[str, str]:
-        """Returns what a request to the dashboard must carry."""
+        """Return the headers that a request to the dashboard needs."""
         return {"Authorization": f"Bearer {self.token}"}
 
     def _authentication(self) -> dict[str, str]:
@@ -105,7 +105,7 @@ class RayHead(Server):
         command += [f"--node-ip-address={LOOPBACK}", f"--port={self.port}", f"--temp-dir={temporary}"]
         command += [f"--dashboard-host={LOOPBACK}", f"--dashboard-port={self.dashboard_port}"]
         command += [f"--ray-client-server-port={free_port()}", "--dashboard-agent-listen-port=0"]
-        command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free ones
+        command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free ports
         command += [f"--object-store-memory={self.object_store_memory_bytes}"]
         command += [f"--num-cpus={self.num_cpus}"] if self.num_cpus is not None else []
         # With another Ray on the machine, Ray Train's clean-up after a dead controller would not find this one.
@@ -123,7 +123,7 @@ class RayHead(Server):
         return self.dashboard_url
 
     def request(self, path: str, method: str = "GET") -> dict:
-        """Returns what the dashboard's API answers, or an empty dictionary if it does not."""
+        """Return the response of the dashboard's API, or an empty dictionary if there is none."""
         url = self.dashboard_url + path
         request = urllib.request.Request(url, headers=self.request_headers(), method=method)
         try:
@@ -133,13 +133,13 @@ class RayHead(Server):
             return {}
 
     def is_ready(self) -> bool:
-        # The dashboard answers some seconds before the node is there that runs jobs.
+        # The dashboard is up some seconds before the node that runs jobs.
         nodes = self.request("/nodes?view=summary").get("data", {}).get("summary", [])
         return any(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
 
 
 def short_temporary_directory() -> Path:
-    """Makes a new directory whose path leaves room for Ray's socket names: in TMPDIR, else in /tmp."""
+    """Create a directory whose path leaves room for Ray's socket names: in TMPDIR, else in /tmp."""
     directory = Path(tempfile.mkdtemp(prefix="brewclip-"))
     if len(bytes(directory)) > MAX_TEMP_DIRECTORY_BYTES:
         shutil.rmtree(directory)

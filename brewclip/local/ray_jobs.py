@@ -1,4 +1,4 @@
-"""Submitting a job to an embedded Ray head, as a user would: by the `ray job submit` command."""
+"""Job submission to a local Ray head, as a user would do it: by the `ray job submit` command."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from brewclip.local.processes import SupervisedProcess, program_path, server_environment
 from brewclip.local.ray_head import RayHead
 
-# What the command says itself, about 15 lines a job: uploading, how to stop it, that it is over.
+# The command's own messages, about 15 lines per job: uploading, how to stop it, that it has ended.
 CHATTER = re.compile(
     r"\d{4}-\d\d-\d\d \S+\s+[A-Z]+ (cli|sdk|dashboard_sdk|packaging|working_dir|job_manager)\.py:\d+ -- "
 )
@@ -24,18 +24,17 @@ def submit_job(
     environment: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Runs `ray job submit`, passes the job's output on and returns the exit code of the job's command.
+    """Run `ray job submit`, forward the job's output and return the exit code of the job's command.
 
-    What .gitignore names is not uploaded, nor are .git and .venv (Ray's own rule). The dashboard shows
-    `environment` to whoever opens it: secrets belong in RayHead's. When this is interrupted, the job is
-    stopped.
+    Files in .gitignore are not uploaded, nor are .git and .venv (Ray's own rule). The dashboard shows `environment`
+    to everyone who opens it: secrets belong in RayHead's. If this is interrupted, the job is stopped.
 
     Args:
         head: a running head.
         command: what to run there, in `working_directory`.
-        working_directory: is packed, uploaded and unpacked for the job.
-        environment: variables for the job and its workers, beside those that the head was started with.
-        say: gets each line of the job's output; those of `ray job submit` itself only if it fails.
+        working_directory: packed, uploaded and unpacked for the job.
+        environment: variables for the job and its workers, in addition to those that the head was started with.
+        say: called with each line of the job's output; with those of `ray job submit` itself only if it fails.
     """
     submission_id = f"brewclip-{secrets.token_hex(6)}"
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:  # mode 0600; JSON is YAML, which Ray reads
@@ -60,10 +59,10 @@ def submit_job(
 
 
 def without_chatter(lines: Iterable[str]) -> Iterator[str]:
-    """Yields a job's own lines out of those of `ray job submit`.
+    """Yield a job's own lines from the output of `ray job submit`.
 
-    What the command says itself is held back, and dropped once the job was submitted. After a failed job it
-    repeats the job's last lines: nothing more is yielded then.
+    The command's own messages are held back, and dropped once the job is submitted. After a failed job it repeats the
+    job's last lines: nothing more is yielded then.
     """
     held_back: list[str] = []
     submitted = False
@@ -82,11 +81,11 @@ def without_chatter(lines: Iterable[str]) -> Iterator[str]:
 
 
 def stop_job(head: RayHead, submission_id: str) -> None:
-    """Asks Ray to end a job; a head that does not answer is left alone (the job ends with it)."""
+    """Ask Ray to stop a job; a head that does not answer is ignored (the job ends with it)."""
     head.request(f"/api/jobs/{submission_id}/stop", method="POST")
 
 
 def driver_exit_code(head: RayHead, submission_id: str, default: int) -> int:
-    """Returns the exit code of the job's own command: `ray job submit` turns every failure into 1."""
+    """Return the exit code of the job's own command: `ray job submit` turns every failure into 1."""
     code = head.request(f"/api/jobs/{submission_id}").get("driver_exit_code")
     return default if code is None else int(code)

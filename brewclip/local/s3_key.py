@@ -1,4 +1,4 @@
-"""The key pair of the embedded S3 server: made at random, kept in a file that only its owner can read."""
+"""The key pair of the local S3 server: random, stored in a file that only its owner can read."""
 
 import json
 import os
@@ -17,15 +17,15 @@ class S3Key:
 
     @classmethod
     def random(cls) -> Self:
-        """Makes a new key pair (the secret has 240 random bits)."""
+        """Create a key pair (the secret has 240 random bits)."""
         return cls(f"brewclip{secrets.token_hex(6)}", secrets.token_urlsafe(30))
 
     @classmethod
     def of_file(cls, path: Path) -> Self:
-        """Reads the key pair of an earlier run, or makes one and writes it with mode 0600.
+        """Read the key pair of an earlier run, or create one and write it with mode 0600.
 
         Raises:
-            ValueError: the file holds something else.
+            ValueError: if the file holds something else.
         """
         if not path.exists():
             key = cls.random()

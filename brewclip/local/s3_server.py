@@ -21,10 +21,10 @@ REGION = "us-east-1"  # rclone takes any; clients must name one to sign requests
 class S3Server(Server):
     """rclone's S3 server over a directory: a bucket is a folder in it, an object a file.
 
-    It refuses every request that is not signed with `key`.
+    Requests that are not signed with `key` are refused.
 
     Args:
-        directory: where the objects live; made if missing, kept at the end.
+        directory: stores the objects; created if missing, not removed at the end.
         log_directory: gets `s3.log`.
         key: the only key pair that is accepted; None makes a random one.
     """
@@ -40,11 +40,11 @@ class S3Server(Server):
 
     @property
     def endpoint_url(self) -> str:
-        """The server's address; it stays the same when the server is stopped and started again."""
+        """The server's address; unchanged by a restart."""
         return f"http://{LOOPBACK}:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """Returns the variables by which boto3, s3fs and MLflow find the server and sign their requests."""
+        """Return the variables by which boto3, s3fs and MLflow find the server and sign their requests."""
         return {
             "AWS_ACCESS_KEY_ID": self.key.access_key_id,
             "AWS_SECRET_ACCESS_KEY": self.key.secret_access_key,
@@ -58,7 +58,7 @@ class S3Server(Server):
         }
 
     def create_bucket(self, name: str) -> str:
-        """Makes a bucket if it does not exist and returns its URL, "s3://name"."""
+        """Create a bucket if it does not exist; return its URL, "s3://name"."""
         import boto3  # 0.3 s, not needed to start a server
 
         client = boto3.client(
@@ -78,7 +78,7 @@ class S3Server(Server):
         command = [program_path("rclone"), "serve", "s3", f"--addr={LOOPBACK}:{self.port}"]
         command += ["--etag-hash=", "--no-checksum", str(self.directory)]
         # rclone reads each flag from the environment, too, which `ps` does not show to others; this one as a
-        # CSV list, hence the quotes. The user's own rclone settings stay out.
+        # CSV list, hence the quotes. The user's own rclone settings are ignored.
         secret = {"RCLONE_AUTH_KEY": f'"{self.key.access_key_id},{self.key.secret_access_key}"'}
         environment = server_environment(secret | {"RCLONE_CONFIG": os.devnull})
         return SupervisedProcess(command, environment=environment, log_path=self.log_path, grace_seconds=5.0)

@@ -1,4 +1,4 @@
-"""What the embedded servers have in common: started, awaited, stopped and started again on the same port."""
+"""Base class of the local servers: start, wait until ready, stop, restart on the same port."""
 
 from pathlib import Path
 from types import TracebackType
@@ -8,9 +8,9 @@ from brewclip.local.processes import SupervisedProcess, wait_until_ready
 
 
 class Server:
-    """A server on a loopback port: a context manager that can also be stopped and started again.
+    """A server on a loopback port: a context manager that can also be restarted.
 
-    Subclasses give `name`, `start_timeout_seconds`, `url`, `launch` and `is_ready`.
+    Subclasses define `name`, `start_timeout_seconds`, `url`, `launch` and `is_ready`.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers; the same after another start."""
+        """The server's URL; unchanged by a restart."""
         raise NotImplementedError
 
     @property
@@ -31,26 +31,26 @@ class Server:
         return self.log_directory / f"{self.name}.log"
 
     def launch(self) -> SupervisedProcess:
-        """Starts the process without waiting for it."""
+        """Start the process without waiting for it."""
         raise NotImplementedError
 
     def is_ready(self) -> bool:
-        """Returns True when the server answers."""
+        """Return whether the server answers."""
         raise NotImplementedError
 
     def begin_start(self) -> None:
-        """Starts the server without waiting until it answers."""
+        """Start the server without waiting until it answers."""
         if self.process is not None:
             raise RuntimeError(f"{self.name} was started already")
         self.log_directory.mkdir(parents=True, exist_ok=True)
         self.process = self.launch()
 
     def finish_start(self) -> None:
-        """Returns when the server answers; a server that does not is ended.
+        """Wait until the server answers; stop it if it does not.
 
         Raises:
-            RuntimeError: the server ended by itself; the end of its log is quoted.
-            TimeoutError: it does not answer.
+            RuntimeError: if the server ended by itself; the message quotes the end of its log.
+            TimeoutError: if it does not answer.
         """
         what = f"{self.name} (log: {self.log_path})"
         try:
@@ -60,17 +60,17 @@ class Server:
             raise
 
     def start(self) -> None:
-        """Starts the server and returns when it answers; raises what `finish_start` raises."""
+        """Start the server and wait until it answers; raises as `finish_start` does."""
         self.begin_start()
         self.finish_start()
 
     def begin_stop(self) -> None:
-        """Begins to end the server without waiting."""
+        """Ask the server to end, without waiting."""
         if self.process is not None:
             self.process.ask_to_stop()
 
     def stop(self) -> None:
-        """Ends the server with all its processes; nothing happens when it does not run."""
+        """Stop the server with all its processes; do nothing if it does not run."""
         if self.process is not None:
             self.process.stop()
             self.process = None

@@ -1,4 +1,4 @@
-"""The three embedded servers together, over one state directory that a later run takes up again."""
+"""The three local services together, over one state directory that later runs reuse."""
 
 import fcntl
 import os
@@ -18,20 +18,19 @@ BUCKET = "brewclip"
 
 
 class LocalServices:
-    """S3, Ray and MLflow on free loopback ports, started side by side.
+    """S3, Ray and MLflow on free loopback ports, started in parallel.
 
-    The objects (`s3/`), the runs (`mlflow/mlflow.db`) and the key pair (`s3-key.json`) stay in the state
-    directory, so that a second run finds what the first one made; the ports are new ones each time. MLflow's
-    artifacts are in the bucket, below `mlflow/`.
+    The objects (`s3/`), the runs (`mlflow/mlflow.db`) and the key pair (`s3-key.json`) remain in the state directory
+    and are reused by later runs; the ports are new each time. MLflow's artifacts are in the bucket, below `mlflow/`.
 
     Args:
-        state_directory: made if missing, for its owner only.
-        num_cpus: how many CPUs Ray may plan with; None: all.
-        environment: more variables for Ray and all that runs on it.
-        say: gets a line when a server is up or down.
+        state_directory: created if missing, for its owner only.
+        num_cpus: CPUs that Ray may use; None: all.
+        environment: additional variables for Ray and its workers.
+        say: called with a line when a server starts or stops.
 
     Raises:
-        RuntimeError: another process uses the state directory.
+        RuntimeError: if another process uses the state directory.
     """
 
     def __init__(
@@ -51,22 +50,22 @@ class LocalServices:
         artifacts = f"{self.bucket_url}/mlflow"
         self.mlflow = MlflowServer(self.state_directory / "mlflow", logs, artifacts, self.s3.environment())
         self.ray = RayHead(logs, num_cpus=num_cpus, environment=self._storage_and_tracking() | dict(environment or {}))
-        self._servers: tuple[Server, ...] = (self.s3, self.ray, self.mlflow)  # the fastest comes first
+        self._servers: tuple[Server, ...] = (self.s3, self.ray, self.mlflow)  # the fastest to start comes first
 
     @property
     def bucket_url(self) -> str:
-        """The bucket that is made at the start."""
+        """URL of the bucket, which is created at the start."""
         return f"s3://{BUCKET}"
 
     def environment(self) -> dict[str, str]:
-        """Returns the variables by which a program on this machine finds all three, and the bucket."""
+        """Return the variables by which a program on this machine finds all three, and the bucket."""
         return self._storage_and_tracking() | self.ray.environment()
 
     def _storage_and_tracking(self) -> dict[str, str]:
         return self.s3.environment() | self.mlflow.environment() | {"BREWCLIP_STORAGE": self.bucket_url}
 
     def start(self) -> None:
-        """Starts the three side by side and returns when all answer; if one fails, the others are ended."""
+        """Start all three in parallel and wait until they answer; if one fails, stop the others."""
         start = time.monotonic()
         try:
             for server in self._servers:
@@ -80,7 +79,7 @@ class LocalServices:
             raise
 
     def stop(self) -> None:
-        """Ends the three side by side and gives the state directory free."""
+        """Stop all three in parallel and release the state directory."""
         start = time.monotonic()
         for server in self._servers:
             server.begin_stop()

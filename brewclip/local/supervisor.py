@@ -1,13 +1,12 @@
-"""Runs one command and ends it, with all its descendants, when the process that asked for it is gone.
+"""Process supervisor: run one command and end it, with all its descendants, when the parent process is gone.
 
-Started by file path as a process of its own (`python -I -S supervisor.py ...`), so it imports the standard
-library only. The asking process holds the write end of a pipe that is this process's standard input: when
-that process ends, in whatever way (SIGKILL included), the kernel closes the pipe and this process cleans
-up. No signal handler is needed there, and no thread of it has to live on, as PR_SET_PDEATHSIG would demand.
+Started by file path as a separate process (`python -I -S supervisor.py ...`), so it imports the standard library only.
+The parent holds the write end of a pipe that is this process's standard input: when the parent ends in any way
+(SIGKILL included), the kernel closes the pipe and this process cleans up. The parent needs no signal handler, and no
+thread that has to stay alive, as PR_SET_PDEATHSIG would require.
 
-On Linux this process is a "child subreaper": a descendant that leaves its process group or loses its
-parent, as daemons do, becomes a child of this process, so none can get away. Elsewhere only the command's
-process group is ended.
+On Linux this process is a "child subreaper": a descendant that leaves its process group or loses its parent, as
+daemons do, becomes a child of this process, so none can escape. Elsewhere only the command's process group is ended.
 """
 
 import argparse
@@ -29,13 +28,13 @@ ON_LINUX = sys.platform == "linux"
 
 
 def set_process_option(option: int, value: int) -> None:
-    """Sets an option of the calling process by prctl(2); does nothing where that does not exist."""
+    """Set an option of the calling process by prctl(2); do nothing where that does not exist."""
     if ON_LINUX:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def parent_ids() -> dict[int, int]:
-    """Returns the parent of every process of this machine, read from /proc."""
+    """Return the parent id of every process on this machine, from /proc."""
     parents = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -46,7 +45,7 @@ def parent_ids() -> dict[int, int]:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """Returns the ids of all living processes below `ancestor`, nearest first."""
+    """Return the ids of all living processes below `ancestor`, nearest first."""
     parents = parent_ids()
     found = [ancestor]
     for pid in found:
@@ -55,7 +54,7 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def send(signal_number: int, pids: list[int]) -> None:
-    """Signals each process that still exists."""
+    """Signal each process that still exists."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal_number)
@@ -75,7 +74,7 @@ class Command:
         )
 
     def reap(self) -> None:
-        """Collects what has ended: the command itself and descendants that were handed to this process."""
+        """Collect ended processes: the command itself and descendants that were reparented to this process."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -87,7 +86,7 @@ class Command:
                 self.exit_code = self.process.returncode = os.waitstatus_to_exitcode(status)
 
     def end(self, grace_seconds: float) -> None:
-        """Asks the command to end, waits for it, then kills everything that is left below this process."""
+        """Ask the command to end, wait for it, then kill everything that is left below this process."""
         deadline = time.monotonic() + grace_seconds
         if self.exit_code is None:
             send(signal.SIGTERM, [self.process.pid])
@@ -105,15 +104,15 @@ class Command:
 
 
 def asked_to_end(pipe: int, timeout_seconds: float) -> bool:
-    """Waits for the asking process to close the pipe, at most `timeout_seconds`."""
+    """Wait for the parent to close the pipe, at most `timeout_seconds`; return whether it did."""
     readable, _, _ = select.select([pipe], [], [], timeout_seconds)
     return bool(readable) and os.read(pipe, 1) == b""
 
 
 def main() -> int:
-    """Supervises until the command ends, the pipe closes, the parent is gone or SIGTERM comes."""
+    """Supervise until the command ends, the pipe closes, the parent is gone or SIGTERM arrives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parent", type=int, required=True, help="id of the process whose end is ours")
+    parser.add_argument("--parent", type=int, required=True, help="id of the parent process")
     parser.add_argument("--grace-seconds", type=float, default=10.0, help="from SIGTERM to SIGKILL")
     parser.add_argument("--rescue", nargs=2, metavar=("FROM", "TO"), help="directory to copy at the end")
     parser.add_argument("--remove", action="append", default=[], help="directory to delete at the end")
@@ -133,9 +132,8 @@ def main() -> int:
     finally:
         command.end(flags.grace_seconds)
         if flags.rescue:
-            with contextlib.suppress(
-                OSError, shutil.Error
-            ):  # what can be copied is: logs of a server that failed early
+            # Copy what exists: a server that failed early has written few logs.
+            with contextlib.suppress(OSError, shutil.Error):
                 shutil.copytree(flags.rescue[0], flags.rescue[1], dirs_exist_ok=True)
         for directory in flags.remove:
             shutil.rmtree(directory, ignore_errors=True)

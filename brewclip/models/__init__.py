@@ -1,1 +1,1 @@
-"""The networks: frozen Whisper and CLIP, and the few layers that are trained between them."""
+"""The networks: frozen Whisper and CLIP, and the layers trained between them."""

@@ -1,6 +1,6 @@
-"""The acoustic channel: Whisper's frames through a transformer encoder into CLIP's space.
+"""The acoustic channel: a transformer encoder that maps Whisper's frames into CLIP's space.
 
-The input is [CLS, prompts, Linear(frames)] without position codes (Whisper's frames carry their own); the
+The input is [CLS, prompts, Linear(frames)] without position embeddings (Whisper's frames carry their own); the
 layers are post-norm; the output is a projection of the CLS position.
 
 Only that position is used, so the last layer computes only its row. Since one query attends to all frames,
@@ -28,7 +28,7 @@ class AcousticEncoder(nn.Module):
 
     Args:
         audio_dim: width of Whisper's frames.
-        width: of the layers, which is the text tower's, as both share the prompts.
+        width: of the layers; equals the text tower's, as both share the prompts.
         embed_dim: of the output, CLIP's.
         num_layers: at least 1.
         num_heads: divides `width`.
@@ -76,7 +76,7 @@ class AcousticEncoder(nn.Module):
         """Encode recordings.
 
         Args:
-            features: (B, T, audio_dim) Whisper frames; padding holds any finite number.
+            features: (B, T, audio_dim) Whisper frames; padding may hold any finite number.
             mask: (B, T) bool, True for a real frame. A recording without frames is allowed.
             prompts: (M, width), or None.
             sample_seeds: (B,) int64; in training, dropout then depends on the sample alone. None: torch's own
@@ -134,8 +134,8 @@ class EncoderLayer(nn.Module):
         else:
             scores = (q @ k.transpose(-1, -2)).float() * heads[1] ** -0.5
             weights = scores.masked_fill(~keys[:, None, None, :], -torch.inf).softmax(dim=-1)
-            place = torch.arange(length, device=x.device)
-            positions = place[:, None] * _MAX_POSITIONS + place
+            index = torch.arange(length, device=x.device)
+            positions = index[:, None] * _MAX_POSITIONS + index
             by_head = torch.arange(self.num_heads, device=x.device)[:, None, None]
             weights = weights * masks.scale(self.site, positions * self.num_heads + by_head)
             attended = weights.to(v.dtype) @ v
@@ -155,7 +155,7 @@ class EncoderLayer(nn.Module):
             prefix: (B, P, D); its first token is the query, and none is masked.
             frames: (B, T, D'), before `projection`.
             mask: (B, T) bool, True for frames that may be attended to.
-            projection: D' -> D in front of this layer, or None if the frames have gone through it.
+            projection: D' -> D in front of this layer, or None if the frames are projected already.
             masks: of dropout, or None.
 
         Returns:
@@ -176,8 +176,8 @@ class EncoderLayer(nn.Module):
         weights = torch.cat([prefix_scores, frame_scores], dim=2).float().softmax(dim=2)  # (B, H, P + T)
         if masks is not None:
             by_head = torch.arange(self.num_heads, device=weights.device)[:, None]
-            place = torch.arange(weights.shape[2], device=weights.device)
-            weights = weights * masks.scale(self.site, place * self.num_heads + by_head)
+            index = torch.arange(weights.shape[2], device=weights.device)
+            weights = weights * masks.scale(self.site, index * self.num_heads + by_head)
         prefix_weights, frame_weights = weights.to(prefix.dtype).split([prefix.shape[1], frames.shape[1]], dim=2)
 
         pooled = frame_weights @ frames  # (B, H, D')

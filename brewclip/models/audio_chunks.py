@@ -1,4 +1,4 @@
-"""Chunks of a recording: where it is split, how far a chunk is padded, and Whisper's encoder over it."""
+"""Chunks of a recording: split points, padded lengths, log-mel, and Whisper's encoder for chunks below 30 s."""
 
 from typing import NamedTuple
 
@@ -25,8 +25,8 @@ _PADDED_SECONDS = (8, 12, 16, 20, 24, MAX_SECONDS)
 _SILENCE_BEHIND_SECONDS = 4
 _LEAST_SECONDS = 12
 _WORD_SECONDS = 1.5
-_SEARCH_FRAMES = 100  # a split is looked for in the last 2 s of a chunk
-_SMOOTHING_FRAMES = 5  # over 100 ms, so that a split falls between words and not into a plosive's gap
+_SEARCH_FRAMES = 100  # a split point is searched in the last 2 s of a chunk
+_SMOOTHING_FRAMES = 5  # over 100 ms, so that a split falls between words, not into a plosive's gap
 
 
 class Chunk(NamedTuple):
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         start, stop: in samples of the recording.
-        padded_seconds: lengths to read it at; the next one is tried where the text of one repeats itself.
+        padded_seconds: lengths to decode it at, in order; the next one is tried if the text repeats itself.
     """
 
     start: int
@@ -43,15 +43,15 @@ class Chunk(NamedTuple):
 
     @property
     def num_frames(self) -> int:
-        """Number of encoder frames that lie in the recording; the last may reach beyond it."""
+        """Number of encoder frames within the recording; the last may extend beyond it."""
         return -(-(self.stop - self.start) // FRAME_SAMPLES)
 
 
 def split_into_chunks(waveform: NDArray[np.float32], *, always_30_seconds: bool = False) -> list[Chunk]:
     """Split a recording into chunks of at most 30 s that cover every sample once.
 
-    A recording of up to 30 s is one chunk. A longer one is split at the quietest place of each chunk's last 2 s, on a
-    frame's border.
+    A recording of up to 30 s is one chunk. A longer one is split at the quietest point of each chunk's last 2 s, on a
+    frame boundary.
 
     Args:
         waveform: (samples,).
@@ -59,7 +59,7 @@ def split_into_chunks(waveform: NDArray[np.float32], *, always_30_seconds: bool 
     """
     chunks, start = [], 0
     while len(waveform) - start > MAX_SAMPLES:
-        stop = start + _quietest_place(waveform[start : start + MAX_SAMPLES])
+        stop = start + _quietest_sample(waveform[start : start + MAX_SAMPLES])
         chunks.append(Chunk(start, stop, (MAX_SECONDS,)))
         start = stop
     if len(waveform) > start:
@@ -69,18 +69,18 @@ def split_into_chunks(waveform: NDArray[np.float32], *, always_30_seconds: bool 
 
 
 def _padded_seconds(seconds: float) -> tuple[int, ...]:
-    """Return the lengths that a chunk is read at, in this order."""
+    """Return the padded lengths that a chunk is decoded at, in order."""
     least = 0 if seconds < _WORD_SECONDS else _LEAST_SECONDS
     wanted = max(least, seconds + _SILENCE_BEHIND_SECONDS)
     first = next((length for length in _PADDED_SECONDS if length >= wanted), MAX_SECONDS)
     return (first,) if first in (_PADDED_SECONDS[0], MAX_SECONDS) else (first, MAX_SECONDS)
 
 
-def _quietest_place(waveform: NDArray[np.float32]) -> int:
+def _quietest_sample(waveform: NDArray[np.float32]) -> int:
     tail = waveform[-_SEARCH_FRAMES * FRAME_SAMPLES :].reshape(_SEARCH_FRAMES, FRAME_SAMPLES)
     energy = np.square(tail, dtype=np.float64).mean(axis=1)
     smooth = np.convolve(energy, np.ones(_SMOOTHING_FRAMES), mode="same")
-    latest = _SEARCH_FRAMES - 1 - int(np.argmin(smooth[::-1]))  # of equally quiet places, the latest
+    latest = _SEARCH_FRAMES - 1 - int(np.argmin(smooth[::-1]))  # of equally quiet frames, the latest
     return len(waveform) - (_SEARCH_FRAMES - latest) * FRAME_SAMPLES
 
 
@@ -94,8 +94,8 @@ def compute_mel(samples: NDArray[np.float32], padded_seconds: int, num_mels: int
 def encode_mel(encoder: AudioEncoder, mel: Tensor) -> Tensor:
     """Run Whisper's encoder over chunks of any length up to 30 s.
 
-    Source: `whisper.model.AudioEncoder.forward`, whose result this is at 30 s; shorter chunks take the first
-    position codes, as their frames are the first of the same 30 s.
+    Source: `whisper.model.AudioEncoder.forward`, which this equals at 30 s; shorter chunks take the first position
+    embeddings, as their frames are the first of the same 30 s.
 
     Args:
         encoder: `whisper.model.Whisper.encoder`.

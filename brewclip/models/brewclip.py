@@ -1,4 +1,4 @@
-"""BrewCLIP: an image against a recording heard through two channels, its transcript and its sound."""
+"""The BrewCLIP model: image features, and speech features from two channels, transcript and audio."""
 
 import math
 from typing import NamedTuple
@@ -19,9 +19,9 @@ class Features(NamedTuple):
 
     Attributes:
         image: F_V.
-        speech: F_L, what images are compared with.
+        speech: F_L, compared with images.
         acoustic: F_A, or None if the variant has no acoustic channel.
-        text: F_T, or None if the variant reads no transcript.
+        text: F_T, or None if the variant takes no transcript.
     """
 
     image: Tensor
@@ -34,10 +34,10 @@ class BrewCLIP(nn.Module):
     """The model of the paper and its three ablations.
 
     - `brewclip`: F_L = F_A + F_T, both channels and the images prompted.
-    - `acoustic`: F_L = F_A; the transcript is not read.
-    - `pipeline`: F_L = F_T, prompted; the sound is not heard.
-    - `zero_shot`: F_L = F_T of plain CLIP. It takes no prompts whatever `prompt_length` says (untrained
-      prompts only shift the words), and nothing is trained.
+    - `acoustic`: F_L = F_A; the transcript is not used.
+    - `pipeline`: F_L = F_T, prompted; the audio is not used.
+    - `zero_shot`: F_L = F_T of plain CLIP. It takes no prompts whatever `prompt_length` is (untrained
+      prompts only shift the tokens), and nothing is trained.
 
     Source: BrewCLIP, section 3.3.
 
@@ -51,7 +51,7 @@ class BrewCLIP(nn.Module):
         ff_dim: of the acoustic encoder.
         dropout: of the acoustic encoder.
         cls_std: of the acoustic encoder.
-        init_logit_scale: log of the first 1 / tau.
+        init_logit_scale: log of the initial 1 / tau.
         learn_logit_scale: whether tau is trained.
 
     Raises:
@@ -111,8 +111,8 @@ class BrewCLIP(nn.Module):
         """Encode recordings.
 
         Args:
-            tokens: (B, L) int64 transcripts, or (B, W, L) in chunks; not read by `acoustic`.
-            audio: (B, T, audio_dim) Whisper frames; not looked at by `pipeline` and `zero_shot`.
+            tokens: (B, L) int64 transcripts, or (B, W, L) in chunks; unused by `acoustic`.
+            audio: (B, T, audio_dim) Whisper frames; unused by `pipeline` and `zero_shot`.
             audio_mask: (B, T) bool, True for a real frame.
             sample_seeds: (B,) int64, see `AcousticEncoder.forward`.
 
@@ -128,7 +128,7 @@ class BrewCLIP(nn.Module):
         return (acoustic if text is None else acoustic + text), acoustic, text
 
     def _encode_text(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
-        """Encode transcripts (B, L), or (B, W, L) as the mean over chunks; a chunk of zeros is none."""
+        """Encode transcripts (B, L), or (B, W, L) as the mean over chunks; a chunk of zeros is empty."""
         if tokens.ndim == 2:
             return self.clip.encode_text(tokens, prompts)
         is_chunk = tokens.any(dim=2)  # (B, W)
@@ -158,11 +158,11 @@ class BrewCLIP(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return a copy of what `trained_parameters` holds, as a checkpoint stores it."""
+        """Return a copy of the trained parameters, as a checkpoint stores it."""
         return {name: parameter.detach().clone() for name, parameter in self.trained_parameters().items()}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Load what `trained_state` returned.
+        """Load a state returned by `trained_state`.
 
         Raises:
             ValueError: if a key is missing, unknown, or of another shape; nothing is loaded then.

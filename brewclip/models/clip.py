@@ -1,7 +1,7 @@
-"""Frozen CLIP whose two towers take prompt vectors at their input.
+"""Frozen CLIP with prompt vectors at the input of both towers.
 
 Without prompts the features are those of open_clip; with them, gradients flow through the frozen towers to
-the prompts. Features are read at one position, so the last block computes only that one; attention is computed without
+the prompts. Features are taken at one position, so the last block computes only that one; attention is computed without
 the transposed copies of `nn.MultiheadAttention`. Both are exact, and take 30 % off a step of the scenes CLIP on a CPU.
 """
 
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 class PromptedCLIP(nn.Module):
     """Any open_clip ViT with a causal text transformer; frozen, and always in eval mode.
 
-    Source: open_clip 3.3 for the towers; BrewCLIP, section 3.3, and its released behaviour for the prompts'
-        places.
+    Source: open_clip 3.3 for the towers; BrewCLIP, section 3.3, and its released code for the prompts'
+        positions.
 
     Args:
         clip: the open_clip model; its parameters are frozen in place.
 
     Raises:
-        ValueError: if the architecture has no place for prompts (ResNet or timm vision, Hugging Face,
+        ValueError: if the architecture cannot take prompts (ResNet or timm vision, Hugging Face,
             bidirectional or class-token text).
     """
 
@@ -48,7 +48,7 @@ class PromptedCLIP(nn.Module):
 
     @property
     def _text(self) -> Any:
-        """The module that holds the text tower's parts; a property, so that no weight is registered twice."""
+        """Module that holds the text tower's parts; a property, so that no weight is registered twice."""
         return self.clip.text if isinstance(self.clip, CustomTextCLIP) else self.clip
 
     def train(self, mode: bool = True) -> Self:
@@ -86,7 +86,7 @@ class PromptedCLIP(nn.Module):
     def encode_text(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
         """Encode captions, with prompts at positions 1..M after the start token.
 
-        A caption that no longer fits is cut and keeps its end token. Positions behind the longest caption of
+        A caption that no longer fits is truncated and keeps its end token. Positions after the longest caption of
         the batch are not computed: under the causal mask they cannot reach the end token, so this is exact.
 
         Args:
@@ -115,7 +115,7 @@ class PromptedCLIP(nn.Module):
         return pooled if text.text_projection is None else pooled @ text.text_projection
 
     def _fit(self, tokens: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
-        """Cut captions (B, L) so that prompts fit; return them, trimmed, and the place of each end token."""
+        """Truncate captions (B, L) so that prompts fit; return them, trimmed, and the index of each end token."""
         room = self.context_length - num_prompts
         if tokens.ndim != 2 or tokens.shape[1] > self.context_length:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; (batch, at most {self.context_length}) fits")
@@ -131,7 +131,7 @@ class PromptedCLIP(nn.Module):
         return tokens[:, : int(ends.max()) + 1], ends
 
 
-def _run_to_one_position(transformer: Transformer, x: Tensor, places: Tensor, *, is_causal: bool = False) -> Tensor:
+def _run_to_one_position(transformer: Transformer, x: Tensor, positions: Tensor, *, is_causal: bool = False) -> Tensor:
     """Run a tower's blocks, the last one at one position only.
 
     Source: `open_clip.transformer.Transformer`.
@@ -139,14 +139,14 @@ def _run_to_one_position(transformer: Transformer, x: Tensor, places: Tensor, *,
     Args:
         transformer: the tower.
         x: (B, L, D).
-        places: (B,) int64, the position of each row.
-        is_causal: whether a position attends to none behind it.
+        positions: (B,) int64, the position of each row.
+        is_causal: whether a position attends to none after it.
 
     Returns:
         (B, 1, D).
     """
-    row, length = (torch.arange(len(x), device=x.device), places), x.shape[1]
-    # Blocks of another kind, and those that a hook watches, are called as a whole.
+    row, length = (torch.arange(len(x), device=x.device), positions), x.shape[1]
+    # Blocks of another kind, and those with a hook, are called as a whole.
     if any(type(block) is not ResidualAttentionBlock or block._forward_hooks for block in transformer.resblocks):
         mask = torch.full((length, length), -torch.inf, device=x.device).triu_(1) if is_causal else None
         return transformer(x, attn_mask=mask)[row][:, None]
@@ -155,7 +155,7 @@ def _run_to_one_position(transformer: Transformer, x: Tensor, places: Tensor, *,
         keys = block.ln_1(x)
         x = _add_to(x, block, _attend(block.attn, keys, keys, is_causal=is_causal))
     keys = last.ln_1(x)
-    reachable = (torch.arange(length, device=x.device) <= places[:, None])[:, None, None] if is_causal else None
+    reachable = (torch.arange(length, device=x.device) <= positions[:, None])[:, None, None] if is_causal else None
     return _add_to(x[row][:, None], last, _attend(last.attn, keys[row][:, None], keys, mask=reachable))
 
 
@@ -167,7 +167,7 @@ def _attend(
     mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
-    """Attend from queries (B, l, D) to keys (B, L, D); `mask` (B, 1, l, L) is True where that is allowed."""
+    """Attend from queries (B, l, D) to keys (B, L, D); `mask` (B, 1, l, L) is True where attention is allowed."""
     weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, keys.shape[-1]
     if queries is keys:
         projected = F.linear(keys, weight, bias).chunk(3, dim=-1)
@@ -196,7 +196,7 @@ def _check_vision(visual: nn.Module) -> None:
 
 
 def _check_text(text: nn.Module) -> None:
-    """Refuse text towers in which a token behind the caption would change the features."""
+    """Reject text towers in which a token after the caption would change the features."""
     pool_type = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
     problem = None
     if not isinstance(text, CLIP | TextTransformer):

@@ -1,7 +1,7 @@
-"""Decoding of Whisper's features: when to retry, as whisper.transcribe does, and what is distrusted, which is stricter.
+"""Decoding of Whisper's features: retries as in whisper.transcribe, and stricter rejection of unreliable text.
 
 `whisper.transcribe` keeps the text of its last attempt even if that fails the checks of repetition and confidence, and
-drops only what it takes for silence. Here the transcript is empty then, and the text is kept beside it.
+drops only what it takes for silence. Here the transcript is then empty, and the text is stored as `unfiltered`.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
 MAX_NO_SPEECH_PROB = 0.6
 
-# Whisper's own rule lets "you" over silence and "Thank you." over half a second of noise pass, as it is sure
-# of them (log probability -0.6 to -0.9). Measured with base: silence, hum and short noise 0.75 to 0.95; of
+# Whisper's own rule lets "you" over silence and "Thank you." over half a second of noise pass, as they are
+# confident (log probability -0.6 to -0.9). Measured with base: silence, hum and short noise 0.75 to 0.95; of
 # 120 clean spoken digits, at most 0.67.
 CERTAIN_NO_SPEECH_PROB = 0.7
 
-# A decoder that repeats itself runs to the limit and holds up its batch. English speech has at most 7 words a
+# A decoder that repeats itself runs to the limit and delays its batch. English speech has at most 7 words a
 # second.
 _TOKENS_PER_SECOND = 10
 _SPARE_TOKENS = 24
@@ -35,11 +35,11 @@ _SPARE_TOKENS = 24
 
 @dataclass(frozen=True)
 class Reading:
-    """What was understood of one chunk.
+    """Decoded text of one chunk, with its confidence.
 
     Attributes:
         transcript: empty if rejected.
-        unfiltered: text of the last attempt as `whisper.transcribe` keeps it, rejected or not; empty for its silence.
+        unfiltered: text of the last attempt as `whisper.transcribe` returns it, rejected or not; empty for silence.
         avg_logprob: mean log probability of a token, of the last attempt.
         no_speech_prob: probability of silence.
         compression_ratio: of the last attempt's text; repetition has a high one.
@@ -66,7 +66,7 @@ class _EncodedTask(DecodingTask):
 
 
 class _SeededDecoder(GreedyDecoder):
-    """Whisper's sampling, in which each row draws from a generator of its own: its batch does not matter.
+    """Whisper's sampling, in which each row has its own generator, so that results do not depend on the batch.
 
     Source: `whisper.decoding.GreedyDecoder` above a temperature of 0.
     """
@@ -76,7 +76,7 @@ class _SeededDecoder(GreedyDecoder):
         self.generators = generators
 
     def update(self, tokens: Tensor, logits: Tensor, sum_logprobs: Tensor) -> tuple[Tensor, bool]:
-        """Append a token to each row (B, n) and add its log probability; tell whether all rows have ended."""
+        """Append a token to each row (B, n) and add its log probability; return tokens and whether all rows ended."""
         rows = (logits / self.temperature).softmax(dim=-1).split(1)
         drawn = [row.multinomial(1, generator=generator) for row, generator in zip(rows, self.generators, strict=True)]
         is_over = tokens[:, -1:] == self.eot
@@ -107,9 +107,9 @@ def decode_chunks(
     *,
     leave_repetitive: bool = False,
 ) -> list[Reading]:
-    """Decode chunks of one padded length, together and greedily; then the failed ones together, with sampling.
+    """Decode chunks of one padded length greedily as a batch, then the failed ones with sampling.
 
-    Sampling is seeded by the chunk's own samples, so a chunk reads the same in any batch.
+    Sampling is seeded by the chunk's own samples, so a chunk decodes to the same text in any batch.
 
     Args:
         model: Whisper.
@@ -117,7 +117,7 @@ def decode_chunks(
         language: a code such as "en".
         padded_seconds: of the chunks; bounds the number of tokens.
         waveforms: the B chunks without padding.
-        leave_repetitive: do not sample what is repetitive, as it is read again with more padding.
+        leave_repetitive: do not sample repetitive chunks, as they are decoded again with more padding.
     """
     limit = _max_tokens(model, language, padded_seconds)
     readings = [_judge(result) for result in _decode(model, features, language, 0.0, limit)]
@@ -152,7 +152,7 @@ def _decode(
 
 def _max_tokens(model: Whisper, language: str, padded_seconds: int) -> int:
     most = model.dims.n_text_ctx // 2
-    # Scripts that Whisper spells in bytes take several tokens a letter.
+    # Scripts that Whisper encodes in bytes take several tokens per letter.
     return min(most, _SPARE_TOKENS + _TOKENS_PER_SECOND * padded_seconds) if language == "en" else most
 
 

@@ -1,7 +1,7 @@
-"""Dropout that belongs to the sample: the same mask on any worker, in any batch, under any padding.
+"""Per-sample dropout: the same mask on any worker, in any batch, under any padding.
 
-torch draws dropout masks from a stream that every rank and batch shares, so a run on another number of
-workers would be another run. Here a mask bit is a hash of (sample seed, site, position): a counter-based
+torch draws dropout masks from a stream that every rank and batch shares, so results would depend on the number
+of workers. Here a mask bit is a hash of (sample seed, site, position): a counter-based
 generator without state. Source for the idea: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
 3".
 """
@@ -22,7 +22,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 class SampleDropout:
-    """Dropout masks of a batch, one site after the other.
+    """Dropout masks of a batch, by site.
 
     Args:
         seeds: (B,) int64, one per sample; equal seeds give equal masks.
@@ -40,7 +40,7 @@ class SampleDropout:
 
         Args:
             site: number of the dropout layer; every layer needs its own.
-            positions: int64 of any shape, what makes an element of this site unique within its sample.
+            positions: int64 of any shape, unique for each element of this site within its sample.
 
         Returns:
             (B, *positions.shape) float32.

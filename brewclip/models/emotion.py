@@ -1,4 +1,4 @@
-"""A linear layer over emotions on top of BrewCLIP's speech features, and what of the model learns with it."""
+"""Linear emotion classifier on BrewCLIP's speech features, and the parameters finetuned with it."""
 
 import torch
 from torch import Tensor, nn
@@ -7,16 +7,16 @@ from brewclip.models.brewclip import BrewCLIP
 
 
 def channels_of(model: BrewCLIP) -> tuple[str, ...]:
-    """Return the features that a variant has apart from each other: F_A (`acoustic`), F_L (`speech`), F_T (`text`)."""
+    """Return the distinct features of a variant: F_A (`acoustic`), F_L (`speech`), F_T (`text`)."""
     if model.acoustic is None:
         return ("text",)
     return ("acoustic", "speech", "text") if model.reads_text else ("acoustic",)
 
 
 class EmotionClassifier(nn.Module):
-    """BrewCLIP's features of one channel, and a linear head.
+    """BrewCLIP's features of one channel with a linear head.
 
-    What learns: the head, the prompts if the channel takes them, and the last acoustic layer if it hears. All else
+    Trained are the head, the prompts if the channel takes them, and the last acoustic layer if it uses audio. All else
     is frozen, in place.
 
     Source: BrewCLIP, section 5 "Speech Emotion Recognition": a linear classifier on the trained audio encoder,
@@ -28,7 +28,7 @@ class EmotionClassifier(nn.Module):
         num_classes: emotions, at least 2.
 
     Raises:
-        ValueError: if the variant has no such channel, or there is nothing to tell apart.
+        ValueError: if the variant has no such channel, or there are fewer than 2 classes.
     """
 
     def __init__(self, model: BrewCLIP, channel: str, num_classes: int) -> None:
@@ -49,11 +49,11 @@ class EmotionClassifier(nn.Module):
     def features(self, tokens: Tensor, audio: Tensor, audio_mask: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
         """Compute the features of the channel, (B, embed_dim), not normalised.
 
-        A sentence that several recordings say is encoded once: in such corpora a few are said by all.
+        A sentence that several recordings share is encoded once: in such corpora a few are spoken by all.
 
         Args:
-            tokens: (B, L) int64; not looked at by `acoustic`.
-            audio: (B, T, audio_dim) Whisper frames; not looked at by `text`.
+            tokens: (B, L) int64; unused by `acoustic`.
+            audio: (B, T, audio_dim) Whisper frames; unused by `text`.
             audio_mask: (B, T) bool, True for a real frame.
             sample_seeds: (B,) int64 of dropout in training, see `AcousticEncoder.forward`.
         """
@@ -72,5 +72,5 @@ class EmotionClassifier(nn.Module):
         return self.head(self.features(tokens, audio, audio_mask, sample_seeds))
 
     def finetuned_parameters(self) -> dict[str, nn.Parameter]:
-        """Return what learns beside the head, by name; empty if nothing of the model does."""
+        """Return the parameters trained with the head, by name; empty if nothing of the model is trained."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

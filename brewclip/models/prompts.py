@@ -1,4 +1,4 @@
-"""The prompts that text, audio and vision share: one learned table, and its linear image for vision."""
+"""Prompts shared by text, audio and vision: one learned table, and its linear projection for vision."""
 
 import torch
 from torch import Tensor, nn

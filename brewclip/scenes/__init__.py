@@ -1,6 +1,6 @@
-"""The scenes world: images, captions and voices from a seed, and the small CLIP that was trained on it.
+"""The scenes world: images, captions and speech generated from a seed, and the small CLIP trained on it.
 
-`world` says what is in a scene, `drawing` draws it, `captions` tells it, `voices` speaks. No torch, no Ray.
-The model configuration `clip.json` and the weights `clip.safetensors` are made by
-`jobs/train_scenes_clip.py`; whose drawings and voice these are is in CREDITS.md.
+`world` samples scenes, `drawing` renders them, `captions` describes them, `voices` synthesizes speech. No torch, no
+Ray. The model configuration `clip.json` and the weights `clip.safetensors` are made by `jobs/train_scenes_clip.py`;
+CREDITS.md names the authors of the drawings and the voice.
 """

@@ -1,7 +1,7 @@
-"""Tells scenes in words: read captions, spontaneous narratives, and the sentences spoken in four emotions.
+"""Texts of scenes: read captions, spontaneous narratives, and the sentences spoken in four emotions.
 
-Every statement about the image is true; captions leave things out, narratives also wander off and correct
-themselves. Words are spelled as Whisper writes them, so that ground truth and transcript compare.
+Every statement about the image is true; captions are partial, narratives also digress and correct themselves. Words
+are spelled as Whisper writes them, so that ground truth and transcript can be compared.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PLACES = {  # (row, column) of a single thing
     (2, 2): ("at the bottom right", "in the bottom right corner"),
 }
 ROWS = ("at the top", "in the middle row", "at the bottom")  # place of several copies
-# P(a caption says it | it could be said)
+# P(a caption mentions it | it could be mentioned)
 SAYS_COLOUR, SAYS_SIZE, SAYS_PLACE, SAYS_SYNONYM, SAYS_BACKGROUND = 0.75, 0.35, 0.45, 0.3, 0.35
 NAMES_WEIGHTS = {1: 0.22, 2: 0.50, 3: 0.28}  # how many things a caption names
 
-MAX_MENTIONS = 3  # items a narrative speaks of; with four it would not fit CLIP's 77 tokens
+MAX_MENTIONS = 3  # items that a narrative mentions; with four it would not fit CLIP's 77 tokens
 RAMBLES_TWICE, NARRATES_BACKGROUND, FILLS = 0.15, 0.35, 0.5  # probabilities
 
-GROUP_WORDS = {  # how a narrative speaks of a thing without naming it: (one, several)
+GROUP_WORDS = {  # how a narrative refers to a thing without naming it: (one, several)
     "animal": ("some kind of animal", "animals of some kind"),
     "vehicle": ("something you travel in", "things you travel in"),
     "fruit": ("some piece of fruit", "pieces of fruit"),
@@ -82,11 +82,11 @@ RAMBLES = (
 
 
 def read_captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> list[str]:
-    """Captions as someone would write them for reading aloud: partial, true, 3 to 15 words, all different.
+    """Return captions as written for reading aloud: partial, true, 3 to 15 words, all different.
 
     Args:
-        scene: what the image shows.
-        rng: decides what is told and how; the result is a function of scene and generator state alone.
+        scene: content of the image.
+        rng: decides content and wording; the result is a function of scene and generator state alone.
         count: number of captions, at least 1.
 
     Raises:
@@ -103,7 +103,7 @@ def read_captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> lis
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One caption; its length is not bounded yet."""
+    """Return one caption; its length is not bounded yet."""
     wanted = int(rng.choice(list(NAMES_WEIGHTS), p=list(NAMES_WEIGHTS.values())))
     chosen = rng.permutation(len(scene.items))[:wanted]
     items = [scene.items[i] for i in chosen]
@@ -131,7 +131,7 @@ def _caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def noun_phrase(item: Item, rng: np.random.Generator) -> str:
-    """A count or article, perhaps a size, perhaps a colour, and one of the thing's names."""
+    """Return a count or article, possibly a size and a colour, and one of the thing's names."""
     names = item.thing.names
     name = _pick(names[1:], rng) if len(names) > 1 and rng.random() < SAYS_SYNONYM else names[0]
     words = []
@@ -146,17 +146,17 @@ def noun_phrase(item: Item, rng: np.random.Generator) -> str:
 
 
 def place_phrase(item: Item, rng: np.random.Generator) -> str:
-    """Where an item is: a corner, side or middle for a single thing, the row for several copies."""
+    """Return where an item is: a corner, side or middle for a single thing, the row for several copies."""
     return _pick(PLACES[item.row, item.column], rng) if item.count == 1 else ROWS[item.row]
 
 
 def with_article(words: str) -> str:
-    """Words after "a" or "an", by their first letter (no word of the world is an exception)."""
+    """Return words after "a" or "an", by their first letter (no word of the world is an exception)."""
     return f"{'an' if words[0] in 'aeio' or words.startswith('umb') else 'a'} {words}"
 
 
 def sentence(words: str) -> str:
-    """Words as a sentence: capital first, full stop last."""
+    """Return words as a sentence, with a capital and a full stop."""
     return f"{words[0].upper()}{words[1:]}."
 
 
@@ -173,11 +173,11 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def narrative(scene: Scene, rng: np.random.Generator) -> str:
-    """What someone says of the image off the cuff: long, halting, corrected, partly about other things.
+    """Return a spontaneous description of the image: long, hesitant, with corrections and digressions.
 
-    Up to three items of the image come up, in part only: named, or by its group and colour, count or place,
-    sometimes wrong first and then corrected. Rambling sentences name things that are not in the image.
-    What is true can be worked out, but not by a model that takes every word at its word.
+    Up to three items of the image are mentioned, in part: by name, or by group and colour, count or place, sometimes
+    wrong first and then corrected. Digressions name things that are not in the image. The truth can be inferred, but
+    not by a model that takes every word literally.
     """
     absent = [thing.name for thing in THINGS if thing not in {item.thing for item in scene.items}]
     chosen = rng.permutation(len(scene.items))[:MAX_MENTIONS]
@@ -191,7 +191,7 @@ def narrative(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _mention(item: Item, rng: np.random.Generator) -> str:
-    """One halting statement about one item."""
+    """Return one hesitant statement about one item."""
     said = (_said_plainly, _said_plainly, _said_vaguely, _said_with_repair)[int(rng.integers(4))](item, rng)
     verb = "is" if item.count == 1 else "are"
     opening = _pick((f"there {verb}", f"there {verb}", "I see", "and then", "I think I can make out"), rng)
@@ -205,7 +205,7 @@ def _said_plainly(item: Item, rng: np.random.Generator) -> str:
 
 
 def _said_vaguely(item: Item, rng: np.random.Generator) -> str:
-    """The group for the thing, and of colour, count and place what there is."""
+    """Return the group of the thing with its colour, if any, count and place."""
     one, several = GROUP_WORDS[item.thing.group]
     what = one if item.count == 1 else f"{NUMBERS[item.count][0]} {several}"
     colour = f", {item.colour} I would say," if item.colour else ""
@@ -213,7 +213,7 @@ def _said_vaguely(item: Item, rng: np.random.Generator) -> str:
 
 
 def _said_with_repair(item: Item, rng: np.random.Generator) -> str:
-    """A wrong word first, then the right one."""
+    """Return a wrong word, then the correction."""
     name = item.thing.name if item.count == 1 else item.thing.plural_of(item.thing.name)
     repair = _pick(REPAIRS, rng)
     if item.colour and rng.random() < 0.5:
@@ -230,11 +230,11 @@ def _said_with_repair(item: Item, rng: np.random.Generator) -> str:
 
 
 def _ramble(absent: Sequence[str], rng: np.random.Generator) -> str:
-    """A sentence that is not about the image; the things it names are not in it."""
+    """Return a digression; the things it names are not in the image."""
     first, second, third, fourth = (absent[i] for i in rng.choice(len(absent), size=4, replace=False))
     return _pick(RAMBLES, rng).format(a=with_article(first), b=second, c=with_article(third), d=fourth)
 
 
 def emotion_sentence(index: int = 0) -> str:
-    """One of the sentences spoken in all EMOTIONS, as in RAVDESS: the words give nothing away."""
+    """Return one of the sentences spoken in all EMOTIONS, as in RAVDESS: the words carry no emotion."""
     return EMOTION_SENTENCES[index % len(EMOTION_SENTENCES)]

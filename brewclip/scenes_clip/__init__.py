@@ -1,1 +1,1 @@
-"""The training of the scenes world's own small CLIP; the weights it made lie in brewclip/scenes."""
+"""Training of the small CLIP for the scenes world; its weights are stored in brewclip/scenes."""

@@ -1,4 +1,4 @@
-"""Settings of the scenes CLIP's training, readable without torch."""
+"""Settings of the scenes CLIP's training; imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,14 @@ WEIGHTS_PATH = CONFIG_PATH.with_suffix(".safetensors")
 
 @dataclass(frozen=True)
 class TrainScenesClip:
-    """Flags of the scenes CLIP's training."""
+    """Flags of the scenes CLIP training."""
 
     output: Path = WEIGHTS_PATH
-    """Where the weights go (float16 safetensors)."""
+    """Output file of the weights (float16 safetensors)."""
     steps: int = 550
-    """Optimiser steps; the learning rate falls to zero on the last one."""
+    """Optimiser steps; the learning rate decays to zero at the last one."""
     batch_size: int = 256
-    """Pairs in a step, all of them each other's negatives."""
+    """Pairs per step, all negatives of each other."""
     num_images: int = 60_000
     """Training scenes, rendered once before the first step (27,648 bytes each)."""
     peak_lr: float = 1e-3
@@ -26,28 +26,28 @@ class TrainScenesClip:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     weight_decay: float = 0.1
-    """Of matrices; token rows, gains and biases have none."""
+    """Weight decay of matrices; token embeddings, gains and biases have none."""
     word_loss: float = 1.0
-    """Weight of the words' loss beside CLIP's own."""
+    """Weight of the word loss, added to CLIP's loss."""
     joined_every_steps: int = 5
-    """Every so many steps a text is two captions of its image, so that later positions are learnt too."""
+    """Every so many steps a text is two captions of its image, so that later positions are trained, too."""
     unstopped: float = 0.2
-    """Part of the captions without their full stop, as Whisper sometimes leaves it out."""
+    """Fraction of captions without their full stop, as Whisper sometimes omits it."""
     keep_clear: tuple[str, ...] = ("clip-heldout", "scenes/dev", "scenes/test")
-    """World namespaces whose scenes must not be trained on."""
+    """World namespaces whose scenes are excluded from training."""
     keep_clear_scenes: int = 5_000
-    """How many scenes of each of them."""
+    """Number of scenes of each of them."""
     seed: int = 0
-    """Decides the initial weights, the order and the captions."""
+    """Seed of initial weights, order and captions."""
     num_threads: int = 2
-    """Threads, each with its part of the batch; another number gives other rounding."""
+    """Threads, each with its part of the batch; another number changes rounding."""
     save_every_steps: int = 100
-    """Steps between two saved states."""
+    """Steps between two saves."""
     log_every_seconds: float = 20.0
-    """Seconds between two lines of progress."""
+    """Seconds between two progress lines."""
 
     def check(self) -> None:
-        """Raise a `UserError` for sizes that do not go together."""
+        """Raise a `UserError` for incompatible sizes."""
         if self.steps < 1:
             raise UserError(f"--steps {self.steps} must be at least 1")
         if self.batch_size < 2 or self.batch_size % self.num_threads:

@@ -1,4 +1,4 @@
-"""The training of the scenes CLIP: images and read captions against each other, with a loss on words beside it."""
+"""Training of the scenes CLIP: contrastive loss on images and read captions, with an auxiliary word loss."""
 
 import json
 import math
@@ -21,20 +21,20 @@ from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import Scene, sample_scene, scene_generator, world_seed
 from brewclip.scenes_clip.options import CONFIG_PATH, TrainScenesClip
 
-WORD_SAMPLE = 5_000  # captions that the words and their frequencies are taken from
+WORD_SAMPLE = 5_000  # captions for the vocabulary and its frequencies
 WORD_SCALE = 16.0  # of the word head's logits: features have length 1, its rows about 1
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP (Radford et al. 2021, section 2.5)
-FIGURES = (200, 500)  # gallery sizes that are reported
+FIGURES = (200, 500)  # reported gallery sizes
 
 
 def build_clip() -> open_clip.CLIP:
-    """The scenes CLIP with random weights, from its model configuration."""
+    """Build the scenes CLIP with random weights, from its model configuration."""
     config = json.loads(CONFIG_PATH.read_text())
     return open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
 
 
 def choose_scenes(flags: TrainScenesClip) -> list[Scene]:
-    """Training scenes, none of which looks like a scene of a namespace to keep clear of."""
+    """Return the training scenes, without those that equal a scene of a held-out namespace."""
     forbidden = {
         sample_scene(world_seed(name), index).signature
         for name in flags.keep_clear
@@ -50,7 +50,7 @@ def choose_scenes(flags: TrainScenesClip) -> list[Scene]:
 
 
 def render(scenes: list[Scene], size_px: int, every_seconds: float) -> torch.Tensor:
-    """Images of scenes as uint8 (scenes, 3, size_px, size_px)."""
+    """Render scenes as uint8 (scenes, 3, size_px, size_px)."""
     images = torch.empty((len(scenes), 3, size_px, size_px), dtype=torch.uint8)
     progress = ProgressReporter("draw", len(scenes), "images", every_seconds)
     for index, scene in enumerate(scenes):
@@ -60,16 +60,16 @@ def render(scenes: list[Scene], size_px: int, every_seconds: float) -> torch.Ten
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, H, W) -> float32, with CLIP's own mean and standard deviation."""
+    """Normalize uint8 (B, 3, H, W) to float32, with CLIP's mean and standard deviation."""
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)  # the same in clip.json
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
 def encode_text(clip: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
-    """What `clip.encode_text` gives at a fraction of its cost: over the longest text, not the whole context.
+    """Return the result of `clip.encode_text` at lower cost: over the longest text, not the whole context.
 
-    Exact: the tower is causal, so what comes after the end of text has no effect on it.
+    Exact: the tower is causal, so positions after the end of text have no effect.
 
     Args:
         clip: an open_clip CLIP with a causal text tower that pools at the end of text.
@@ -86,7 +86,7 @@ def encode_text(clip: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def iter_batches(num_scenes: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Scene numbers of batch after batch, endless, every epoch in a new order."""
+    """Yield the scene numbers of endless batches, each epoch in a new order."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(num_scenes)
@@ -95,7 +95,7 @@ def iter_batches(num_scenes: int, batch_size: int, seed: int) -> Iterator[np.nda
 
 
 def compute_lr(step: int, flags: TrainScenesClip) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Return the learning rate: linear warm-up, then cosine decay to zero."""
     if step < flags.warmup_steps:
         return flags.peak_lr * (step + 1) / flags.warmup_steps
     done = (step - flags.warmup_steps) / max(1, flags.steps - flags.warmup_steps)
@@ -103,21 +103,20 @@ def compute_lr(step: int, flags: TrainScenesClip) -> float:
 
 
 class WordHead(nn.Module):
-    """Names the words of a caption from one feature, of image or text; thrown away after the training.
+    """Predicts the words of a caption from one feature, of image or text; discarded after training.
 
-    Contrast alone learnt the backgrounds and then stood still (R@1 over 200 scenes 1 % after 200 steps, the
-    loss no lower after 340, at a peak rate of 1.5e-3), because it is told only which image belongs to which
-    caption. Words as labels, rare ones weighing more, show what in an image a word stands for, and one head
-    for both towers puts them into one space: R@1 28 % after 200 steps at 1e-3.
-    Nothing but captions is used.
+    The contrastive loss alone learned the backgrounds and then stalled (R@1 over 200 scenes 1 % after 200 steps, the
+    loss no lower after 340, at a peak rate of 1.5e-3), because it only shows which image belongs to which caption.
+    Words as labels, rare ones with more weight, show what a word stands for in an image, and one head for both towers
+    aligns them: R@1 28 % after 200 steps at 1e-3. Only captions are used.
 
     Source: Huang et al. 2024, "Classification Done Right for Vision-Language Pre-Training".
     """
 
     def __init__(self, embed_dim: int, sample: torch.Tensor) -> None:
-        """Take the vocabulary and its weights from the tokens (N, L) of a sample of captions."""
+        """Build the vocabulary and its weights from the tokens (N, L) of a sample of captions."""
         super().__init__()
-        self.words: torch.Tensor  # (W,) int64, the token numbers that are named
+        self.words: torch.Tensor  # (W,) int64, the predicted token ids
         self.rarity: torch.Tensor  # (W,) their weights, minus log frequency
         frequency = _bag_of_words(sample, int(sample.max()) + 1).mean(dim=0)
         self.register_buffer("words", frequency.nonzero().squeeze(1))
@@ -125,42 +124,42 @@ class WordHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(len(self.words), embed_dim) * embed_dim**-0.5)
 
     def forward(self, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the words, from normalised features (B, D) and tokens (B, L)."""
+        """Return the cross-entropy of the words, from normalised features (B, D) and tokens (B, L)."""
         present = _bag_of_words(tokens, int(self.words.max()) + 1)[:, self.words] * self.rarity
         logits = WORD_SCALE * features @ self.weight.T
         return F.cross_entropy(logits, present / present.sum(dim=1, keepdim=True).clamp(min=1e-6))
 
 
 def _bag_of_words(tokens: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, L) -> (B, size): 1 where a token is in the text; padding and tokens beyond `size` do not count."""
+    """Return (B, size) from tokens (B, L): 1 if a token occurs; padding and tokens beyond `size` are ignored."""
     bag = torch.zeros(len(tokens), max(size, int(tokens.max()) + 1)).scatter_(1, tokens, 1.0)[:, :size]
     bag[:, 0] = 0
     return bag
 
 
 def build_optimizer(clip: open_clip.CLIP, head: WordHead, flags: TrainScenesClip) -> torch.optim.AdamW:
-    """AdamW. Token rows do not decay: those that no caption uses keep their random values and stay apart."""
+    """Build AdamW without decay of token embeddings: those that no caption uses keep their random values."""
     decayed = [p for name, p in clip.named_parameters() if p.ndim >= 2 and "embedding" not in name]
-    kept = [p for name, p in clip.named_parameters() if p.ndim < 2 or "embedding" in name]
+    undecayed = [p for name, p in clip.named_parameters() if p.ndim < 2 or "embedding" in name]
     groups = [
         {"params": decayed, "weight_decay": flags.weight_decay},
-        {"params": [*kept, head.weight], "weight_decay": 0.0},
+        {"params": [*undecayed, head.weight], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=flags.peak_lr, betas=(0.9, 0.98), eps=1e-6)
 
 
 def write_texts(scenes: list[Scene], step: int, flags: TrainScenesClip) -> list[str]:
-    """A caption of every scene, or two in a row on every `joined_every_steps`-th step."""
+    """Return a caption of every scene, or two joined captions on every `joined_every_steps`-th step."""
     rng = scene_generator(flags.seed, step, "clip-captions")
     count = 2 if flags.joined_every_steps and step % flags.joined_every_steps == 0 else 1
     texts = [" ".join(read_captions(scene, rng, count)) for scene in scenes]
     return [
-        text[:-1] if cut else text for text, cut in zip(texts, rng.random(len(texts)) < flags.unstopped, strict=True)
+        text[:-1] if bare else text for text, bare in zip(texts, rng.random(len(texts)) < flags.unstopped, strict=True)
     ]
 
 
 def compute_loss(image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric InfoNCE over the batch, from normalised (B, D) features and the log of the scale."""
+    """Return CLIP's symmetric InfoNCE over the batch, from normalised (B, D) features and the log of the scale."""
     logits = logit_scale.exp() * image_features @ text_features.T
     targets = torch.arange(len(logits))
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
@@ -174,11 +173,11 @@ def compute_gradients(
     pool: ThreadPoolExecutor,
     flags: TrainScenesClip,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Set every parameter's gradient and return both losses; the towers run on parts of the batch at a time.
+    """Set every parameter's gradient and return both losses; the towers run on parts of the batch in threads.
 
-    One thread per part that meets the others twice a step, because on a busy machine threads inside every
-    operation wait for the slowest one each time. The loss is over the whole batch, and the parts' gradients
-    are added in a fixed order, so it is the same step, and the same every time.
+    One thread per part, synchronized twice a step, because on a busy machine threads inside every operation wait for
+    the slowest one each time. The loss is over the whole batch, and the parts' gradients are added in a fixed order, so
+    the step is exact and deterministic.
     """
     towers = [p for name, p in clip.named_parameters() if name != "logit_scale"]
     num_parts = flags.num_threads
@@ -207,7 +206,7 @@ def compute_gradients(
 
 @torch.inference_mode()
 def measure(clip: open_clip.CLIP, every_seconds: float) -> dict[str, float]:
-    """Text-to-image recall on held-out scenes, one true caption per scene, for every size of FIGURES."""
+    """Return text-to-image recall on held-out scenes, one caption per scene, for every size of FIGURES."""
     seed = world_seed("clip-heldout")
     figures: dict[str, float] = {}
     scenes = [sample_scene(seed, index) for index in range(max(FIGURES))]
@@ -217,13 +216,13 @@ def measure(clip: open_clip.CLIP, every_seconds: float) -> dict[str, float]:
     text_features = F.normalize(encode_text(clip, open_clip.tokenize(texts)), dim=1)
     for size in FIGURES:
         similarity = text_features[:size] @ image_features[:size].T
-        rank = (similarity >= similarity.diag().unsqueeze(1)).sum(dim=1)  # 1 is best; ties count against us
+        rank = (similarity >= similarity.diag().unsqueeze(1)).sum(dim=1)  # 1 is best; ties count as errors
         figures |= {f"{size}/text_to_image/R{k}": 100 * (rank <= k).float().mean().item() for k in (1, 5, 10)}
     return figures
 
 
 def save(clip: open_clip.CLIP, path: Path, metadata: dict[str, str]) -> None:
-    """Write the weights as float16, whole or not at all."""
+    """Write the weights as float16, atomically."""
     state = {name: tensor.detach().half().contiguous() for name, tensor in clip.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -232,7 +231,7 @@ def save(clip: open_clip.CLIP, path: Path, metadata: dict[str, str]) -> None:
 
 
 def train(clip: open_clip.CLIP, flags: TrainScenesClip) -> None:
-    """Render, then take the steps, saving and measuring on the way."""
+    """Render the scenes, then train, saving and evaluating at intervals."""
     scenes = choose_scenes(flags)
     rendered = render(scenes, clip.visual.image_size[0], flags.log_every_seconds)
     sample = write_texts(scenes[:WORD_SAMPLE], 0, flags)
@@ -259,7 +258,7 @@ def train(clip: open_clip.CLIP, flags: TrainScenesClip) -> None:
 
 
 def measure_and_save(clip: open_clip.CLIP, steps_done: int, flags: TrainScenesClip) -> None:
-    """Print the figures so far and write the weights, with how they were made."""
+    """Print the current metrics and write the weights, with the command and settings as metadata."""
     figures = measure(clip, flags.log_every_seconds)
     print(json.dumps({key: round(value, 1) for key, value in figures.items()}), flush=True)
     settings = {key: value for key, value in asdict(flags).items() if key != "output"}
@@ -268,7 +267,7 @@ def measure_and_save(clip: open_clip.CLIP, steps_done: int, flags: TrainScenesCl
 
 
 def write_command(flags: TrainScenesClip) -> str:
-    """The command that gives these weights: steps, and every flag that differs and has a say in them."""
+    """Return the command that gives these weights: steps, and every changed flag that affects them."""
     default = asdict(TrainScenesClip(steps=flags.steps))
     words = ["python jobs/train_scenes_clip.py --steps", str(flags.steps)]
     for key, value in asdict(flags).items():

@@ -1,1 +1,1 @@
-"""MLflow records of a run, its provenance, and the model registry."""
+"""MLflow tracking of runs, their provenance, and the model registry."""

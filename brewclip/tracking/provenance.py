@@ -1,4 +1,4 @@
-"""What a run came from and how it is done again: code, settings, data, packages, machine, command.
+"""Provenance of a run: code, settings, data, packages, machine, and the command that repeats it.
 
 Every job records it in the same places of its MLflow run: tags `brewclip.*`, artifacts `origin/*`, metrics `system/*`.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 from brewclip.config import PRESETS, Config, flatten, preset
 from brewclip.tracking.tracker import Tracker, describe_environment
 
-# They say where and for whom, not what: `repeat_command` leaves them to whoever repeats the run.
-_OF_THE_PLACE = ("storage", "tracking.", "run.name", "run.fresh")
+# Settings of the place, not of the run: `repeat_command` leaves them to whoever repeats it.
+_SITE_SETTINGS = ("storage", "tracking.", "run.name", "run.fresh")
 
 
 def record_origin(
@@ -31,13 +31,13 @@ def record_origin(
     environment: Mapping[str, str] | None = None,
     sha256: Mapping[str, str] | None = None,
 ) -> None:
-    """Record what a run came from: tags to find it by, and the settings and packages as artifacts.
+    """Record the provenance of a run: tags to find it by, and settings and packages as artifacts.
 
     Args:
         tracker: the run.
         config: its settings.
         kind: `train`, `extract`, `evaluation`, `sweep`.
-        repeat: the command that does the run again, see `repeat_command`.
+        repeat: the command that repeats the run, see `repeat_command`.
         environment: of the program that the user started, `describe_environment()` there; by default of this one.
         sha256: hashes of manifests and frozen weights by name.
     """
@@ -58,7 +58,7 @@ def record_origin(
 
 @contextlib.contextmanager
 def recorded(tracker: Tracker, config: Config, kind: str) -> Iterator[None]:
-    """Record a job that has no run of its own otherwise: where it came from, the machine's use, how it ended."""
+    """Track a job that has no other run: its provenance, system metrics, and final status."""
     record_origin(tracker, config, kind)
     system_metrics = SystemMetrics(tracker)
     status = "FAILED"
@@ -71,9 +71,9 @@ def recorded(tracker: Tracker, config: Config, kind: str) -> Iterator[None]:
 
 
 def repeat_command(config: Config, job: str = "train") -> str:
-    """Return the command that does a run again beside the first one, from the nearest preset.
+    """Return the command that repeats a run under a new name, from the nearest preset.
 
-    Storage and tracking are those of whoever repeats it; so no secret is in it.
+    Storage and tracking are left out, so it contains no secrets.
     """
     base = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
     wanted = flatten(base)
@@ -85,7 +85,7 @@ def repeat_command(config: Config, job: str = "train") -> str:
     nearest = min(changes, key=lambda name: len(changes[name]))
     words = ["python", f"jobs/{job}.py", nearest, "--run.name", f"{config.run_name}-again"]
     for key, value in changes[nearest].items():
-        if not key.startswith(_OF_THE_PLACE):
+        if not key.startswith(_SITE_SETTINGS):
             words += _flag(key, value)
     return shlex.join(words)
 
@@ -101,13 +101,13 @@ def _flag(key: str, value: object) -> list[str]:
 
 
 def installed_packages() -> str:
-    """Return what is installed, one `name==version` a line, as `pip install -r` takes it."""
+    """Return the installed packages, one `name==version` per line, as for `pip install -r`."""
     found = {f"{one.metadata['Name']}=={one.version}" for one in distributions() if one.metadata["Name"]}
     return "\n".join(sorted(found, key=str.lower)) + "\n"
 
 
 def source_sha256() -> str:
-    """Return a hash of the package's own Python files: it names the code where there is no git."""
+    """Return a hash of the package's own Python files; it identifies the code where there is no git."""
     digest, folder = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
@@ -115,9 +115,9 @@ def source_sha256() -> str:
 
 
 class SystemMetrics:
-    """Use of CPU, memory and GPUs of this machine, recorded by MLflow's names until `stop`.
+    """Utilization of CPU, memory and GPUs of this machine, recorded under MLflow's names until `stop`.
 
-    MLflow's own sampler writes past the `Tracker` and loses what it measures while the server is away.
+    MLflow's own sampler bypasses the `Tracker` and loses what it measures while the server is unavailable.
     """
 
     def __init__(self, tracker: Tracker, every_seconds: float = 10.0) -> None:
@@ -129,7 +129,7 @@ class SystemMetrics:
             self._thread.start()
 
     def stop(self) -> None:
-        """Take no more measurements."""
+        """Stop measuring."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -137,7 +137,7 @@ class SystemMetrics:
     def _watch(self, tracker: Tracker, every_seconds: float) -> None:
         import psutil
 
-        psutil.cpu_percent()  # the first call opens the interval that the second one measures
+        psutil.cpu_percent()  # the first call starts the interval that the second one measures
         sample = 0
         while not self._done.wait(min(1.0, every_seconds) if sample == 0 else every_seconds):
             tracker.log_metrics(measure_system(), sample)
@@ -145,7 +145,7 @@ class SystemMetrics:
 
 
 def measure_system(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> dict[str, float]:
-    """Return the use of CPUs, memory and, where `nvidia-smi` is found, GPUs since the last call.
+    """Return the utilization of CPUs, memory and, if `nvidia-smi` is found, GPUs since the last call.
 
     Args:
         run: starts a program, as `subprocess.run`.
@@ -170,6 +170,6 @@ def measure_system(run: Callable[..., subprocess.CompletedProcess[str]] = subpro
     for line in done.stdout.splitlines():
         index, busy, used = (word.strip() for word in line.split(","))
         for name, value in (("utilization_percentage", busy), ("memory_usage_megabytes", used)):
-            if value.replace(".", "", 1).isdigit():  # some drivers answer [N/A]
+            if value.replace(".", "", 1).isdigit():  # some drivers report [N/A]
                 metrics[f"system/gpu_{index}_{name}"] = float(value)
     return metrics

@@ -1,7 +1,7 @@
-"""MLflow's model registry as a list of names for checkpoints: `models:/brewclip@best` is one of them.
+"""Checkpoints by name in MLflow's model registry, such as `models:/brewclip@best`.
 
-What is registered is the record, not a pickled model: a version's source is the checkpoint among its run's artifacts,
-and its tag says where the same checkpoint lies in storage, which is what everything here opens.
+A version is a reference, not a pickled model: its source is the checkpoint among its run's artifacts, and its tag is
+the URL of the same checkpoint in storage, from which it is loaded.
 """
 
 import os
@@ -16,14 +16,14 @@ URL_TAG = "brewclip.checkpoint_url"
 
 
 def resolve_model(name: str, tracking_uri: str = "") -> str:
-    """Return the URL of the checkpoint that a name stands for; any other text is returned as it is.
+    """Return the URL of a registered checkpoint; any other text is returned unchanged.
 
     Args:
         name: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         tracking_uri: MLflow's address; empty takes MLFLOW_TRACKING_URI.
 
     Raises:
-        UserError: if there is no such name, or MLflow cannot be asked.
+        UserError: if there is no such name, or MLflow cannot be reached.
     """
     if not name.startswith(PREFIX):
         return name
@@ -40,7 +40,7 @@ def resolve_model(name: str, tracking_uri: str = "") -> str:
 
 
 def register_checkpoint(tracking_uri: str, model: str, alias: str, run_id: str, url: str, artifact: str) -> str:
-    """Give a checkpoint a name in the registry, and return its version; a second time is the same version.
+    """Register a checkpoint and return its version; the same checkpoint is registered once.
 
     Args:
         tracking_uri: MLflow's address.

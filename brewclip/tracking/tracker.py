@@ -1,7 +1,7 @@
-"""Records of a run in MLflow, delivered from a background thread so that training never waits for a server.
+"""MLflow tracking from a background thread, so that training never waits for the server.
 
-A run is found again by its tag `brewclip.run_url`, so a restarted job goes on in the same MLflow run. While the
-server is away, records wait in memory, in order, and are delivered when it is back.
+A run is identified by its tag `brewclip.run_url`, so a restarted job resumes the same MLflow run. While the server is
+unavailable, records wait in memory, in order, and are delivered when it is back.
 """
 
 import os
@@ -34,9 +34,9 @@ class Tracker:
 
     Args:
         uri: tracking URI, or empty.
-        experiment: name of the experiment; made if it is missing.
+        experiment: name of the experiment; created if missing.
         run_name: name of the run.
-        run_url: where the run keeps its files; a run of the same URL is continued.
+        run_url: where the run stores its files; a run of the same URL is resumed.
         tags: further tags of the run.
     """
 
@@ -56,11 +56,11 @@ class Tracker:
         self._actions: queue.Queue[Action | None] = queue.Queue()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         if uri:
-            open_client(uri)  # imported before there are two threads: the import of mlflow does not bear two at once
+            open_client(uri)  # imported before there are two threads: importing mlflow is not thread-safe
             self._thread.start()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters; one that is recorded already is left as it is."""
+        """Record parameters; those already recorded are not changed."""
         texts = {name: without_secrets(str(value))[:_LONGEST_PARAMETER] for name, value in params.items()}
         self._put(lambda client, run_id: _log_params(client, run_id, texts))
 
@@ -94,11 +94,11 @@ class Tracker:
         return done.wait(wait_seconds)
 
     def finish(self, status: str = "FINISHED", *, wait_seconds: float = 120.0) -> int:
-        """Deliver what waits, close the run, and return how many records could not be delivered.
+        """Deliver pending records, close the run, and return the number of records that could not be delivered.
 
         Args:
             status: `FINISHED`, `FAILED` or `KILLED`.
-            wait_seconds: how long to wait for a server that is away.
+            wait_seconds: how long to wait for an unavailable server.
         """
         if not self.uri:
             return 0
@@ -121,8 +121,8 @@ class Tracker:
             self._persist(lambda action=action: action(client, self.run_id))  # type: ignore[misc]
 
     def _persist(self, operation: Callable[[], Any]) -> Any:
-        """Repeat an operation until it succeeds, or until the server refuses what it is given."""
-        pause, told = 0.2, False
+        """Retry an operation until it succeeds, or until the server refuses it."""
+        pause, warned = 0.2, False
         while True:
             try:
                 return operation()
@@ -130,13 +130,13 @@ class Tracker:
                 if not _may_pass(error):
                     print(f"tracking: MLflow refuses a record: {_one_line(error)}", file=sys.stderr, flush=True)
                     return None
-                if not told:
+                if not warned:
                     print(
                         f"tracking: MLflow is away, records wait: {_one_line(error)}",
                         file=sys.stderr,
                         flush=True,
                     )
-                    told = True
+                    warned = True
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -168,7 +168,7 @@ def supersede(uri: str, experiment: str, run_url: str) -> None:
 
 
 def describe_environment() -> dict[str, str]:
-    """Return what a run should be repeatable from: command, commit, versions, machine."""
+    """Return the environment of a run as tags: command, commit, versions, machine."""
     from importlib.metadata import version
 
     packages = ("torch", "ray", "open_clip_torch", "openai-whisper")
@@ -182,7 +182,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def without_secrets(text: str) -> str:
-    """Take user names and passwords out of the URLs in a text: `https://me:pw@host` becomes `https://host`."""
+    """Remove user names and passwords from URLs in a text: `https://me:pw@host` becomes `https://host`."""
     return re.sub(r"(?<=://)[^/@\s'\"]+@", "", text)
 
 
@@ -193,7 +193,7 @@ def find_runs(uri: str, experiment: str, run_url: str) -> list[Any]:
 
 
 def git_commit() -> str:
-    """Return the commit of the checkout, with a plus if files differ from it; `unknown` outside of one."""
+    """Return the commit of the checkout, with a plus if files are modified; `unknown` outside a checkout."""
     try:
         command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -202,8 +202,8 @@ def git_commit() -> str:
 
 
 def open_client(uri: str) -> Any:
-    """Return a client of MLflow for what is asked once and may fail; records go through `Tracker`."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # repeated here, in order
+    """Return an MLflow client for single requests that may fail; records go through `Tracker`."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # retried here, in order
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
@@ -243,13 +243,13 @@ def _log_params(client: Any, run_id: str, texts: dict[str, str]) -> None:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell an outage from a refusal."""
+    """Return whether an error may be temporary, as an outage is, and a refusal is not."""
     from mlflow.exceptions import MlflowException, RestException
 
     if isinstance(error, RestException):
         return error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
     if isinstance(error, MlflowException):
-        return True  # the client wraps connection errors so
+        return True  # the client wraps connection errors in it
     return isinstance(error, OSError)
 
 

@@ -19,7 +19,7 @@ def test_what_a_script_loads_is_seen(tmp_path: Path) -> None:
     assert time_help(script)[1] == ["mlflow"]
 
 
-def test_a_script_that_fails_is_told(tmp_path: Path) -> None:
+def test_a_failing_script_is_reported(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text("this is no Python")
     with pytest.raises(UserError, match=r"job.py --help failed: SyntaxError"):

@@ -115,7 +115,7 @@ def state(tmp_path_factory):
         said = []
         for line in services.stdout:
             said.append(line)
-            if line.startswith("Ctrl-C ends"):
+            if line.startswith("Ctrl-C stops"):
                 break
         assert (folder / "environment.sh").is_file(), "".join(said)
         with pytest.MonkeyPatch.context() as patch:

@@ -138,7 +138,7 @@ def test_mlflow_holds_the_record(trained, storage, mlflow_server):
     assert found.info.status == "FINISHED"
 
 
-def test_the_evaluation_is_recorded_beside_the_training(report, storage, mlflow_server):
+def test_the_evaluation_is_recorded_in_the_training_run(report, storage, mlflow_server):
     client = mlflow.MlflowClient(mlflow_server.tracking_uri)
     experiment = client.get_experiment_by_name("brewclip").experiment_id
     (found,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{storage}/runs/small'")

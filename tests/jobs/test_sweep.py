@@ -100,7 +100,7 @@ def records(swept, storage, mlflow_server):
 
 
 def test_a_killed_sweep_goes_on_with_what_it_had(swept, storage):
-    assert "sweep swept: taken up again, trials that have reported: 1" in swept
+    assert "sweep swept: resumed, trials that have reported: 1" in swept
     assert "trial swept-00000 failed: --optim.warmup-steps 1000 must be 0..240, the total steps" in swept
     assert swept.count("trial swept-00000 starts") == 1, "a trial that has failed is not repeated"
     started = [int(step) for step in re.findall(r"train swept-00001: step (\d+) of 240", swept)]

@@ -20,5 +20,5 @@ def filled_in(folder: Path) -> Path:
 
 
 def kuberay_crds() -> dict[str, Document] | None:
-    """Return KubeRay's schemas, None where the folder `shared/kuberay-crds` is not beside the checkout."""
+    """Return KubeRay's schemas, None where the folder `shared/kuberay-crds` is missing."""
     return load_crds(CRDS) if CRDS.is_dir() else None

@@ -11,7 +11,7 @@ PLANTED = {
         "",
         "must equal limits",
     ),
-    "GPUs that Ray is not told of": (
+    "GPUs that are hidden from Ray": (
         "overlays/gpu/workers.yaml",
         r"- op: add\n  path: \S+/num-gpus\n  value: \"1\"\n",
         "",

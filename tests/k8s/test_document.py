@@ -219,7 +219,7 @@ def test_what_the_page_says_that_it_takes():
 def test_fields_that_the_page_reads_exist():
     crds = kuberay_crds()
     if crds is None:
-        pytest.skip("KubeRay's CRDs are not beside the checkout: the fields of a RayJob's status are not checked")
+        pytest.skip("shared/kuberay-crds is missing: the fields of a RayJob's status are not checked")
     for field in re.findall(r"jsonpath='{\.status\.(\w+)}'", PAGE.read_text()):
         assert field in crds["RayJob"]["properties"]["status"]["properties"], field
 

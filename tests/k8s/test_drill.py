@@ -127,7 +127,7 @@ def test_a_run_survives_what_kubernetes_does_to_it(manifest, s3, tmp_path, monke
         # 1. A worker's pod is asked to end: notice, SIGTERM, and a new pod in its place.
         worker = cluster.workers[0]
         said = worker.end(pre_stop, CHECKOUT, NOTICE_SECONDS + 60)
-        assert said.startswith("Ray was told that node "), said
+        assert said.startswith("Ray was notified that node "), said
         wait_for(lambda: "a machine will go, writing a checkpoint" in text(), text)
         after_notice = step()
         assert after_notice >= EVERY_STEPS

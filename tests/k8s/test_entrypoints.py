@@ -1,4 +1,4 @@
-"""The commands of the containers are run as they stand, without a container, against the embedded services.
+"""The commands of the containers are run as they stand, without a container, against the local services.
 
 What needs minutes (a whole training, a whole sweep) is run until it works and then asked to end, as by `ray job stop`.
 """
@@ -50,7 +50,7 @@ def job_of(documents: list[dict], name: str) -> dict:
 
 @pytest.fixture(scope="module")
 def cluster(documents, settings, s3, mlflow_server, tmp_path_factory):
-    """A Ray head with the variables of the RayJob's head; the names of services are those of the embedded ones.
+    """A Ray head with the variables of the RayJob's head; the names of services are those of the local ones.
 
     The head runs tasks as well: here it is the only node.
     """

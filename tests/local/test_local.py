@@ -1,4 +1,4 @@
-"""The embedded services: what they refuse and keep, where they listen, and that nothing of them is left."""
+"""Local services: what they refuse and store, where they listen, and that nothing of them is left running."""
 
 import os
 import signal
@@ -300,7 +300,7 @@ def test_everything_listens_on_loopback_only(s3: S3Server, mlflow_server: Mlflow
         listening = [c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN or not c.status]
         addresses.setdefault(process.name(), set()).update(listening)
     listeners = {name: found for name, found in addresses.items() if found}
-    assert {"rclone", "gcs_server", "raylet"} <= set(listeners)  # the look is worth something
+    assert {"rclone", "gcs_server", "raylet"} <= set(listeners)  # the check finds listeners at all
     loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert {name: found - loopback for name, found in listeners.items() if found - loopback} == {}
 

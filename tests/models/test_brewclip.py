@@ -134,12 +134,12 @@ def test_impossible_settings_are_refused(settings, message):
 
 
 @pytest.mark.parametrize("variant", ["brewclip", "pipeline", "zero_shot"])
-def test_a_text_in_windows_is_their_mean(variant):
+def test_a_text_in_chunks_is_their_mean(variant):
     model = build(variant).eval()
     _, tokens, audio, mask = make_batch()
-    windows = torch.stack([tokens, tokens.flip(0)], dim=1)  # (3, 2, 12)
-    windows[0, 1] = 0  # the first text has one window
-    _, _, text = model.encode_speech(windows, audio, mask)
+    chunks = torch.stack([tokens, tokens.flip(0)], dim=1)  # (3, 2, 12)
+    chunks[0, 1] = 0  # the first text has one chunk
+    _, _, text = model.encode_speech(chunks, audio, mask)
     _, _, front = model.encode_speech(tokens, audio, mask)
     _, _, back = model.encode_speech(tokens.flip(0), audio, mask)
     torch.testing.assert_close(text[0], front[0])

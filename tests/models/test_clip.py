@@ -143,7 +143,7 @@ def test_frozen_but_gradients_reach_the_prompts():
     assert text.grad.abs().sum() > 0 and vision.grad.abs().sum() > 0
 
 
-def test_sizes_are_told():
+def test_sizes_are_reported():
     prompted = PromptedCLIP(build_small())
     sizes = (prompted.embed_dim, prompted.text_width, prompted.vision_width)
     assert sizes == (32, 40, 48)

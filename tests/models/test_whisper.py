@@ -97,7 +97,7 @@ def test_emphatic_speech_is_understood_and_what_fails_is_read_again_at_30_second
     assert {(speech.temperature, speech.rejected) for speech in speeches} == {(0.0, None)}
 
 
-def test_a_word_that_is_distrusted_is_kept_beside_the_empty_transcript(reader):
+def test_a_rejected_word_is_stored_as_unfiltered_with_an_empty_transcript(reader):
     speeches = reader.read(
         [load_speech(f"digits/{name}.wav") for name in ("2_nicolas_2", "4_nicolas_1", "0_jackson_0")]
     )

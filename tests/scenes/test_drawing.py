@@ -72,6 +72,6 @@ def test_backgrounds_differ():
     assert len(set(means)) == len(BACKGROUNDS)
 
 
-def test_too_small_a_image_is_refused():
+def test_too_small_an_image_is_refused():
     with pytest.raises(ValueError, match="at least 48"):
         draw_scene(sample_scene(0, 0), 20)

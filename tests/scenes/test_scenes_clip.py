@@ -40,7 +40,7 @@ def test_zero_shot_recall_is_good_and_not_saturated(clip):
     assert figures["200/text_to_image/R10"] > figures["200/text_to_image/R5"] > figures["200/text_to_image/R1"]
 
 
-def test_words_no_caption_uses_stay_told_apart(clip):
+def test_words_that_no_caption_uses_stay_distinct(clip):
     rows = clip.token_embedding.weight[open_clip.tokenize(["quantum parliament velvet"])[0, 1:4]]
     assert torch.pdist(rows).min() > 0.1
 

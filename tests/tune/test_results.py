@@ -47,7 +47,7 @@ def test_the_files_say_the_same():
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["four", "one"])
-def test_nothing_is_cut_off_in_the_images(rows):
+def test_nothing_is_clipped_in_the_figures(rows):
     figures = draw_figures(rows, SPACES["quick"], METRIC)
     assert set(figures) == {"parallel_coordinates.png", "recall_by_parameter.png", "early_stopping.png"}
     for name, data in figures.items():
@@ -59,5 +59,5 @@ def test_nothing_is_cut_off_in_the_images(rows):
         assert pixels.min() < 100, name
 
 
-def test_without_an_evaluation_there_is_no_image():
+def test_without_an_evaluation_there_is_no_figure():
     assert draw_figures(ROWS[2:3], SPACES["quick"], METRIC) == {}

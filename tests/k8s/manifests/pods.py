@@ -1,4 +1,4 @@
-"""Policies that every pod keeps: not root, nothing writable but volumes, limits, fixed images, sized shared memory."""
+"""Policies of every pod: not root, read-only root, limits, pinned images, probes, sized shared memory."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -18,9 +18,9 @@ class Pod:
     Attributes:
         owner: Kind/name of its manifest, and which of its templates it is.
         template: metadata and spec.
-        ray: "head", "worker", or "" for every other pod.
+        ray: "head", "worker", or "" for other pods.
         start_parameters: rayStartParams of its group.
-        long_lived: whether it serves until it is stopped, and so needs probes.
+        long_lived: whether it runs until it is stopped, and so needs probes.
     """
 
     owner: str
@@ -57,13 +57,13 @@ def pods_of(documents: Iterable[Document]) -> Iterator[Pod]:
 
 
 def ray_cluster_of(document: Document) -> Document | None:
-    """Return the spec of the Ray cluster that a manifest makes, None if it makes none."""
+    """Return the spec of the Ray cluster that a manifest creates, or None."""
     spec = document.get("spec", {})
     return {"RayCluster": spec, "RayJob": spec.get("rayClusterSpec")}.get(document["kind"])
 
 
 def pod_mistakes(documents: Iterable[Document]) -> Iterator[str]:
-    """Yield one line for each policy that a pod does not keep."""
+    """Yield one line for each policy violation of a pod."""
     for document in documents:
         for pod in pods_of([document]):
             checks = [security_mistakes(pod.spec), resource_mistakes(pod), image_mistakes(pod.spec)]
@@ -78,7 +78,7 @@ def pod_mistakes(documents: Iterable[Document]) -> Iterator[str]:
 
 
 def security_mistakes(spec: Document) -> Iterator[str]:
-    """Yield what the restricted Pod Security Standard, and a read-only root, would refuse."""
+    """Yield violations of the restricted Pod Security Standard, and of a read-only root."""
     context = spec.get("securityContext", {})
     if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
         yield "securityContext: runAsNonRoot must be true and runAsUser a number above 0"
@@ -95,7 +95,7 @@ def security_mistakes(spec: Document) -> Iterator[str]:
 
 
 def container_security_mistakes(container: Document) -> Iterator[str]:
-    """Yield what a container may and must not."""
+    """Yield violations in a container's security context."""
     context, name = container.get("securityContext", {}), container["name"]
     if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
         yield f"container {name}: allowPrivilegeEscalation must be false, privileged unset"
@@ -110,7 +110,7 @@ def container_security_mistakes(container: Document) -> Iterator[str]:
 
 
 def resource_mistakes(pod: Pod) -> Iterator[str]:
-    """Yield missing limits, and requests of Ray's nodes that differ from them."""
+    """Yield missing limits, and requests of Ray nodes that differ from their limits."""
     for container in containers_of(pod.spec):
         yield from limit_mistakes(container)
         resources = container.get("resources", {})
@@ -120,7 +120,7 @@ def resource_mistakes(pod: Pod) -> Iterator[str]:
 
 
 def limit_mistakes(container: Document) -> Iterator[str]:
-    """Yield limits and requests that a container lacks."""
+    """Yield missing limits and requests of a container."""
     for part in ("requests", "limits"):
         for resource in ("cpu", "memory"):
             if resource not in container.get("resources", {}).get(part, {}):
@@ -128,7 +128,7 @@ def limit_mistakes(container: Document) -> Iterator[str]:
 
 
 def image_mistakes(spec: Document) -> Iterator[str]:
-    """Yield images whose version is open."""
+    """Yield images without a pinned version."""
     for container in containers_of(spec):
         tag = container.get("image", "").rpartition("/")[2].partition(":")[2]
         if not tag or tag == "latest":
@@ -136,7 +136,7 @@ def image_mistakes(spec: Document) -> Iterator[str]:
 
 
 def probe_mistakes(pod: Pod) -> Iterator[str]:
-    """Yield probes that a pod that serves lacks."""
+    """Yield missing probes."""
     for container in pod.spec["containers"]:
         missing = [one for one in ("startupProbe", "readinessProbe", "livenessProbe") if one not in container]
         if missing:
@@ -144,7 +144,7 @@ def probe_mistakes(pod: Pod) -> Iterator[str]:
 
 
 def ray_mistakes(pod: Pod) -> Iterator[str]:
-    """Yield where `ray start`, limits, shared memory and grace period do not agree."""
+    """Yield mismatches of `ray start`, limits, shared memory and grace period."""
     container, parameters = pod.spec["containers"][0], pod.start_parameters or {}
     limits = container.get("resources", {}).get("limits", {})
     expected = {"num-cpus": limits.get("cpu") if pod.ray == "worker" else "0", "num-gpus": limits.get(GPU)}

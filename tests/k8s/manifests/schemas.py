@@ -1,6 +1,6 @@
-"""Manifests against schemas: core kinds by kubernetes-validate, Ray's kinds by KubeRay's CRDs, unknown keys refused.
+"""Schema validation: core kinds by kubernetes-validate, Ray's kinds by KubeRay's CRDs, unknown keys refused.
 
-The CRDs are files, or what `kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml` prints. Their rules in CEL
+The CRDs are files, or the output of `kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml`. Their rules in CEL
 (`x-kubernetes-validations`) are not evaluated.
 """
 
@@ -22,7 +22,7 @@ RAY_KINDS = ("RayCluster", "RayJob")
 
 
 def name_of(document: Document) -> str:
-    """Return what a message calls a manifest: Kind/name."""
+    """Return the name of a manifest for messages: Kind/name."""
     return f"{document.get('kind', '?')}/{document.get('metadata', {}).get('name', '?')}"
 
 
@@ -31,7 +31,7 @@ def schema_mistakes(documents: Iterable[Document], crds: dict[str, Document]) ->
 
     Args:
         documents: rendered manifests.
-        crds: schema of each Ray kind, from `load_crds`; a kind that is missing there is a mistake, too.
+        crds: schema of each Ray kind, from `load_crds`; a missing kind is a mistake, too.
     """
     for document in documents:
         if not document.get("apiVersion", "").startswith("ray.io/"):
@@ -49,10 +49,10 @@ def load_crds(path: Path) -> dict[str, Document]:
     """Read KubeRay's CRDs and return a JSON schema without unknown keys for each kind at version v1.
 
     Args:
-        path: a YAML file, or a folder of them; lists and several documents in one file are taken apart.
+        path: a YAML file, or a folder of them; lists and multi-document files are split.
 
     Raises:
-        ValueError: if RayCluster or RayJob is not among them.
+        ValueError: if RayCluster or RayJob is missing.
     """
     found = {}
     for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
@@ -78,7 +78,7 @@ def _read_crds(file: Path) -> dict[str, Document]:
 
 
 def _closed(schema: Any, top: bool = False) -> Any:
-    """Return an OpenAPI schema as a JSON schema in which an object has the keys that it lists and no others."""
+    """Return an OpenAPI schema as a JSON schema in which objects allow no additional keys."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
