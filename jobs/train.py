@@ -14,11 +14,11 @@ def main() -> None:
     with exit_on_user_error():
         config = parse_command_line(__doc__)
         from brewclip.cluster import connect
-        from brewclip.training.launch import prepare, run_training
+        from brewclip.training.launch import claim_run, run_training
 
-        prepare(config)
-        connect()
-        result = run_training(config)
+        with claim_run(config) as fence:
+            connect()
+            result = run_training(config, fence)
         print(
             f"done: step {result['step']}, best {result['best']}, checkpoints at {result['url']}",
             flush=True,

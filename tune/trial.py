@@ -54,10 +54,10 @@ def run_trial(params: dict[str, Any], sweep: str, shared: dict[str, Any], enviro
     import ray.tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from brewclip.training.launch import prepare, run_training
+    from brewclip.training.launch import claim_run, run_training
     from brewclip.training.worker import report_of
 
     config = trial_config(shared, params, trial_run_name(sweep, ray.tune.get_context().get_trial_id()))
-    prepare(config)
-    result = run_training(config, environment=environment, callbacks=[TuneReportCallback()])
+    with claim_run(config) as fence:
+        result = run_training(config, fence, environment=environment, callbacks=[TuneReportCallback()])
     ray.tune.report(report_of(result["step"], result["best"], config))

@@ -12,6 +12,7 @@ A folder without a checkpoint.json, or with files that differ from it, is not a 
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 from safetensors.torch import save
@@ -39,7 +40,9 @@ from brewclip.tracking.registry import resolve_model
 _HEAD_BYTES = 2**16  # holds the header of a few hundred tensors
 
 
-def save_checkpoint(storage: Storage, checkpoint: Checkpoint, *, best: bool, keep: int) -> str:
+def save_checkpoint(
+    storage: Storage, checkpoint: Checkpoint, *, best: bool, keep: int, fence: Callable[[], None] = lambda: None
+) -> str:
     """Write a checkpoint, then point `latest` (and `best`) at it, then remove old ones.
 
     Args:
@@ -47,6 +50,7 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint, *, best: bool, kee
         checkpoint: what is saved.
         best: whether it is the best so far.
         keep: newest checkpoints kept, beside the best.
+        fence: raises if another program has taken the run over; called before the pointers are written.
 
     Returns:
         The name of the checkpoint.
@@ -59,6 +63,7 @@ def save_checkpoint(storage: Storage, checkpoint: Checkpoint, *, best: bool, kee
     if best:
         storage.write(f"{FOLDER}/{name}/{CARD}", model_card(facts).encode())
     storage.write(f"{FOLDER}/{name}/{FACTS}", facts_to_bytes(facts))
+    fence()
     # `best` first: a run that is interrupted between the two does the steps again and finds the same best one.
     if best:
         storage.write(f"{FOLDER}/best", name.encode())

@@ -49,6 +49,13 @@ class Storage(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write the object whole."""
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write the object unless there is one of that name; return whether it was written.
+
+        Of several writers one succeeds, on a disk and on S3 that knows `If-None-Match`. A server that ignores the
+        condition (rclone's) takes each of them, and the last one stays.
+        """
+
     def upload(self, path: Path, name: str) -> None:
         """Write a local file as an object, whole."""
 
@@ -130,6 +137,14 @@ class FolderStorage:
         with self._replacing(name) as file:
             file.write(data)
 
+    def create(self, name: str, data: bytes) -> bool:
+        try:
+            with self._replacing(name, put=os.link) as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
     def upload(self, path: Path, name: str) -> None:
         with self._replacing(name) as target, open(path, "rb") as source:
             shutil.copyfileobj(source, target, 2**20)
@@ -160,7 +175,7 @@ class FolderStorage:
             raise StorageError(f"{self.url}/{name}: {error.strerror}") from None
 
     @contextlib.contextmanager
-    def _replacing(self, name: str) -> Iterator[BinaryIO]:
+    def _replacing(self, name: str, put: Callable[[str, Path], None] = os.replace) -> Iterator[BinaryIO]:
         path = self.folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +187,9 @@ class FolderStorage:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            put(partial, path)
+        except FileExistsError:
+            raise
         except OSError as error:
             raise StorageError(f"{self.url}/{name} cannot be written: {error.strerror}") from None
         finally:
@@ -216,6 +233,20 @@ class S3Storage:
 
     def write(self, name: str, data: bytes) -> None:
         self._call(name, lambda: _client().put_object(Bucket=self.bucket, Key=self._key(name), Body=data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        def put() -> bool:
+            try:
+                _client().put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                    return False  # there is one, or one is being written
+                raise
+            return True
+
+        return self._call(name, put)
 
     def upload(self, path: Path, name: str) -> None:
         self._call(name, lambda: _client().upload_file(str(path), self.bucket, self._key(name)))

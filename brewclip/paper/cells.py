@@ -100,12 +100,12 @@ def train_cell(cell: Cell) -> None:
     if latest is not None and latest.facts.step >= config.optim.total_steps:
         check_same_run(config, latest.facts)
         return
-    from brewclip.training.launch import prepare, run_training
+    from brewclip.training.launch import claim_run, run_training
 
     print(f"cell {cell.name}: training {config.run_name}", flush=True)
-    prepare(config)
-    connect()
-    run_training(config)
+    with claim_run(config) as fence:
+        connect()
+        run_training(config, fence)
 
 
 def describe_cell(cell: Cell) -> System:

@@ -22,21 +22,70 @@ from brewclip.data.storage import Storage, check_reachable, open_storage
 from brewclip.errors import UserError
 from brewclip.tracking.registry import resolve_model
 from brewclip.tracking.tracker import describe_environment, supersede
-from brewclip.training.lease import check_free, holding_lease
+from brewclip.training.lease import Fence, holding_lease
 from brewclip.training.loop import STOP_REQUESTED
 from brewclip.training.stop import STOP
 from brewclip.training.worker import RESULT, Assignment, train_worker
 
 
-def run_training(
-    config: Config, *, environment: dict[str, str] | None = None, callbacks: list[Any] | None = None
-) -> dict[str, Any]:
-    """Train on the cluster that Ray is joined to; goes on where an earlier run of the same name stopped.
+def prepare(config: Config) -> None:
+    """Find what cannot work before a worker starts: storage, splits, counts, an earlier run of other settings.
 
-    Call `prepare` first, which needs no cluster.
+    Raises:
+        UserError: one line with the remedy.
+    """
+    check_reachable(config.storage)
+    if config.model.variant == "zero_shot":
+        raise UserError("--model.variant zero_shot has nothing to train: evaluate it with jobs/evaluate.py")
+    manifest = open_manifest(f"{config.features_url}/{config.data.train_split}", retry_seconds=10)
+    open_manifest(f"{config.features_url}/{config.data.dev_split}", retry_seconds=10)
+    order = SampleOrder(manifest, config.run.seed, config.run.global_batch_size)
+    try:
+        order.check(config.cluster.num_workers)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    config = _with_checkpoint_url(config)
+    storage = open_storage(config.run_url)
+    latest = None if config.run.fresh or is_being_removed(storage) else load_checkpoint(storage)
+    if latest is not None:
+        check_same_run(config, latest.facts)
+    elif config.run.init_from:
+        _check_initial_of(config)
+
+
+@contextlib.contextmanager
+def claim_run(config: Config) -> Iterator[Fence]:
+    """Prepare a run and hold its lease, so that no other program trains it; needs no cluster.
+
+    With `--run.fresh`, the earlier run of the name is removed. A pointer that is damaged is repaired.
+
+    Raises:
+        UserError: as `prepare`, or if another program trains the run.
+    """
+    prepare(config)
+    config = _with_checkpoint_url(config)
+    storage = open_storage(config.run_url)
+    with holding_lease(storage, config.run_name) as fence:
+        storage.delete(RESULT)
+        storage.delete(STOP)
+        if config.run.fresh or is_being_removed(storage):
+            _start_over(config, storage)
+        load_resume_point(storage)
+        yield fence
+
+
+def run_training(
+    config: Config,
+    fence: Fence,
+    *,
+    environment: dict[str, str] | None = None,
+    callbacks: list[Any] | None = None,
+) -> dict[str, Any]:
+    """Train on the cluster that Ray is joined to; resume an earlier run of the same name.
 
     Args:
         config: the run.
+        fence: of the lease that `claim_run` holds.
         environment: of the program that the user started, by default of this one, see `describe_environment`.
         callbacks: callbacks of Ray Train; with them, workers report each evaluation but the last as it comes.
 
@@ -44,7 +93,8 @@ def run_training(
         step, best (metric and step), url of the run, mlflow_run_id.
 
     Raises:
-        UserError: for data, weights or checkpoints that do not fit, or if the run was asked to stop.
+        UserError: for data, weights or checkpoints that do not fit, if the run was asked to stop, or if another program
+            has taken it over.
     """
     config = _with_checkpoint_url(config)
     storage = open_storage(config.run_url)
@@ -53,7 +103,27 @@ def run_training(
     if latest is not None and latest.step >= config.optim.total_steps:
         print(f"run {config.run_name!r} is finished at step {latest.step}: nothing to do (--run.fresh starts over)")
         return _run_result(config, latest.step, latest.best, latest.mlflow_run_id)
+    assignment = Assignment(
+        # Starting over is done once; a restarted worker resumes.
+        config=flatten(replace(config, run=replace(config.run, fresh=False))),
+        environment=environment or describe_environment(),
+        report=bool(callbacks),
+        fence=fence,
+    )
+    _fit(config, assignment, callbacks)
+    fence.check(storage)
+    result = json.loads(storage.read(RESULT))
+    if result["problem"] == STOP_REQUESTED:
+        raise UserError(f"run {config.run_name!r} was asked to stop at step {result['step']}; submit it again to go on")
+    if result["is_bug"]:
+        raise RuntimeError(f"training failed, its traceback stands above: {result['problem']}")
+    if result["problem"]:
+        raise UserError(result["problem"])
+    return _run_result(config, result["step"], result["best"], result["mlflow_run_id"])
 
+
+def _fit(config: Config, assignment: Assignment, callbacks: list[Any] | None) -> None:
+    """Run the workers to their end."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -61,12 +131,6 @@ def run_training(
     elastic = 0 < cluster.min_workers < cluster.num_workers
     num_workers: Any = (cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers
     demand = demand_of("training", cluster, cluster.min_workers if elastic else cluster.num_workers)
-    assignment = Assignment(
-        # Starting over is done once; a restarted worker goes on.
-        config=flatten(replace(config, run=replace(config.run, fresh=False))),
-        environment=environment or describe_environment(),
-        report=bool(callbacks),
-    )
     check_resources(demand)
     _warn_of_unreachable(config)
     with tempfile.TemporaryDirectory(prefix="brewclip-train-") as folder:
@@ -87,61 +151,28 @@ def run_training(
                 callbacks=callbacks,
             ),
         )
-        with holding_lease(storage, config.run_name), _stopping_on_sigterm(config):
+        with _stopping_on_sigterm(config):
             trainer.fit()
-    result = json.loads(storage.read(RESULT))
-    if result["problem"] == STOP_REQUESTED:
-        raise UserError(f"run {config.run_name!r} was asked to stop at step {result['step']}; submit it again to go on")
-    if result["is_bug"]:
-        raise RuntimeError(f"training failed, its traceback stands above: {result['problem']}")
-    if result["problem"]:
-        raise UserError(result["problem"])
-    return _run_result(config, result["step"], result["best"], result["mlflow_run_id"])
-
-
-def prepare(config: Config) -> None:
-    """Find what cannot work before a worker starts: storage, splits, counts, an earlier run of other settings.
-
-    Raises:
-        UserError: one line with the remedy.
-    """
-    check_reachable(config.storage)
-    if config.model.variant == "zero_shot":
-        raise UserError("--model.variant zero_shot has nothing to train: evaluate it with jobs/evaluate.py")
-    manifest = open_manifest(f"{config.features_url}/{config.data.train_split}", retry_seconds=10)
-    open_manifest(f"{config.features_url}/{config.data.dev_split}", retry_seconds=10)
-    order = SampleOrder(manifest, config.run.seed, config.run.global_batch_size)
-    try:
-        order.check(config.cluster.num_workers)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    storage = open_storage(config.run_url)
-    check_free(storage, config.run_name)
-    storage.delete(RESULT)
-    storage.delete(STOP)
-    config = _with_checkpoint_url(config)
-    if config.run.fresh or is_being_removed(storage):
-        _start_over(config, storage)
-    latest = load_resume_point(storage)
-    if latest is not None:
-        check_same_run(config, latest.facts)
-    elif config.run.init_from:
-        check_initial(config, config.run.init_from, open_checkpoint(config.run.init_from))
 
 
 def _start_over(config: Config, storage: Storage) -> None:
-    """Remove what an earlier run of the name left, once it is known that this one can begin; or finish doing so."""
-    url = config.run.init_from
-    if url and f"{url.rstrip('/')}/".startswith(f"{config.run_url}/"):
-        raise UserError(f"--run.init-from {url} is of the run that starts over: choose another --run.name")
-    if url:
-        check_initial(config, url, open_checkpoint(url))
+    """Remove what an earlier run of the name left, or finish doing so."""
+    if config.run.init_from:
+        _check_initial_of(config)
     if config.run.fresh:
         begin_removal(storage)
     else:
         print(f"run {config.run_name!r}: starting over was interrupted and is finished now", flush=True)
     supersede(config.tracking.uri, config.tracking.experiment, config.run_url)
     finish_removal(storage)
+
+
+def _check_initial_of(config: Config) -> None:
+    """Check the checkpoint that a run starts from; it must outlive the start."""
+    url = config.run.init_from
+    if config.run.fresh and f"{url.rstrip('/')}/".startswith(f"{config.run_url}/"):
+        raise UserError(f"--run.init-from {url} is of the run that starts over: choose another --run.name")
+    check_initial(config, url, open_checkpoint(url))
 
 
 def _with_checkpoint_url(config: Config) -> Config:

@@ -1,7 +1,8 @@
-"""Checkpoints on their way to storage, in the background: no step waits for an upload."""
+"""Background checkpoint upload: no step waits for storage."""
 
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from brewclip.checkpoints.checkpoint import save_checkpoint
@@ -20,8 +21,8 @@ class PendingCheckpoint:
 class CheckpointSaver:
     """Uploads checkpoints one after the other in the background, so that no step waits for storage."""
 
-    def __init__(self, storage: Storage, keep: int) -> None:
-        self.storage, self.keep = storage, keep
+    def __init__(self, storage: Storage, keep: int, fence: Callable[[], None] = lambda: None) -> None:
+        self.storage, self.keep, self.fence = storage, keep, fence
         self._waiting: queue.Queue[PendingCheckpoint | None] = queue.Queue(maxsize=2)
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._upload, name="checkpoint", daemon=True)
@@ -65,7 +66,7 @@ class CheckpointSaver:
         while (saved := self._waiting.get()) is not None:
             try:
                 if self._problem is None:
-                    save_checkpoint(self.storage, saved.checkpoint, best=saved.best, keep=self.keep)
+                    save_checkpoint(self.storage, saved.checkpoint, best=saved.best, keep=self.keep, fence=self.fence)
             except BaseException as error:  # the thread must outlive it: it is raised in the loop
                 self._problem = error
             finally:

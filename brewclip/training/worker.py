@@ -28,6 +28,7 @@ from brewclip.evaluation.embed import embed_split, gather_embeddings
 from brewclip.factory import build_autocast
 from brewclip.tracking.tracker import describe_environment, without_secrets
 from brewclip.training.console import describe_run, describe_start, describe_step
+from brewclip.training.lease import Fence
 from brewclip.training.loop import TrainState, train
 from brewclip.training.optimizer import optimizer_state
 from brewclip.training.parts import build_parts
@@ -51,12 +52,14 @@ class Assignment:
         config: the run, flattened.
         environment: of the driver: command, commit, versions.
         report: whether evaluations are reported to Ray Train as they come.
+        fence: of the driver's lease, which rank 0 checks before it changes the run; None where there is none.
         submitted: when the workers were asked for, in seconds since 1970.
     """
 
     config: dict[str, Any]
     environment: dict[str, str] = field(default_factory=describe_environment)
     report: bool = False
+    fence: Fence | None = None
     submitted: float = field(default_factory=time.time)
 
 
@@ -66,7 +69,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     Args:
         settings: an `Assignment` as a dictionary.
     """
-    assignment = Assignment(**settings)
+    fence = Fence(**settings["fence"]) if settings.get("fence") else None
+    assignment = Assignment(**(settings | {"fence": fence}))
     config, state, run_id, is_bug = unflatten(assignment.config), TrainState(), "", False
     try:
         with _built_worker(config, assignment) as (worker, problem):
@@ -77,7 +81,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     except _NOT_WORTH_A_RETRY as error:
         traceback.print_exc()
         state.problem, is_bug = f"{type(error).__name__}: {error}", True
-    if world_rank() == 0:
+    storage = open_storage(config.run_url)
+    if world_rank() == 0 and (fence is None or fence.is_held(storage)):
         result = {
             "step": state.step,
             "best": state.best,
@@ -85,7 +90,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             "is_bug": is_bug,
             "mlflow_run_id": run_id,
         }
-        open_storage(config.run_url).write(RESULT, json.dumps(result).encode())
+        storage.write(RESULT, json.dumps(result).encode())
 
 
 @contextlib.contextmanager
@@ -121,9 +126,12 @@ class Worker:
         self.first_step = self.state.step
         self.rejections = Rejections(self.parts.manifest.url, config.data.max_bad_fraction)
         self.truncation = TruncationCounts()
-        self.stop_flag = StopFlag(self.storage) if self.rank == 0 else threading.Event()
+        fence = self.assignment.fence
+        self.stop_flag = StopFlag(self.storage, fence) if self.rank == 0 else threading.Event()
         self._preemption_seen = False
-        self.saver = CheckpointSaver(self.storage, config.run.keep_checkpoints)
+        self.saver = CheckpointSaver(
+            self.storage, config.run.keep_checkpoints, (lambda: fence.check(self.storage)) if fence else (lambda: None)
+        )
         self.record = RunRecord(config, self.rank)
         self.record.start(self.parts, self.assignment.environment, self.world_size)
         self.built = time.time()

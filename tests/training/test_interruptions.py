@@ -234,3 +234,26 @@ def _wait_for_text(log: Path, text: str, times: int = 1, seconds: float = 300.0)
     while log.read_text().count(text) < times:
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.1)
+
+
+def test_a_driver_that_was_stopped_longer_than_its_lease_ends_when_it_wakes(storage, ray_head, tmp_path):
+    """SIGSTOP for longer than the lease: another driver takes the run over; the first ends, and changes nothing."""
+    log, steps = tmp_path / "stopped.log", ("--optim.total-steps", "5000", "--cluster.num-workers", "1")
+    first = TrainingJob(storage, "stopped", log, *steps)
+    first.wait_for_step(4)
+    first.process.send_signal(signal.SIGSTOP)
+    second = TrainingJob(storage, "stopped", tmp_path / "second.log", *steps)
+    try:
+        _wait_for_text(tmp_path / "second.log", "first batch")
+        first.process.send_signal(signal.SIGCONT)
+        assert first.wait(90) == 2, log.read_text()[-2000:]
+        assert "was taken over by another program" in log.read_text()
+        assert second.process.poll() is None
+        at = second.step()
+        second.wait_for_step(at + 4)
+    finally:
+        for job in (first, second):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.process.pid, signal.SIGKILL)
+            job.wait()
+        _wait_until_no_workers()
