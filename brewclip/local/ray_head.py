@@ -8,6 +8,7 @@ import tempfile
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from brewclip.local.processes import (
     LOOPBACK,
@@ -20,7 +21,7 @@ from brewclip.local.processes import (
 from brewclip.local.server import Server
 
 # Ray puts its sockets below the temporary directory like this; AF_UNIX allows paths of 107 bytes.
-MAX_TEMP_DIRECTORY_BYTES = 107 - len("/session_2025-01-31_23-59-59_123456_1234567/sockets/plasma_store")
+MAX_TEMP_DIRECTORY_BYTES = 107 - len("/r/session_2025-01-31_23-59-59_123456_1234567/sockets/plasma_store")
 
 # Without it, a head listens on every interface, and a client replaces 127.0.0.1 with the machine's address.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -93,7 +94,8 @@ class RayHead(Server):
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def launch(self) -> SupervisedProcess:
-        temporary = short_temporary_directory()
+        private = short_temporary_directory()  # 0700; Ray makes its own directory writable to all users
+        temporary = private / "r"
         command = [
             program_path("ray"),
             "start",
@@ -115,20 +117,20 @@ class RayHead(Server):
             environment=server_environment(self.own_environment | RAY_SETTINGS | found_by | self._authentication()),
             log_path=self.log_path,
             rescue=(temporary / "session_latest" / "logs", self.log_directory / "ray"),
-            remove=[temporary],
+            remove=[private],
         )
 
     @property
     def url(self) -> str:
         return self.dashboard_url
 
-    def request(self, path: str, method: str = "GET") -> dict:
+    def request(self, path: str, method: str = "GET") -> dict[str, Any]:
         """Return the response of the dashboard's API, or an empty dictionary if there is none."""
         url = self.dashboard_url + path
         request = urllib.request.Request(url, headers=self.request_headers(), method=method)
         try:
             with open_loopback_url(request) as response:
-                return json.load(response)
+                return dict(json.load(response))
         except (OSError, ValueError):
             return {}
 

@@ -42,6 +42,7 @@ class LocalServices:
     ) -> None:
         self.state_directory = Path(state_directory).absolute()
         self.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.state_directory.chmod(0o700)  # also where it exists: it holds keys, data and code
         self.say = say
         self._lock: int | None = self._take_lock()
         logs = self.state_directory / "logs"

@@ -358,3 +358,23 @@ def test_nothing_is_left_however_the_program_ends(kind: str, ending: str | signa
         at_once = not isinstance(ending, signal.Signals) or ending == signal.SIGINT
         assert_all_end(started, within_seconds=0.0 if at_once else 30.0)  # else the supervisors clean up
     assert list((tmp_path / "tmp").glob("brewclip-*")) == []
+
+
+@pytest.mark.services
+def test_nothing_of_a_ray_head_can_be_reached_by_other_users(ray_head):
+    """Ray makes its folders writable to everybody; the one that they are in is not."""
+    import ray
+
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    ours = next(folder for folder in session.parents if folder.name.startswith("brewclip-"))
+    assert ours.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_state_directory_is_made_private_even_if_it_exists(tmp_path):
+    from brewclip.local import LocalServices
+
+    state = tmp_path / "state"
+    state.mkdir(mode=0o755)
+    LocalServices(state)
+    assert state.stat().st_mode & 0o777 == 0o700
