@@ -18,7 +18,7 @@ from brewclip.cluster import check_resources, demand_of
 from brewclip.config import Config, flatten
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
-from brewclip.data.storage import Storage, check_reachable, open_storage
+from brewclip.data.storage import Storage, check_reachable, exists, open_storage
 from brewclip.errors import UserError
 from brewclip.tracking.registry import resolve_model
 from brewclip.tracking.tracker import describe_environment, supersede
@@ -110,7 +110,11 @@ def run_training(
         report=bool(callbacks),
         fence=fence,
     )
-    _fit(config, assignment, callbacks)
+    try:
+        _fit(config, assignment, callbacks)
+    except Exception:
+        if not exists(storage, RESULT):  # else a worker has said what is wrong
+            raise
     fence.check(storage)
     result = json.loads(storage.read(RESULT))
     if result["problem"] == STOP_REQUESTED:

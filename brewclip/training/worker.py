@@ -19,7 +19,7 @@ from brewclip.config import Config, flatten, unflatten
 from brewclip.data.batches import Batch
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
-from brewclip.data.storage import open_storage
+from brewclip.data.storage import exists, open_storage
 from brewclip.data.stream import Stream, one_ahead
 from brewclip.data.truncation import TruncationCounts
 from brewclip.distributed import agree_on_problem, sum_over_workers, world_rank, world_size
@@ -64,7 +64,10 @@ class Assignment:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Build one worker's parts, train, and leave the result with the run; runs on every worker of the group.
+    """Build one worker's parts, train, and write the result to the run; runs on every worker of the group.
+
+    What one rank alone raises would leave the others waiting for it. It writes the result and raises, so that Ray ends
+    the group; the workers of the next attempt find the result and return at once.
 
     Args:
         settings: an `Assignment` as a dictionary.
@@ -72,25 +75,32 @@ def train_worker(settings: dict[str, Any]) -> None:
     fence = Fence(**settings["fence"]) if settings.get("fence") else None
     assignment = Assignment(**(settings | {"fence": fence}))
     config, state, run_id, is_bug = unflatten(assignment.config), TrainState(), "", False
+    storage = open_storage(config.run_url)
+    if exists(storage, RESULT):
+        return
+    raised: Exception | None = None
     try:
         with _built_worker(config, assignment) as (worker, problem):
             state = TrainState(problem=problem) if worker is None else worker.run()
             run_id = worker.record.tracker.run_id if worker is not None else ""
     except UserError as error:
-        state.problem = str(error)
+        state.problem, raised = str(error), error
     except _NOT_WORTH_A_RETRY as error:
         traceback.print_exc()
-        state.problem, is_bug = f"{type(error).__name__}: {error}", True
-    storage = open_storage(config.run_url)
-    if world_rank() == 0 and (fence is None or fence.is_held(storage)):
+        state.problem, is_bug, raised = f"{type(error).__name__}: {error}", True, error
+    alone = raised is not None and world_size() > 1
+    if (world_rank() == 0 or alone) and (fence is None or fence.is_held(storage)):
         result = {
             "step": state.step,
             "best": state.best,
-            "problem": state.problem,
+            "problem": f"worker {world_rank()}: {state.problem}" if alone else state.problem,
             "is_bug": is_bug,
             "mlflow_run_id": run_id,
         }
         storage.write(RESULT, json.dumps(result).encode())
+    if alone and raised is not None:
+        raised.add_note(f"raised by worker {world_rank()}")
+        raise raised
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from brewclip.config import Config, ModelConfig, flatten
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 FILES = (MODEL, OPTIMIZER, FACTS)
 STEP = 8
 SHAPES = {

@@ -93,6 +93,7 @@ class Run:
         return build_autocast(self.config, CPU)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_frozen_weights_stay(clip, manifest):
     before = weights_sha256(clip.model)
     run = Run(clip, manifest, total_steps=40, peak_lr=3e-3)
@@ -101,6 +102,7 @@ def test_the_loss_falls_and_frozen_weights_stay(clip, manifest):
     assert weights_sha256(clip.model) == before
 
 
+@pytest.mark.slow
 def test_going_on_equals_never_having_stopped(clip, manifest):
     straight = Run(clip, manifest)
     straight.go()
