@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NEEDED_GB := 12
+# Two test processes, each with services of its own; a file of tests runs in one of them. `make test PARALLEL=` runs one.
+PARALLEL ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo sweep services test test-fast benchmark lint clean
@@ -26,10 +28,10 @@ services: $(INSTALLED) ## start the S3 server, Ray and MLflow over the data of `
 	@$(BIN)/python jobs/services.py
 
 test: $(INSTALLED) ## run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(INSTALLED) ## run the tests that start neither Ray nor an S3 server, MLflow or a browser, without the slow ones
-	@$(BIN)/python -m pytest -m "not services and not slow"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not services and not slow"
 
 benchmark: $(INSTALLED) ## measure all benchmarks (20 minutes on 2 quiet cores) and put their table into docs/benchmarks.md
 	@$(BIN)/python jobs/benchmark.py all

@@ -223,6 +223,7 @@ def script_violations(root: Path) -> list[str]:
 CHECKS = (floor_violations, rule_violations, file_and_device_violations, circles, script_violations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_house_keeps_its_rules(check) -> None:
     assert check(CHECKOUT) == []

@@ -58,6 +58,7 @@ def run_worker(rank, splits, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [[(4, 4), (5, 3)], [(2, 5, 1), (6, 2, 0)]], ids=["2 processes", "3 processes"])
 def test_loss_and_gradients_equal_one_process(splits, tmp_path):
     mp.spawn(run_worker, (splits, tmp_path), nprocs=len(splits[0]))

@@ -137,6 +137,7 @@ def write_sparse_tar(path: Path, shard: int) -> np.ndarray:
     return entries
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_billion_samples_are_opened_ordered_and_read(tmp_path):
     order = order_of_a_billion()

@@ -35,6 +35,7 @@ def batches_of(manifest, steps, *, world_size=1, start=0, **options):
     return [set().union(*workers) for workers in zip(*parts, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3, 4, 7])
 def test_global_batches_do_not_depend_on_the_number_of_workers(manifest, world_size):
     steps = 3 * len(manifest) // 8

@@ -183,6 +183,7 @@ def assert_same_ranks(one: SystemResult, other: SystemResult) -> None:
     assert one.metrics == other.metrics
 
 
+@pytest.mark.slow
 def test_four_workers_give_the_ranks_of_one(tmp_path, capsys):
     config = config_of(tmp_path)
     write_features(config.features_url, "test", 13, per_shard=5, rounds=3, broken=[2])

@@ -154,6 +154,7 @@ def test_a_planted_mistake_in_a_ray_kind_is_found(name, tmp_path, crds):
     assert any(PLANTED_IN_RAY[name][3] in line for line in lines), lines
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong_and_what_was_not_checked():
     done = subprocess.run(
         [sys.executable, "-m", "tests.k8s.manifests.check", "kind", "gpu"],

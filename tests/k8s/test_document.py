@@ -170,6 +170,7 @@ def _target_mistake(words: list[str]) -> str:
 LINES = shell_lines(PAGE.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_is_right(line):
     for words in commands(line):
@@ -216,6 +217,7 @@ def test_what_the_page_says_that_it_takes():
     assert "0.75 CPUs and 2.5 GiB" in PAGE.read_text()
 
 
+@pytest.mark.slow
 def test_fields_that_the_page_reads_exist():
     crds = kuberay_crds()
     if crds is None:

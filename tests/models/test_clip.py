@@ -41,6 +41,7 @@ def assert_equals_open_clip(clip, tokens):
         torch.testing.assert_close(prompted.encode_text(tokens), clip.encode_text(tokens), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14"])
 def test_without_prompts_equals_open_clip_at_full_size(name):
     clip = open_clip.create_model(name, pretrained=None).eval()

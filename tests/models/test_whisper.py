@@ -13,6 +13,8 @@ from brewclip.models.audio_chunks import compute_mel, encode_mel
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
 
+pytestmark = pytest.mark.slow
+
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
 JFK = "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

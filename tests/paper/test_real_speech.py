@@ -63,6 +63,7 @@ def test_recordings_of_each_kind_are_read_with_what_was_said(shared_directory):
     assert [one.text for one in kinds["spoken digits"][::12]] == list(DIGITS)
 
 
+@pytest.mark.slow
 def test_the_page_names_the_command_and_what_was_measured(shared_directory, tmp_path):
     folder, name = tmp_path / "speech/ravdess/Actor_01", "03-01-01-01-01-01-01.flac"
     folder.mkdir(parents=True)

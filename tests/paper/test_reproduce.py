@@ -191,6 +191,7 @@ def test_mistakes_on_the_command_line(words, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_what_is_kept(tmp_path):
     page = tmp_path / "RESULTS.md"
     words = ["table2", "scenes", "scenes_noisy", "--seeds", "0", "1", "--storage", tmp_path.as_uri(), "--only-cached"]
@@ -204,6 +205,7 @@ def test_the_command_line_shows_what_is_kept(tmp_path):
     assert "### scenes_noisy" in text and "not run" in text
 
 
+@pytest.mark.slow
 def test_emotion_is_probed_once(tmp_path, capsys):
     config = tiny(tmp_path.as_uri())
     for variant in ("brewclip", "pipeline"):

@@ -17,6 +17,8 @@ from brewclip.scenes.world import sample_scene, world_seed
 from brewclip.scenes_clip import training
 from brewclip.scenes_clip.options import WEIGHTS_PATH, TrainScenesClip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clip():

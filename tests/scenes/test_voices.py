@@ -56,6 +56,7 @@ def test_several_sentences_are_spoken_one_after_the_other():
     assert len(say(SPEAKERS[0], text=f"{TEXT} {TEXT}")) > 1.8 * len(say(SPEAKERS[0]))
 
 
+@pytest.mark.slow
 def test_speech_and_noise_are_the_same_in_another_process():
     script = (
         "import hashlib, numpy as np; from brewclip.scenes.voices import *; r = np.random.default_rng(5); "

@@ -29,6 +29,8 @@ from brewclip.scenes.world import sample_scene, world_seed
 from brewclip.serving.index import Index
 from tests.training.features import AUDIO_DIM
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 CONFIG = preset("scenes")
 CONFIG = replace(CONFIG, model=replace(CONFIG.model, ff_dim=32))

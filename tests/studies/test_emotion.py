@@ -125,6 +125,7 @@ def test_speakers_of_both_splits_are_held_out_from_both(config):
     assert "eve, fay held out" in found.how
 
 
+@pytest.mark.slow
 def test_each_speaker_is_tested_on_once_by_a_probe_that_never_heard_them(config):
     probe = replace(PROBE, folds="speakers")
     folds = load_folds(config, probe)
