@@ -10,10 +10,13 @@ checkpoint, is a share of the images of train. See docs/corpora/localized_narrat
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from brewclip.corpora.recipe import SourceOptions, run_recipe
-from brewclip.corpora.rounds import FileCorpus, Recording, Source, join, place_in_unit_interval
+from brewclip.config.ranges import FRACTION_BELOW_1
+from brewclip.corpora.options import SourceOptions
+from brewclip.corpora.recipe import run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording, join, place_in_unit_interval
+from brewclip.corpora.source import Source
 from brewclip.errors import UserError
 
 TRAIN = tuple(f"coco_train_localized_narratives-0000{part}-of-00004.jsonl" for part in range(4))
@@ -24,14 +27,12 @@ VAL = ("coco_val_localized_narratives.jsonl",)
 class NarrativesOptions(SourceOptions):
     """The COCO part of Localized Narratives."""
 
-    dev_fraction: float = 0.02
+    dev_fraction: Annotated[float, FRACTION_BELOW_1] = 0.02
     """Share of the images of train that make the split dev; 0 leaves train whole and writes no dev."""
 
 
 def read_corpus(options: NarrativesOptions) -> FileCorpus:
     """Read the lists and join them with the files that are there."""
-    if not 0 <= options.dev_fraction < 1:
-        raise UserError(f"--dev-fraction {options.dev_fraction} must be in 0..1, below 1")
     source = Source(options.source)
     listed = recordings(source, options.dev_fraction)
     return FileCorpus("localized_narratives", source, join(source, listed), options.stored_side_pixels)

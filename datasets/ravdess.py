@@ -10,9 +10,13 @@ others train. See docs/corpora/ravdess.md.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
-from brewclip.corpora.recipe import SourceOptions, run_recipe
-from brewclip.corpora.rounds import FileCorpus, Recording, Source
+from brewclip.config.ranges import Range
+from brewclip.corpora.options import SourceOptions
+from brewclip.corpora.recipe import run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording
+from brewclip.corpora.source import Source
 from brewclip.errors import UserError
 
 FORMATS = (".wav", ".flac")
@@ -32,9 +36,9 @@ class RavdessOptions(SourceOptions):
     """Leave calm out instead of counting it as neutral."""
     drop_duplicates: bool = False
     """Reject a repetition that has the same bytes as the first one (one pair); published counts include it."""
-    test_actors: tuple[int, ...] = PUBLISHED_TEST_ACTORS
+    test_actors: tuple[Annotated[int, Range(1, NUM_ACTORS)], ...] = PUBLISHED_TEST_ACTORS
     """Actors of the split test, 1..24."""
-    dev_actors: tuple[int, ...] = ()
+    dev_actors: tuple[Annotated[int, Range(1, NUM_ACTORS)], ...] = ()
     """Actors of a split dev, which the published experiments do not have; none given writes no dev."""
 
 
@@ -42,7 +46,7 @@ def read_corpus(options: RavdessOptions) -> FileCorpus:
     """List the clips; what is not of the four classes is left out and counted.
 
     Raises:
-        UserError: if an actor is none of 1..24, in two splits, or was asked for and is not there.
+        UserError: if an actor is in two splits, or was asked for and is not there.
     """
     check_actors(options)
     source = Source(options.source)
@@ -51,11 +55,7 @@ def read_corpus(options: RavdessOptions) -> FileCorpus:
 
 
 def check_actors(options: RavdessOptions) -> None:
-    """Find actors that cannot be."""
-    for flag, actors in (("--test-actors", options.test_actors), ("--dev-actors", options.dev_actors)):
-        wrong = [actor for actor in actors if not 1 <= actor <= NUM_ACTORS]
-        if wrong:
-            raise UserError(f"{flag} {wrong[0]} must be 1..{NUM_ACTORS}")
+    """Raise a `UserError` if an actor is in two splits."""
     both = sorted(set(options.test_actors) & set(options.dev_actors))
     if both:
         raise UserError(f"actor {both[0]} is in --test-actors and in --dev-actors: an actor has one split")

@@ -7,12 +7,18 @@ Needs the packages of the extra `demo`. The same flags write the same bytes.
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from brewclip.audio import SAMPLE_RATE_HZ, encode_flac
 from brewclip.config import exit_on_user_error, parse_options
-from brewclip.corpora.recipe import WriteOptions, exit_on_interrupt, print_summary, write_corpus
+from brewclip.config.ranges import Range
+from brewclip.corpora.options import WriteOptions
+from brewclip.corpora.recipe import exit_on_interrupt, print_summary, write_corpus
 from brewclip.data.schema import Sample
 from brewclip.scenes import captions, voices
 from brewclip.scenes.drawing import draw_scene
@@ -30,21 +36,21 @@ class ScenesOptions(WriteOptions):
 
     dest: str = "file:///tmp/brewclip/scenes"
     """URL of the corpus, s3://bucket/corpus or file:///folder: splits lie below it."""
-    samples_per_shard: int = 100
+    samples_per_shard: Annotated[int, Range(0, 10**6)] = 100
     """Samples of one shard, the last of a round excepted."""
-    num_train: int = 400
+    num_train: Annotated[int, Range(0, 10**6)] = 400
     """Images of the split train."""
-    num_dev: int = 100
+    num_dev: Annotated[int, Range(0, 10**6)] = 100
     """Images of the split dev."""
-    num_test: int = 200
+    num_test: Annotated[int, Range(0, 10**6)] = 200
     """Images of the split test."""
-    captions_per_image: int = 2
+    captions_per_image: Annotated[int, Range(1, 5)] = 2
     """Spoken captions of each image, 1 to 5; narratives and emotions have their own number."""
     style: Style = "caption"
     """Read captions, spontaneous narratives, or one sentence in four emotions (no images)."""
-    image_side_pixels: int = 192
+    image_side_pixels: Annotated[int, Range(16, 8192)] = 192
     """Side of the square images."""
-    noise_snr_db: float = 99.0
+    noise_snr_db: Annotated[float, Range(-100, 100)] = 99.0
     """Babble is mixed in at this signal-to-noise ratio, in dB; 60 and more mix nothing in."""
 
 
@@ -83,7 +89,7 @@ class Scenes:
         indices = list(self._indices(split))
         return [[Item(split, index, number) for index in indices] for number in range(count[self.options.style])]
 
-    def _indices(self, split: str):
+    def _indices(self, split: str) -> Iterator[int]:
         """Yield scene numbers; a training scene that looks like a held-out one is passed over."""
         index = found = 0
         while found < self.sizes[split]:
@@ -118,7 +124,7 @@ class Scenes:
             return captions.narrative(scene, rng), ""
         return captions.read_captions(scene, rng, self.options.captions_per_image)[item.number], ""
 
-    def _speech(self, text: str, emotion: str, item: Item):
+    def _speech(self, text: str, emotion: str, item: Item) -> tuple[NDArray[np.float32], str]:
         rng = scene_generator(world_seed(f"scenes/{item.split}"), item.index, f"voice-{item.number}")
         voice = voices.sample_voice(rng, emotion_speaker(item.split, item.index) if emotion else None)
         waveform = voices.speak(text, voices.with_emotion(voice, emotion) if emotion else voice, rng)

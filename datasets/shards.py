@@ -11,15 +11,18 @@ SPLIT= and --split-field, whole tars are drawn into train, dev and test. See doc
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from brewclip.config import exit_on_user_error, parse_options
+from brewclip.config.ranges import FRACTION_BELOW_1, SEED, Range
 from brewclip.containers.adopt import adopt, rejected_of
 from brewclip.containers.digest import Digest
 from brewclip.containers.plan import SplitDraw, check_splits_of_images, make_plan
 from brewclip.containers.rewrite import list_left_out, tar_corpus
 from brewclip.containers.scan import ScanTask, plan_of, rules_of, scan_first, scan_tars
 from brewclip.containers.sources import SourceTar, find_tars
-from brewclip.corpora.recipe import WriteOptions, check_options, exit_on_interrupt, print_summary, write_corpus
+from brewclip.corpora.options import WriteOptions, check_options
+from brewclip.corpora.recipe import exit_on_interrupt, print_summary, write_corpus
 from brewclip.data.storage import Storage, check_reachable, open_storage
 from brewclip.errors import ObjectMissing, UserError
 
@@ -52,15 +55,15 @@ class ShardsOptions(WriteOptions):
     """Field that names the emotion."""
     without_images: bool = False
     """Samples are recordings alone."""
-    dev_fraction: float = 0.1
+    dev_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """Share of dev, where nothing names the splits: of the tars, or of the images if they are written anew."""
-    test_fraction: float = 0.1
+    test_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """Share of test, likewise."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the split, likewise."""
     rewrite: bool = False
     """Write the samples anew even if the tars could stay as they are."""
-    image_side_pixels: int = 336
+    image_side_pixels: Annotated[int, Range(16, 8192, note="--keep-original-images reduces nothing")] = 336
     """Images that are written anew are reduced to this short side."""
     keep_original_images: bool = False
     """Keep the bytes of JPEG images that are written anew."""
@@ -71,8 +74,6 @@ def main() -> None:
     with exit_on_user_error(), exit_on_interrupt():
         options = parse_options(__doc__, ShardsOptions)
         check_options(options)
-        if options.image_side_pixels < 1:
-            raise UserError("--image-side-pixels must be 1 or more; --keep-original-images reduces nothing")
         draw = SplitDraw(options.dev_fraction, options.test_fraction, options.seed)
         draw.check()
         tars = find_tars(options.source)

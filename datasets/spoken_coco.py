@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from brewclip.corpora.recipe import SourceOptions, run_recipe
-from brewclip.corpora.rounds import FileCorpus, Recording, Source, join, safe_id
+from brewclip.corpora.options import SourceOptions
+from brewclip.corpora.recipe import run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording, join, safe_id
+from brewclip.corpora.source import Source
 from brewclip.errors import UserError
 
 Variant = Literal["auto", "ksplit", "unrolled", "original"]

@@ -15,15 +15,18 @@ import csv
 import fnmatch
 import io
 import json
-import os
 import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-from brewclip.corpora.recipe import SourceOptions, run_recipe
-from brewclip.corpora.rounds import FileCorpus, Recording, Source, place_in_unit_interval, safe_id
+from brewclip.config.ranges import FRACTION_BELOW_1, SEED
+from brewclip.corpora.options import SourceOptions
+from brewclip.corpora.recipe import run_recipe
+from brewclip.corpora.rounds import FileCorpus, Recording, place_in_unit_interval, safe_id
+from brewclip.corpora.source import Source
 from brewclip.data.parquet import Blob, ParquetTable
 from brewclip.errors import UserError
 
@@ -60,11 +63,11 @@ class TableOptions(SourceOptions):
     """Column of the splits; without it, names of files say them, or else a seed."""
     split_from_file_name: bool = True
     """Whether files named like train-00000-of-00002.parquet say the split."""
-    dev_fraction: float = 0.1
+    dev_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """Share of images in the split dev, if neither a column nor a file name says it."""
-    test_fraction: float = 0.1
+    test_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """Share of images in the split test, likewise."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the split, likewise."""
     identical_images: Literal["warn", "refuse"] = "refuse"
     """What to do about images that have the same bytes in two splits."""
@@ -81,8 +84,8 @@ class Row(NamedTuple):
 def read_corpus(options: TableOptions) -> FileCorpus:
     """Read the tables; files and bytes are opened when samples are made."""
     fractions = options.dev_fraction, options.test_fraction
-    if min(fractions) < 0 or sum(fractions) >= 1:
-        raise UserError(f"--dev-fraction and --test-fraction are {fractions}: 0 or more, and below 1 together")
+    if sum(fractions) >= 1:
+        raise UserError(f"--dev-fraction and --test-fraction are {fractions}: they must be below 1 together")
     if not options.audio_column:
         raise UserError("--audio-column is empty: name the column of the recordings")
     source, tables = find_tables(options.source)
@@ -99,17 +102,17 @@ def find_tables(location: str) -> tuple[Source, list[str]]:
         UserError: if there is no such folder, no file fits, or a file is of another format.
     """
     folder, slash, name = location.rpartition("/")
-    is_pattern = bool(set(location) & set("*?[")) and not os.path.isfile(location)
+    is_pattern = bool(set(location) & set("*?[")) and not Path(location).is_file()
     start = re.split(r"[^/]*[*?\[]", location)[0] if is_pattern else folder + slash
-    if "://" not in location and not os.path.isdir(os.path.expanduser(start or ".")):
-        raise UserError(f"--source {location}: the folder {os.path.abspath(os.path.expanduser(start))} does not exist")
+    if "://" not in location and not Path(start or ".").expanduser().is_dir():
+        raise UserError(f"--source {location}: the folder {Path(start).expanduser().absolute()} does not exist")
     source, names = Source(start or "."), [name]
     if is_pattern:
         names = sorted(name for name in source.names if _fits(name, location[len(start) :]))
     where = f"{source.location.rstrip('/')}/{name}"
     if not names:
         raise UserError(f"--source {location} fits no file below {source.location}")
-    if len(names) == 1 and os.path.isdir(where):
+    if len(names) == 1 and Path(where).is_dir():
         raise UserError(f"--source {where} is a folder: name its table, or several as '{where}/*.parquet'")
     for one in names:
         if not one.lower().endswith(FORMATS):
@@ -267,7 +270,7 @@ def _value(row: dict[str, Any], column: str) -> Any:
     return _value(inner, rest) if isinstance(inner, dict) else None
 
 
-def _rest(row: dict[str, Any]) -> dict[str, Any]:
+def _rest(row: dict[Any, Any]) -> dict[str, Any]:
     """Return the cells that have no column, if there are any."""
     return {"": row[None]} if None in row else {}
 

@@ -16,9 +16,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from brewclip.config import exit_on_user_error, parse_options
+from brewclip.config.ranges import Range
+
+if TYPE_CHECKING:
+    from brewclip.local import LocalServices, RayHead
 
 Form = TypeVar("Form")
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -30,16 +34,16 @@ VARIANTS = {"pipeline": "", "acoustic": " --optim.peak-lr 1e-3 --optim.prompt-lr
 class DemoOptions:
     """Sizes of the demo."""
 
-    num_train: int = 300
+    num_train: Annotated[int, Range(2, 100_000)] = 300
     """Training images."""
-    num_dev: int = 50
+    num_dev: Annotated[int, Range(2, 100_000)] = 50
     """Images for selecting the best checkpoint."""
-    num_test: int = 200
+    num_test: Annotated[int, Range(2, 100_000)] = 200
     """Images for the final evaluation."""
-    captions_per_image: int = 2
+    captions_per_image: Annotated[int, Range(1, 5)] = 2
     """Spoken captions per image, 1 to 5."""
-    total_steps: int = 160
-    """Optimiser steps per variant."""
+    total_steps: Annotated[int, Range(20, 10**9)] = 160
+    """Optimiser steps per variant; the first 20 are the warm-up."""
     state: Path = CHECKOUT / ".state"
     """Folder for the services' data, logs, and the report."""
 
@@ -47,7 +51,7 @@ class DemoOptions:
 class Stages:
     """Submits jobs in sequence and records their duration."""
 
-    def __init__(self, head, storage: str) -> None:
+    def __init__(self, head: "RayHead", storage: str) -> None:
         self.head, self.storage = head, storage
         self.seconds: dict[str, float] = {}
 
@@ -132,7 +136,7 @@ def scene_flags(options: DemoOptions) -> str:
     return shlex.join([word for flag in flags for word in flag] + ["--samples-per-shard", "50"])
 
 
-def fetch_report(services, state: Path) -> Path:
+def fetch_report(services: "LocalServices", state: Path) -> Path:
     """Copy the report from the bucket and return its path."""
     import os
 

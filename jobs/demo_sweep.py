@@ -13,6 +13,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from brewclip.config.ranges import Range
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for jobs.demo
 
@@ -25,11 +28,11 @@ NAME = "sweep-quick-scenes"
 class SweepDemoOptions:
     """Sizes of the sweep."""
 
-    num_trials: int = 8
+    num_trials: Annotated[int, Range(1, 1000)] = 8
     """Trials of the sweep."""
-    total_steps: int = 80
+    total_steps: Annotated[int, Range(10, 10**9)] = 80
     """Optimiser steps per trial, unless it is stopped early."""
-    kill_after: int = 3
+    kill_after: Annotated[int, Range(0, 1000)] = 3
     """Ended trials after which the sweep's program is killed, to be submitted again; 0 does not kill it."""
     state: Path = CHECKOUT / ".state"
     """Folder for the services' data, logs, and the figures."""
@@ -90,7 +93,9 @@ def kill_program(stages: Stages, script: str) -> None:
     import psutil
 
     say(f"demo: SIGKILL to {script}")
-    for process in stages.head.process.descendants():
+    head = stages.head.process
+    assert head is not None
+    for process in head.descendants():
         with contextlib.suppress(psutil.NoSuchProcess):
             words = process.cmdline()
             if script in words and "python" in words[0] and "submit" not in words:

@@ -74,7 +74,7 @@ def test_all_of_a_cut_flac_that_decodes_is_kept():
     assert half.missing_seconds == pytest.approx(11 - len(half.waveform) / SAMPLE_RATE_HZ, abs=0.01)
 
 
-def test_a_cut_flac_tells_what_is_missing():
+def test_a_truncated_flac_reports_what_is_missing():
     data = write(np.random.default_rng(0).uniform(-0.5, 0.5, 10 * 16_000), format="FLAC")
     decoded = decode_audio_with_damage(data[: len(data) // 2])
     assert decoded.missing_seconds == pytest.approx(10 - len(decoded.waveform) / SAMPLE_RATE_HZ)
@@ -160,7 +160,7 @@ def real(name):
 
 
 @pytest.mark.parametrize("form", ["WAV", "RF64", "AIFF"])
-def test_half_a_file_tells_what_is_missing(form):
+def test_half_a_file_reports_what_is_missing(form):
     waveform, rate_hz = real("jfk.flac")
     data = write(waveform, rate_hz, format=form)
     half = decode_audio_with_damage(data[: len(data) // 2])

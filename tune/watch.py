@@ -30,11 +30,13 @@ class TrialWatch(Callback):
     def __init__(self, config: SweepConfig, parent: str, folder: Path) -> None:
         self.config, self.parent, self.folder = config, parent, folder
 
-    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         settings = ", ".join(f"{name} {value}" for name, value in trial.config.items())
         print(f"sweep {self.config.run_name}: trial {self._name(trial)} starts: {settings}", flush=True)
 
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         step, value = int(result["step"]), float(result[self.config.run.selection_metric])
         append_result(self.folder, trial.trial_id, step, value)
         print(
@@ -42,15 +44,15 @@ class TrialWatch(Callback):
             flush=True,
         )
 
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._settle(describe_trial(self.config, trial))
 
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         problem = cause_of(_error_of(trial))
         append_problem(self.folder, trial.trial_id, problem)
         self._settle(describe_trial(self.config, trial, problem=problem))
 
-    def on_experiment_end(self, trials: list, **info: Any) -> None:
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         history, problems = read_results(self.folder), read_problems(self.folder)
         rows = [
             describe_trial(self.config, trial, history.get(trial.trial_id, {}), self._problem_of(trial, problems))

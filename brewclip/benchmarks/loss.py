@@ -11,14 +11,15 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from brewclip import losses as losses_module
-from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, print_limit
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, compare_in_turn, print_limit
 from brewclip.benchmarks.memory import watch
+from brewclip.config.ranges import Range
 from brewclip.errors import UserError
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import Features
@@ -32,15 +33,15 @@ _MOST_LARGE_GB = 4.0
 class Options(BenchmarkOptions):
     """Sizes and number of runs."""
 
-    num_rows: int = 5120
+    num_rows: Annotated[int, Range(2, 2**20)] = 5120
     """Batch of the comparison; with more than 4,096 rows it is computed in chunks."""
-    num_dimensions: int = 768
+    num_dimensions: Annotated[int, Range(1, 65_536)] = 768
     """Dimensions of the features."""
-    num_pairs: int = 3
+    num_pairs: Annotated[int, Range(1, 1000)] = 3
     """Measured runs of each side."""
-    large_own_rows: int = 2048
+    large_own_rows: Annotated[int, Range(0, 2**20)] = 2048
     """Rows of one worker in the case whose memory is measured; 0 skips it."""
-    large_all_rows: int = 32_768
+    large_all_rows: Annotated[int, Range(0, 2**24)] = 32_768
     """Rows of all workers in that case."""
 
 
@@ -71,9 +72,6 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    check_pairs(options.num_pairs)
-    if options.num_rows < 2:
-        raise UserError(f"--num-rows {options.num_rows} has no negatives: 2 or more")
     if options.large_own_rows and not 2 <= options.large_own_rows <= options.large_all_rows:
         raise UserError(f"--large-own-rows {options.large_own_rows} must be 2..{options.large_all_rows}, all rows")
 
@@ -94,7 +92,7 @@ def step(own_rows: int, all_rows: int, dimensions: int, *, plain: bool) -> list[
     try:
         features = Features(image, acoustic + text, acoustic, text)
         loss = brewclip_loss(features, torch.arange(own_rows), scale, 0.1, gather)["loss"]
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     finally:
         losses_module._MAX_LOGITS = before
     return [loss.detach(), *(part.grad for part in (*parts, scale) if part.grad is not None)]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from brewclip.benchmarks.corpus import make_recordings, write_features
-from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, check_pairs, compare_in_turn, show
+from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, show
 from brewclip.benchmarks.steps import Trainee, build_config, build_trainee, changed, make_batches, read_pairs
+from brewclip.config.ranges import THREADS, Range
 from brewclip.config.settings import Precision
 from brewclip.data.batches import Batch
 from brewclip.errors import UserError
@@ -46,15 +47,15 @@ _MATRIX_SIDE = 2048
 class Options(BenchmarkOptions):
     """Sizes and number of runs."""
 
-    global_batch_size: int = 64
+    global_batch_size: Annotated[int, Range(2, 2**20)] = 64
     """Pairs per step."""
-    num_steps: int = 8
+    num_steps: Annotated[int, Range(1, 10**6)] = 8
     """Steps per run."""
-    num_pairs: int = 5
+    num_pairs: Annotated[int, Range(1, 1000)] = 5
     """Measured runs of each side."""
-    num_threads: int = 1
+    num_threads: Annotated[int, THREADS] = 1
     """CPU threads of torch."""
-    whisper_batch_size: int = 16
+    whisper_batch_size: Annotated[int, Range(0, 4096)] = 16
     """Pairs per step with Whisper in the loop, and of its cached counterpart; 0 skips it."""
     switches: tuple[str, ...] = ("trimmed_text", "real_frames", "bfloat16", "math_attention", "compile")
     """Changes to the step to compare."""
@@ -128,13 +129,9 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    check_pairs(options.num_pairs)
     unknown = set(options.switches) - set(SWITCHES)
     if unknown:
         raise UserError(f"--switches has {sorted(unknown)}: allowed are {', '.join(SWITCHES)}")
-    for name in ("global_batch_size", "num_steps", "num_threads"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be 1 or more")
 
 
 # ------------------------------------------------------------------ switches
@@ -142,7 +139,7 @@ def _check(options: Options) -> None:
 
 def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: Options) -> Comparison | None:
     switch = SWITCHES[name]
-    torch._logging.set_logs(dynamo=logging.ERROR)  # no long warning for each graph break
+    torch._logging.set_logs(dynamo=logging.ERROR)  # type: ignore[attr-defined]  # no long warning for each graph break
     compiled: Any = torch.compile(trainee.model, dynamic=True) if switch.compiled else None
     off = changed(batches, switch.off)
 
@@ -215,7 +212,7 @@ def _forward_and_backward(trainee: Trainee, batch: Batch) -> None:
     model = trainee.model.train()
     features = model(batch.images, batch.tokens, batch.audio, batch.audio_mask, torch.arange(len(batch.keys)))
     losses = brewclip_loss(features, batch.image_ids, model.logit_scale, trainee.config.loss.alpha, lambda x: x)
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    losses["loss"].backward()
 
 
 def count_flops(trainee: Trainee, batch: Batch) -> int:

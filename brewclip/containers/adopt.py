@@ -92,8 +92,8 @@ def _adopt_split(
             records.append(one.result())
             progress.advance()
     write_rejected(storage, rejected)
-    told = {"corpus": corpus, "split": split, "kind": "recordings", "num_images": num_samples}
-    finish_split(storage, records, **told, details=details)
+    stated = {"corpus": corpus, "split": split, "kind": "recordings", "num_images": num_samples}
+    finish_split(storage, records, **stated, details=details)
     return {"state": "adopted"} | facts
 
 

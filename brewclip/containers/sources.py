@@ -125,7 +125,7 @@ def _expand_path(path: Path) -> list[str]:
         return sorted(str(file) for file in path.iterdir() if file.name.endswith(_SUFFIXES))
     if path.exists() or not glob.has_magic(str(path)):
         return [str(path)]
-    return sorted(glob.glob(str(path)))
+    return sorted(glob.glob(str(path)))  # noqa: PTH207 - the pattern may begin anywhere
 
 
 def _expand_object(url: str) -> list[str]:

@@ -271,9 +271,10 @@ def open_manifest(url: str, *, retry_seconds: float = 180.0) -> Manifest:
         manifest = Manifest(storage, summary, read_table(shards, summary.num_shards))
     except ValueError as error:
         raise ManifestError(f"{url}/{SHARDS} cannot be read: {first_line(error)}: write the split again") from error
-    for name, told, stored in manifest.counts():
-        if told != stored:
-            raise ManifestError(f"{url}/{MANIFEST} says {name} {told}, its shards have {stored}: write the split again")
+    for name, stated, stored in manifest.counts():
+        if stated != stored:
+            problem = f"says {name} {stated}, its shards have {stored}"
+            raise ManifestError(f"{url}/{MANIFEST} {problem}: write the split again")
     return manifest
 
 

@@ -167,7 +167,7 @@ class SplitReader:
             with open(partial, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.sha256_of(shard):
                     raise ManifestError(self.disagreement(shard, "has another sha256"))
-            os.replace(partial, target)
+            Path(partial).replace(target)
         finally:
             Path(partial).unlink(missing_ok=True)
 

@@ -57,7 +57,11 @@ def earlier_rows(corpus: str, num_extra: int) -> list[list[str]]:
 
 
 def evaluation_page(
-    results: Sequence[SystemResult], corpus: str, split: str, baseline: str, differences: Mapping[str, Mapping]
+    results: Sequence[SystemResult],
+    corpus: str,
+    split: str,
+    baseline: str,
+    differences: Mapping[str, Mapping[str, Difference]],
 ) -> str:
     """Return an evaluation as Markdown: recall with published numbers, ranks, and differences from a baseline."""
     first = results[0]

@@ -47,7 +47,13 @@ class Cell:
 
 
 def plan_cells(
-    train: Config, test: Config, variant: Variant, told: Transcript, reads: Transcript, seeds: Sequence[int], split: str
+    train: Config,
+    test: Config,
+    variant: Variant,
+    train_transcript: Transcript,
+    reads: Transcript,
+    seeds: Sequence[int],
+    split: str,
 ) -> list[Cell]:
     """Return a cell for each seed; one for all of them where nothing is trained.
 
@@ -55,12 +61,12 @@ def plan_cells(
         train: settings of the corpus that is trained on.
         test: settings of the corpus that is measured.
         variant: of the model.
-        told: text that the pipeline reads in training.
+        train_transcript: text that the pipeline reads in training.
         reads: text that it reads in the test.
         seeds: of the runs.
         split: that is measured.
     """
-    train = replace(train, data=replace(train.data, transcript=told))
+    train = replace(train, data=replace(train.data, transcript=train_transcript))
     own_seeds = seeds[:1] if variant == ZERO_SHOT else seeds
     return [Cell(for_variant(train, variant, seed), test, split, reads) for seed in own_seeds]
 

@@ -148,13 +148,13 @@ def probe_emotions(config: Config, systems: Sequence[System], folds: list[ClipSp
     return results
 
 
-def _untrained_layer(audio_dim: int, width: int) -> Callable[[list[Clip]], NDArray]:
+def _untrained_layer(audio_dim: int, width: int) -> Callable[[list[Clip]], NDArray[Any]]:
     """Return what embeds clips by an acoustic layer as it is before training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = AcousticEncoder(audio_dim, width, width).eval()
 
-    def embed(clips: list[Clip]) -> NDArray:
+    def embed(clips: list[Clip]) -> NDArray[Any]:
         with torch.inference_mode():
             frames = [torch.from_numpy(clip.audio.astype(np.float32))[None] for clip in clips]
             rows = [encoder(one, torch.ones(one.shape[:2], dtype=torch.bool))[0] for one in frames]

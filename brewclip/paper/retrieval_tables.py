@@ -32,13 +32,13 @@ class Row:
     Attributes:
         title: in the table.
         variant: of the model.
-        told: text that its pipeline reads in training.
+        train_transcript: text that its pipeline reads in training.
         reads: text that it reads in the test.
     """
 
     title: str
     variant: Variant
-    told: Transcript = "asr"
+    train_transcript: Transcript = "asr"
     reads: Transcript = "asr"
 
 
@@ -123,7 +123,7 @@ def plan_grid(name: str, configs: Mapping[str, Config], seeds: Sequence[int], sp
     grid: Grid = {}
     for corpus, test in configs.items():
         grid[corpus] = {
-            row.title: plan_cells(test, test, row.variant, row.told, row.reads, seeds, split)
+            row.title: plan_cells(test, test, row.variant, row.train_transcript, row.reads, seeds, split)
             for row in TABLES[name].rows
         }
         if name == "table5":

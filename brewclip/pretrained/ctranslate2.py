@@ -4,6 +4,7 @@ Source: the layout of CTranslate2's binary model, version 6, and the names of it
 """
 
 import struct
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def read_variables(data: bytes) -> dict[str, np.ndarray]:
 def _read_variables(data: bytes) -> dict[str, np.ndarray]:
     position = 0
 
-    def take(layout: str) -> tuple:
+    def take(layout: str) -> tuple[Any, ...]:
         nonlocal position
         values = struct.unpack_from("<" + layout, data, position)
         position += struct.calcsize("<" + layout)

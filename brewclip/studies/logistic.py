@@ -1,6 +1,7 @@
 """Logistic regression of a yes-or-no ranking on one number, with intervals, by Newton's method."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class LogisticFit:
     high: float
     covariance: NDArray[np.float64]
 
-    def predict(self, x: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
+    def predict(self, x: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return the share of yes at x, (n,), and its 95 % interval, which is symmetric in log-odds."""
         design = np.stack([np.ones_like(x), x], axis=1)
         odds = design @ np.array([self.intercept, self.slope])

@@ -46,6 +46,7 @@ def test_real_recordings_of_a_split(tmp_path: Path, shared_directory: Path) -> N
         run(Options(split=storage.url, noise_snr_db=2))
 
 
+@pytest.mark.slow
 def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         load_whisper("base")

@@ -23,6 +23,7 @@ def test_the_plain_way_is_plain_and_the_other_is_not(monkeypatch: pytest.MonkeyP
     assert seen == [(6, 10)] * 4
 
 
+@pytest.mark.slow
 def test_figures_of_a_short_run() -> None:
     figures = run(Options(num_rows=64, num_dimensions=8, num_pairs=1, large_own_rows=16, large_all_rows=128))
     (comparison,) = figures["comparisons"]

@@ -17,6 +17,7 @@ def test_sorting_gives_the_ranks_that_the_metrics_give() -> None:
     assert len(set(expected)) > 3, "an easy case shows nothing"
 
 
+@pytest.mark.slow
 def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
     figures = run(Options(num_speech=300, num_images=50, num_pairs=1, large_speech=400, large_images=40))
     (comparison,) = figures["comparisons"]

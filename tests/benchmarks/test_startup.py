@@ -26,6 +26,7 @@ def test_a_failing_script_is_reported(tmp_path: Path) -> None:
         time_help(script)
 
 
+@pytest.mark.slow
 def test_figures_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "_CHECKOUT", tmp_path)
     (tmp_path / "jobs").mkdir()

@@ -199,7 +199,7 @@ def test_all_of_a_long_recording_is_kept_where_asked():
     assert (len(whole.audio), whole.lengths[2:]) == (5, (5, 0))
 
 
-def test_cuts_add_up():
+def test_truncation_counts_add_up():
     one, other = TruncationCounts(), TruncationCounts()
     one.add([InputLengths(10, 4, 100, 0), InputLengths(5, 0, 50, 25)])
     other.add([InputLengths(0, 0, 50, 25)])

@@ -145,13 +145,13 @@ def test_a_billion_samples_are_opened_ordered_and_read(tmp_path):
     command = [sys.executable, "-c", READ, tmp_path.as_uri(), str(BATCH_SIZE), str(STEP)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
+    found = json.loads(result.stdout)
     place = order.locate(order.batch_positions(STEP))
-    print(f"{told['seconds']:.1f} s, {told['grown_bytes'] / 1e6:.0f} MB")
-    assert told["step"] == STEP
-    assert told["keys"] == [f"image{shard}-0" for shard in place.shard]
-    assert told["located"] == [BATCH_SIZE] * 3
-    assert told["num_samples"] == 1_000_000_000
-    assert told["rejected"] == 0
-    assert told["grown_bytes"] < 1e9
-    assert told["seconds"] < 60
+    print(f"{found['seconds']:.1f} s, {found['grown_bytes'] / 1e6:.0f} MB")
+    assert found["step"] == STEP
+    assert found["keys"] == [f"image{shard}-0" for shard in place.shard]
+    assert found["located"] == [BATCH_SIZE] * 3
+    assert found["num_samples"] == 1_000_000_000
+    assert found["rejected"] == 0
+    assert found["grown_bytes"] < 1e9
+    assert found["seconds"] < 60

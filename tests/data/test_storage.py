@@ -61,7 +61,7 @@ def test_other_urls_are_refused():
 
 
 @pytest.mark.services
-def test_a_missing_bucket_a_wrong_key_and_a_silent_server_are_told_apart(s3, bucket, monkeypatch):
+def test_a_missing_bucket_a_wrong_key_and_a_silent_server_are_distinguished(s3, bucket, monkeypatch):
     with pytest.raises(StorageError, match="bucket 'no-such-bucket' does not exist"):
         check_reachable("s3://no-such-bucket/x")
     check_reachable(bucket)

@@ -83,13 +83,13 @@ def test_samples_have_no_image_and_stereo_becomes_mono(source: Path) -> None:
     assert (rate_hz, waveform.shape) == (16_000, (4800, 1))
 
 
-def test_the_identical_pair_counts_twice_unless_told_otherwise(source: Path) -> None:
+def test_the_identical_pair_counts_twice_unless_asked_for(source: Path) -> None:
     corpus = read(source, drop_duplicates=True)
     rejected = {item.key: item.problem for item in items_of(corpus, "train") if item.problem}
     assert rejected == {"03-01-03-01-02-02-07-0": "duplicate"}
 
 
-def test_a_folder_without_clips_is_told_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_clips_is_an_error_that_names_what_is_expected(tmp_path: Path) -> None:
     write_file(tmp_path / "Actor_01/a.wav", sound())
     with pytest.raises(UserError, match=r"has no Actor_01/03-01-01-01-01-01-01\.wav"):
         read(tmp_path)

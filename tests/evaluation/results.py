@@ -24,12 +24,12 @@ def evaluate_here(system: System, split: str) -> SystemResult:
     """Evaluate a system as `evaluate_system` does."""
     reader = SplitReader(open_manifest(f"{system.config.features_url}/{split}"))
     model, clip = load_system(system, audio_dim_of(reader.manifest))
-    rejections, cuts = Rejections(reader.manifest.url), TruncationCounts()
+    rejections, truncation = Rejections(reader.manifest.url), TruncationCounts()
 
     def to_batch(pairs: list[Pair]) -> Batch:
-        cuts.add(pair.lengths for pair in pairs)
+        truncation.add(pair.lengths for pair in pairs)
         return collate(pairs, clip.mean, clip.std, torch.device("cpu"))
 
     embeddings = embed_split(model, reader, build_decoder(system.config, clip), to_batch, rejections)
     result = embeddings.rank()
-    return SystemResult(system, embeddings, result, result.summary(), rejections.counts, cuts)
+    return SystemResult(system, embeddings, result, result.summary(), rejections.counts, truncation)

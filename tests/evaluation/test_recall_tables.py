@@ -66,7 +66,7 @@ def test_beside_the_scenes_world_they_are_of_other_data():
     assert "SpeechCLIP" not in text
 
 
-def test_the_page_tells_ranks_and_differences():
+def test_the_page_reports_ranks_and_differences():
     text = page("flickr8k")
     assert "| brewclip | 30.0 [" in text and "median rank" in text and "| 1000 |" in text
     assert "Points of recall above zero_shot" in text and "| brewclip | +20.0 [" in text

@@ -50,11 +50,11 @@ def test_a_system_reads_what_stands_behind_its_name(tmp_path):
     assert [one.name for one in (asr, truth, plain)] == ["mine", "mine@ground_truth", "zero_shot"]
     assert [one.config.data.transcript for one in (asr, truth, plain)] == ["asr", "ground_truth", "asr"]
     assert (asr.step, asr.trained_on, len(asr.weights_sha256)) == (3, "scenes", 64)
-    told = describe_system(config_of(tmp_path, "ground_truth"), "mine@asr")
-    assert (told.name, told.config.data.transcript) == ("mine@asr", "asr")
+    on_asr = describe_system(config_of(tmp_path, "ground_truth"), "mine@asr")
+    assert (on_asr.name, on_asr.config.data.transcript) == ("mine@asr", "asr")
 
 
-def test_inputs_other_than_in_training_are_told(tmp_path, capsys):
+def test_inputs_other_than_in_training_are_noted(tmp_path, capsys):
     config = config_of(tmp_path)
     save_run(replace(config, data=replace(config.data, long_text="chunks")), "mine")
     describe_system(config, "mine")
@@ -74,7 +74,7 @@ def test_two_seeds_of_a_variant_have_names_of_their_own(tmp_path):
     assert describe_systems(config, ["scenes-pipeline-0"])[0].name == "scenes-pipeline-0"
 
 
-def test_steps_of_a_run_and_runs_of_one_name_are_told_apart(tmp_path):
+def test_steps_of_a_run_and_runs_of_one_name_are_distinguished(tmp_path):
     here, there = config_of(tmp_path / "here"), config_of(tmp_path / "there")
     for config in (here, there):
         save_run(config, "mine")

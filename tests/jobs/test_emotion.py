@@ -21,6 +21,7 @@ def storage(tmp_path_factory):
     return url
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(storage):
     flags = ("--storage", storage, "--data.corpus", "clips")
     assert "--probe.mask-fraction 1.5 must be in 0..1" in complaint_of(

@@ -13,6 +13,8 @@ from brewclip.config import Config, flatten
 from brewclip.data.storage import open_storage
 from tests.training.features import AUDIO_DIM, write_features
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 
 

@@ -5,6 +5,7 @@ import pytest
 from tests.jobs.test_mistakes import complaint_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -21,6 +22,7 @@ def test_one_line(words, message):
     assert message in complaint_of("sweep", *words)
 
 
+@pytest.mark.slow
 def test_the_papers_space_is_swept_on_the_papers_corpus(tmp_path):
     line = complaint_of("sweep", "paper", "--storage", tmp_path.as_uri())
     assert "no whole split at" in line

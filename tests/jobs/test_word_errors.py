@@ -12,6 +12,7 @@ from tests.jobs.test_mistakes import CHECKOUT, complaint_of
 from tests.training.features import write_features
 
 
+@pytest.mark.slow
 def test_a_split_without_texts(tmp_path):
     write_split(f"{tmp_path.as_uri()}/scenes/whisper-base/test", [[3]])
     line = complaint_of("word_errors", "scenes", "--storage", tmp_path.as_uri())

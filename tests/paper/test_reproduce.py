@@ -75,10 +75,10 @@ def test_runs_have_the_names_that_jobs_train_gives_them():
         ["scenes-pipeline-ground_truth-0", "scenes-pipeline-ground_truth-1"],
         ["scenes-pipeline-0", "scenes-pipeline-1"],
     ]
-    told, fed = list(rows.values())[3][0], list(rows.values())[4][0]
-    assert (told.train.data.transcript, told.reads) == ("ground_truth", "ground_truth")
+    trained, fed = list(rows.values())[3][0], list(rows.values())[4][0]
+    assert (trained.train.data.transcript, trained.reads) == ("ground_truth", "ground_truth")
     assert (fed.train.data.transcript, fed.reads) == ("asr", "ground_truth")
-    assert told.name == "scenes-pipeline-ground_truth-0--scenes-test-ground_truth"
+    assert trained.name == "scenes-pipeline-ground_truth-0--scenes-test-ground_truth"
 
 
 def test_the_acoustic_channel_of_the_scenes_world_takes_larger_steps():

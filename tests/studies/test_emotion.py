@@ -44,7 +44,7 @@ def system_of(config: Config, variant: str) -> System:
     return System(variant, "", replace(config, model=replace(config.model, variant=variant)))
 
 
-def test_sound_tells_emotions_of_new_speakers(config, clips):
+def test_sound_separates_emotions_of_new_speakers(config, clips):
     for result in (probe_whisper([clips], PROBE), probe_system(config, system_of(config, "acoustic"), folds=[clips])):
         assert result.accuracy == result.high == 100.0
         assert result.majority == 50.0  # neutral comes twice as often

@@ -42,11 +42,11 @@ def test_both_recalls_and_what_was_cut(config, monkeypatch):
     monkeypatch.setattr(inputs, "evaluate_system", evaluate_here)
     effects = measure_truncation(system_of(config, "brewclip"), "dev")
     image, text, speech = effects
-    assert text.cut.cuts.truncated_texts == 1
-    assert text.cut.cuts.truncated_tokens > 40
-    assert text.whole.cuts.truncated_tokens == 0
-    assert speech.cut.cuts.truncated_frames > 0
-    assert speech.whole.cuts.truncated_frames == 0
+    assert text.truncated.truncation.truncated_texts == 1
+    assert text.truncated.truncation.truncated_tokens > 40
+    assert text.whole.truncation.truncated_tokens == 0
+    assert speech.truncated.truncation.truncated_frames > 0
+    assert speech.whole.truncation.truncated_frames == 0
     assert (text.whole.embeddings.speech[2] != text.cut.embeddings.speech[2]).any()
     assert abs(text.whole.embeddings.speech[[0, 1, 3]] - text.cut.embeddings.speech[[0, 1, 3]]).max() < 1e-4
     assert abs(image.whole.embeddings.images - image.cut.embeddings.images).max() < 1e-5  # they are square

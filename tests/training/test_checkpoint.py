@@ -187,7 +187,7 @@ def test_any_exception_of_an_upload_reaches_the_loop(storage, monkeypatch, kind)
         saver.close()
 
 
-def test_a_lost_checkpoint_is_told_at_the_end(storage, monkeypatch):
+def test_a_lost_checkpoint_is_reported_at_the_end(storage, monkeypatch):
     monkeypatch.setattr(storage, "write", lambda name, data: {}[name])
     saver = CheckpointSaver(storage, keep=1)
     saver.put(PendingCheckpoint(checkpoint_at(1), best=False))

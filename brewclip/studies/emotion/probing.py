@@ -6,6 +6,7 @@ cross-validation over training speakers.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,11 @@ from brewclip.studies.emotion.clips import Clip, augment
 INVERSE_REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _NUM_FOLDS = 5
 _MAX_ITERATIONS = 2_000
-_EMBEDDED_TOGETHER = 64
+_EMBED_BATCH = 64
 _ABSENT_BIAS = -30.0  # of an emotion that the clips at hand do not have: never predicted, and finite
 
 
-def choose_regularisation(features: NDArray, targets: NDArray[np.int64], speakers: NDArray) -> float:
+def choose_regularisation(features: NDArray[Any], targets: NDArray[np.int64], speakers: NDArray[Any]) -> float:
     """Choose the strength of regularisation by cross-validation over speakers.
 
     Source: the rule of one standard error (Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3).
@@ -53,7 +54,9 @@ def choose_regularisation(features: NDArray, targets: NDArray[np.int64], speaker
     return INVERSE_REGULARISATION[_simplest(accuracies)]
 
 
-def _accuracy(features: NDArray, targets: NDArray, learn: NDArray, validate: NDArray, strength: float) -> float:
+def _accuracy(
+    features: NDArray[Any], targets: NDArray[Any], learn: NDArray[Any], validate: NDArray[Any], strength: float
+) -> float:
     linear = fit_probe(features[:, learn], targets[learn], strength)
     return float((linear.predict(features[0, validate]) == targets[validate]).mean())
 
@@ -66,13 +69,13 @@ def _simplest(accuracies: NDArray[np.float64]) -> int:
     return int(np.argmax(mean >= mean[best] - error))
 
 
-def fit_probe(features: NDArray, targets: NDArray[np.int64], strength: float) -> Pipeline:
+def fit_probe(features: NDArray[Any], targets: NDArray[np.int64], strength: float) -> Pipeline:
     """Fit multinomial logistic regression on standardised features (views, n, D); each view has the targets (n,)."""
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS))
     return linear.fit(np.concatenate(list(features)), np.tile(targets, len(features)))
 
 
-def _folds(targets: NDArray[np.int64], speakers: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
+def _folds(targets: NDArray[np.int64], speakers: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Yield rows to learn from and rows of other speakers, where there are two emotions to learn."""
     folds = GroupKFold(min(_NUM_FOLDS, len(np.unique(speakers))))
     for learn, validate in folds.split(targets, groups=speakers):
@@ -80,7 +83,7 @@ def _folds(targets: NDArray[np.int64], speakers: NDArray) -> Iterator[tuple[NDAr
             yield learn, validate
 
 
-def targets_of(clips: list[Clip], labels: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray]:
+def targets_of(clips: list[Clip], labels: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Return the number of each clip's emotion, and its speaker."""
     targets = np.array([labels.index(clip.emotion) for clip in clips], np.int64)
     return targets, np.array([clip.speaker for clip in clips])
@@ -200,11 +203,11 @@ class Learner:
             head.weight[regression.classes_] = torch.from_numpy(weight).to(head.weight)
             head.bias[regression.classes_] = torch.from_numpy(bias).to(head.bias)
 
-    def _run(self, function: Callable[..., Tensor], clips: list[Clip]) -> NDArray:
+    def _run(self, function: Callable[..., Tensor], clips: list[Clip]) -> NDArray[Any]:
         parts = []
         with torch.no_grad():
-            for start in range(0, len(clips), _EMBEDDED_TOGETHER):
-                parts.append(function(*self._tensors(clips[start : start + _EMBEDDED_TOGETHER])))
+            for start in range(0, len(clips), _EMBED_BATCH):
+                parts.append(function(*self._tensors(clips[start : start + _EMBED_BATCH])))
         return torch.cat(parts).float().cpu().numpy()
 
     def _tensors(self, clips: list[Clip]) -> tuple[Tensor, Tensor, Tensor]:

@@ -123,7 +123,11 @@ def probe_whisper(folds: Sequence[ClipSplit], probe: ProbeConfig) -> EmotionResu
 
 
 def probe_features(
-    system: str, channel: str, folds: Sequence[ClipSplit], probe: ProbeConfig, embed: Callable[[list[Clip]], NDArray]
+    system: str,
+    channel: str,
+    folds: Sequence[ClipSplit],
+    probe: ProbeConfig,
+    embed: Callable[[list[Clip]], NDArray[Any]],
 ) -> EmotionResult:
     """Train a probe on any features.
 
@@ -160,7 +164,7 @@ def _load_learner(system: System, channel: str, method: str, probe: ProbeConfig,
     return Learner(classifier, clip_model.tokenize, clips.labels, probe)
 
 
-def _probe(clips: ClipSplit, features: NDArray, embed: Callable[[list[Clip]], NDArray]) -> _Fold:
+def _probe(clips: ClipSplit, features: NDArray[Any], embed: Callable[[list[Clip]], NDArray[Any]]) -> _Fold:
     """Learn from the features (views, n, D) of the training clips, and predict what is embedded of the test clips."""
     targets, speakers = targets_of(clips.train, clips.labels)
     strength = choose_regularisation(features, targets, speakers)

@@ -10,8 +10,9 @@ from brewclip.evaluation.folders import EvaluationFolder, file_name, open_folder
 from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.recall_tables import markdown_table
 from brewclip.evaluation.systems import System
+from brewclip.evaluation.wer import Utterance
 from brewclip.studies.word_errors.results import band_rows, count_rows, draw_effects, record_of, slope_rows
-from brewclip.studies.word_errors.study import Utterance, WordErrorEffect, measure_effect, summarise
+from brewclip.studies.word_errors.study import WordErrorEffect, measure_effect, summarise
 from brewclip.tracking.provenance import record_origin
 from brewclip.tracking.tracker import Tracker
 
