@@ -8,8 +8,10 @@ python -m brewclip --version
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from brewclip.config import exit_on_user_error, parse_options
+from brewclip.config.ranges import Range
 from brewclip.errors import UserError
 from brewclip.version import describe_versions
 
@@ -38,7 +40,7 @@ class SearchOptions:
     """File that `index` wrote."""
     audio: Path
     """Recording of what is looked for, any sound file."""
-    k: int = 5
+    k: Annotated[int, Range(1, 10**6)] = 5
     """Images that are shown."""
     checkpoint: str = ""
     """System that listens, if it has moved; empty takes the one that made the index, and another is refused."""

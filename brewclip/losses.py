@@ -1,7 +1,7 @@
 """InfoNCE between images and speech (outer) and between sound and text (inner), over the global batch.
 
-A worker computes its own rows of the logits. Those of a large batch are computed some rows at a time and never held
-as a whole: their gradients are found beside the loss, while the logits are there.
+A worker computes its own rows of the logits. The logits of a large batch are computed in blocks of rows and never stored
+as a whole: their gradients are computed in the forward pass, together with the loss.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from brewclip.distributed import world_rank
 from brewclip.models.brewclip import Features
 
-_MAX_LOGITS = 1 << 24  # held at once, 64 MiB; a batch that has no more takes the plain formula
+_MAX_LOGITS = 1 << 24  # in memory at once, 64 MiB; a batch with at most as many uses the plain formula
 
 
 def info_nce(queries: Tensor, keys: Tensor, targets: Tensor, keep: Tensor, logit_scale: Tensor) -> Tensor:
@@ -24,14 +24,14 @@ def info_nce(queries: Tensor, keys: Tensor, targets: Tensor, keep: Tensor, logit
     Source: BrewCLIP, equation 1.
 
     Args:
-        queries: (n, D), of any length.
-        keys: (N, D), of any length.
-        targets: (n,) int64, the place of each query's match among the keys.
-        keep: (n, N) bool; False takes a key out of the denominator. True at every target.
+        queries: (n, D), not necessarily normalised.
+        keys: (N, D), not necessarily normalised.
+        targets: (n,) int64, index of each query's match among the keys.
+        keep: (n, N) bool; False excludes a key from the denominator. True at every target.
         logit_scale: log(1 / tau).
 
     Returns:
-        (n,) the loss of each row, float32.
+        (n,) loss per row, float32.
     """
     # At a scale of 100, bfloat16 would round logits by up to 0.5.
     with torch.autocast(queries.device.type, enabled=False):
@@ -50,27 +50,26 @@ def brewclip_loss(
 ) -> dict[str, Tensor]:
     """Compute alpha * inner + (1 - alpha) * outer of this worker's rows.
 
-    Each value is this worker's share, a sum over its rows divided by the number of rows of all workers:
-    shares, and the gradients of their parameters, are summed over workers. Without both channels there is
-    nothing to keep
-    together: `inner` is 0 and `loss` is the whole of `outer`, as (1 - alpha) would only shrink the step.
+    Each value is this worker's share, a sum over its rows divided by the number of rows of all workers;
+    shares, and the gradients of their parameters, are summed over workers. With only one channel there is
+    no inner loss: `inner` is 0 and `loss` equals `outer`, as (1 - alpha) would only scale down the step.
 
-    Source: BrewCLIP, equation 2; the mean of the two directions as its authors released it.
+    Source: BrewCLIP, equation 2; the mean of the two directions follows the authors' released code.
 
     Args:
-        features: of this worker's n rows.
-        image_ids: (n,) int64; two rows of one image are never each other's negatives.
+        features: features of this worker's n rows.
+        image_ids: (n,) int64; rows of the same image are never each other's negatives.
         logit_scale: log(1 / tau).
         alpha: weight of the inner loss, in [0, 1].
-        gather: rows of this worker -> rows of all workers, in an order common to all, such as
+        gather: rows of this worker -> rows of all workers, in the same order on all, such as
             `distributed.gather_rows`; the identity for one worker.
         reduction: `sum` or `mean` of the losses of the two directions.
 
     Returns:
         Scalars: "loss" with gradient; "outer" and "inner"; "effective_negatives", the mean number of
-            negatives of a row.
+            negatives per row.
     """
-    # One transfer for all features and one for all whole numbers.
+    # One collective for all features and one for all integers.
     parts = [part.float() for part in features if part is not None]
     gathered = iter(gather(torch.stack(parts, dim=1)).unbind(1))
     everyone = Features._make(None if part is None else next(gathered) for part in features)
@@ -81,13 +80,13 @@ def brewclip_loss(
 
     num_rows = len(all_ids)
     is_small = len(targets) * num_rows <= _MAX_LOGITS
-    keep = _kept(image_ids, all_ids, targets) if is_small else None
-    num_kept = keep.sum() if keep is not None else _count_kept(image_ids, all_ids, targets)
+    keep = _keep_mask(image_ids, all_ids, targets) if is_small else None
+    num_keys = keep.sum() if keep is not None else _count_keys(image_ids, all_ids, targets)
 
     def rows(queries: Tensor, keys: Tensor) -> Tensor:
         if keep is not None:
             return info_nce(queries, keys, targets, keep, logit_scale)
-        return _sum_by_chunks(queries, keys, logit_scale, image_ids, all_ids, targets)
+        return _sum_by_blocks(queries, keys, logit_scale, image_ids, all_ids, targets)
 
     def both_ways(one: Tensor, all_one: Tensor, other: Tensor, all_other: Tensor) -> Tensor:
         both = (rows(one, all_other) + rows(other, all_one)).sum() / num_rows
@@ -104,41 +103,41 @@ def brewclip_loss(
         "loss": loss,
         "outer": outer.detach(),
         "inner": inner.detach(),
-        "effective_negatives": (num_kept - len(targets)).float() / num_rows,
+        "effective_negatives": (num_keys - len(targets)).float() / num_rows,
     }
 
 
 def loss_of_chance(num_rows: int, reduction: str = "sum") -> float:
-    """Return what `brewclip_loss` is where every key is as likely as the match, and no two rows share an image.
+    """Return `brewclip_loss` at chance level: all keys equally likely, and no two rows of the same image.
 
-    Inner and outer loss are two cross-entropies over all rows each, and their weights add up to one.
+    Inner and outer loss each consist of two cross-entropies over all rows, and their weights add up to one.
 
     Args:
-        num_rows: pairs of all workers.
+        num_rows: number of pairs of all workers.
         reduction: `sum` or `mean` of the losses of the two directions.
     """
     return (1 if reduction == "mean" else 2) * math.log(num_rows)
 
 
-def _kept(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:
+def _keep_mask(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:
     """Return (n, N) bool: each row's match and the keys of other images."""
     is_target = torch.arange(len(all_ids), device=image_ids.device) == targets[:, None]
     return (image_ids[:, None] != all_ids) | is_target
 
 
-def _iter_chunks(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield some rows at a time, and which keys they keep."""
+def _iter_blocks(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of rows, each with its mask of kept keys."""
     size = max(1, _MAX_LOGITS // len(all_ids))
     for start in range(0, len(targets), size):
         rows = slice(start, start + size)
-        yield rows, _kept(image_ids[rows], all_ids, targets[rows])
+        yield rows, _keep_mask(image_ids[rows], all_ids, targets[rows])
 
 
-def _count_kept(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:
-    return torch.stack([keep.sum() for _, keep in _iter_chunks(image_ids, all_ids, targets)]).sum()
+def _count_keys(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:
+    return torch.stack([keep.sum() for _, keep in _iter_blocks(image_ids, all_ids, targets)]).sum()
 
 
-def _sum_by_chunks(
+def _sum_by_blocks(
     queries: Tensor, keys: Tensor, logit_scale: Tensor, image_ids: Tensor, all_ids: Tensor, targets: Tensor
 ) -> Tensor:
     """Return the sum of `info_nce` over all rows, a scalar; memory grows with n + N, not with n * N."""
@@ -148,7 +147,7 @@ def _sum_by_chunks(
 
 
 class _InfoNCESum(torch.autograd.Function):
-    """InfoNCE of unit vectors, summed over rows; the gradients are computed with the loss and kept for the backward."""
+    """InfoNCE of unit vectors, summed over rows; gradients are computed with the loss and saved for backward."""
 
     @staticmethod
     def forward(
@@ -162,16 +161,16 @@ class _InfoNCESum(torch.autograd.Function):
     ) -> Tensor:
         scale, total = logit_scale.exp(), torch.zeros_like(logit_scale)
         to_queries, to_keys = torch.empty_like(queries), torch.zeros_like(keys)
-        for rows, keep in _iter_chunks(image_ids, all_ids, targets):
+        for rows, keep in _iter_blocks(image_ids, all_ids, targets):
             scaled = queries[rows] * scale
             logits = (scaled @ keys.T).masked_fill_(~keep, -torch.inf)
             log_sums, matches = logits.logsumexp(dim=1, keepdim=True), targets[rows, None]
             total += (log_sums - logits.gather(1, matches)).sum()
-            if any(ctx.needs_input_grad):  # of the logits: softmax, less 1 at the match
+            if any(ctx.needs_input_grad):  # of the logits: softmax minus 1 at the match
                 gradient = logits.sub_(log_sums).exp_().scatter_add_(1, matches, torch.full_like(log_sums, -1.0))
                 to_queries[rows] = (gradient @ keys) * scale
                 to_keys.addmm_(gradient.T, scaled)
-        # A logit is its scale times a cosine, so the gradient of the scale's log is what moves along the queries.
+        # A logit is scale * cosine, so the gradient of log(scale) is the sum of the queries' gradient times the queries.
         ctx.save_for_backward(to_queries, to_keys, (to_queries * queries).sum())
         return total
 

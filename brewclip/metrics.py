@@ -1,54 +1,56 @@
-"""Retrieval metrics over cosine similarity: ranks, recall, median rank, nDCG, and intervals by bootstrap.
+"""Retrieval metrics over cosine similarity: ranks, recall, median rank and nDCG.
 
-The similarity matrix is never held as a whole, and features are neither copied nor sorted: a tile of the matrix at a
-time is multiplied, counted and forgotten, on the device that holds the features. Every metric follows from ranks, and a
-rank is a count (wrong answers that score as well as the right one, plus one).
+The similarity matrix is never stored as a whole, and features are neither copied nor sorted: it is computed and counted
+in tiles, on the device that holds the features. Every metric follows from ranks, and a rank is a count (wrong answers
+that score at least as high as the correct one, plus one).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from brewclip.intervals import bootstrap_interval
+
 DIRECTIONS = ("speech_to_image", "image_to_speech")
 RECALL_AT = (1, 5, 10)
 NDCG_AT = 10
-NUM_RESAMPLES = 1000
 
-# Cosines nearer than this are a tie. It is above float32's rounding (3e-7 at 768 dimensions), so that equal
-# embeddings tie in whatever order a matrix product adds them up.
+# Cosines closer than this are a tie. It is above float32's rounding (3e-7 at 768 dimensions), so that equal
+# embeddings tie whatever the summation order of the matrix product.
 TIE_TOLERANCE = 1e-6
-# Images and recordings of a tile: 8 MiB of scores, which stay in a processor's cache. Images are below 256,
+# Images and recordings per tile: 8 MiB of scores, which fit into a CPU cache. The number of images must be below 256,
 # see `_count_columns`.
 _TILE_IMAGES, _TILE_SPEECH = 128, 16384
-_SORT_FROM_LIMITS = 64  # a pass over the scores for each limit is cheaper than sorting them, up to here
+_SORT_FROM_LIMITS = 64  # up to here, one pass over the scores per limit is cheaper than sorting them
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """What became of every query; queries are in the order of the features given to `retrieval`.
+    """Ranks and nDCG per query, in the order of the features passed to `retrieval`.
 
-    Ties count against the system: a wrong answer that scores the same as the right one stands before it.
-    Constant embeddings so have the last rank everywhere.
+    Ties count against the system: a wrong answer with the score of the correct one is ranked before it. Constant
+    embeddings therefore get the last rank everywhere.
 
     Attributes:
         speech_to_image_rank: (Q,) int64, 1-based rank of each recording's image.
         image_to_speech_rank: (I,) int64, 1-based best rank of any of the image's recordings; images
-            without a recording ask nothing and have no row, though they stay in the other direction's
-            gallery.
+            without a recording are no queries and have no row, but stay in the gallery of the other
+            direction.
         speech_to_image_ndcg: (Q,) float64, nDCG@10 of each recording.
         image_to_speech_ndcg: (I,) float64, nDCG@10 of each image that has recordings.
         query_image_ids: (I,) image ids of the rows above.
-        num_images: size of the gallery, after duplicates were taken out.
+        num_images: size of the gallery without duplicates.
     """
 
     speech_to_image_rank: NDArray[np.int64]
     image_to_speech_rank: NDArray[np.int64]
     speech_to_image_ndcg: NDArray[np.float64]
     image_to_speech_ndcg: NDArray[np.float64]
-    query_image_ids: NDArray
+    query_image_ids: NDArray[Any]
     num_images: int
 
     def ranks(self, direction: str) -> NDArray[np.int64]:
@@ -66,17 +68,17 @@ class RetrievalResult:
         }[direction]
 
     def hits(self, direction: str, k: int) -> NDArray[np.bool_]:
-        """Return for each query whether a right answer is among the first k."""
+        """Return for each query whether a correct answer is among the first k."""
         return self.ranks(direction) <= k
 
     def summary(self, seed: int = 0) -> dict[str, float]:
         """Return every metric by name, such as "speech_to_image/R1" in percent.
 
-        With each R and nDCG come "_low" and "_high", the 95 % bootstrap interval over queries.
+        Each R and nDCG also has "_low" and "_high", the 95 % bootstrap interval over queries.
         """
         summary = {}
         for direction in DIRECTIONS:
-            values: dict[str, NDArray] = {f"R{k}": self.hits(direction, k) for k in RECALL_AT}
+            values: dict[str, NDArray[Any]] = {f"R{k}": self.hits(direction, k) for k in RECALL_AT}
             values[f"ndcg{NDCG_AT}"] = self.ndcg(direction)
             for name, per_query in values.items():
                 low, high = bootstrap_interval(per_query, seed=seed)
@@ -88,18 +90,18 @@ class RetrievalResult:
 
 
 def retrieval(
-    speech_features: Tensor | NDArray,
+    speech_features: Tensor | NDArray[Any],
     speech_image_ids: ArrayLike,
-    image_features: Tensor | NDArray,
+    image_features: Tensor | NDArray[Any],
     image_ids: ArrayLike,
 ) -> RetrievalResult:
     """Rank images for every recording and recordings for every image, by cosine similarity.
 
     Args:
-        speech_features: (Q, D), of any length.
-        speech_image_ids: (Q,) the image of each recording.
-        image_features: (G, D), of any length.
-        image_ids: (G,) of the gallery; of an image given more than once, the first row counts.
+        speech_features: (Q, D), not necessarily normalised.
+        speech_image_ids: (Q,) image id of each recording.
+        image_features: (G, D), not necessarily normalised.
+        image_ids: (G,) image ids of the gallery; the first row of a repeated image is used.
 
     Raises:
         ValueError: if there is nothing to rank, shapes disagree, a feature is not finite or is zero, or a
@@ -118,7 +120,7 @@ def retrieval(
             f"{missing.sum()} recordings belong to images that are not in the gallery, such as image_id "
             f"{speech_ids[missing][0]!s}; give the features of all images"
         )
-    # Recordings in the order of their images: those of a block of images are then neighbours.
+    # Sort recordings by image, so that those of a block of images are contiguous.
     order = np.argsort(answers, kind="stable")
     answers = answers[order]
     wrong_images, wrong_speech = _count_wrong(
@@ -141,59 +143,8 @@ def retrieval(
     )
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, confidence: float = 0.95, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean over queries.
-
-    Drawing n of n queries with replacement draws how often each distinct value comes: one multinomial draw a
-    resample, which is the same distribution and far cheaper, as recalls have two values.
-
-    Args:
-        values: (n,) one number per query.
-        confidence: of the interval, in (0, 1).
-        num_resamples: how many means the interval is read from.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if there are no values, or one is not finite.
-    """
-    array = np.asarray(values, np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise ValueError(f"the bootstrap wants a list of finite numbers, got an array of shape {array.shape}")
-    distinct, counts = np.unique(array, return_counts=True)
-    rng = np.random.default_rng(seed)
-    means = rng.multinomial(len(array), counts / len(array), size=num_resamples) @ distinct / len(array)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def paired_difference(
-    values: ArrayLike, baseline: ArrayLike, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> tuple[float, float, float]:
-    """Compare two systems on the same queries.
-
-    Args:
-        values: (n,) one number per query, such as `RetrievalResult.hits`.
-        baseline: (n,) of the other system, the same queries in the same order.
-        num_resamples: as in `bootstrap_interval`.
-        seed: of the draws.
-
-    Returns:
-        Mean of values - baseline, and its 95 % interval: both systems are drawn together.
-
-    Raises:
-        ValueError: if the systems did not answer the same number of queries.
-    """
-    ours, theirs = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"the systems answered {ours.shape} and {theirs.shape} queries; a pair needs the same ones")
-    low, high = bootstrap_interval(ours - theirs, num_resamples=num_resamples, seed=seed)
-    return float(np.mean(ours - theirs)), low, high
-
-
 class _UnitRows:
-    """Rows of features in an order of our own, made float32 and of unit length where they are asked for.
+    """Rows of features in a given order, converted to float32 and normalised on access.
 
     Raises:
         ValueError: if a row is zero or not finite.
@@ -220,32 +171,32 @@ class _UnitRows:
 def _count_wrong(
     speech: _UnitRows, images: _UnitRows, answers: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count, for each right pair, the wrong images and the wrong recordings that score at least as well.
+    """Count, for each matching pair, the wrong images and wrong recordings that score at least as high.
 
     Args:
         speech: Q recordings, sorted by `answers`.
         images: G images.
         answers: (Q,) ascending, the image of each recording.
     """
-    chunks = [slice(start, min(start + _TILE_SPEECH, len(speech))) for start in range(0, len(speech), _TILE_SPEECH)]
+    blocks = [slice(start, min(start + _TILE_SPEECH, len(speech))) for start in range(0, len(speech), _TILE_SPEECH)]
     with torch.autocast(speech.rows(slice(0, 1)).device.type, enabled=False):
-        limits = torch.cat([(speech.rows(chunk) * images.rows(answers[chunk])).sum(dim=1) for chunk in chunks])
+        limits = torch.cat([(speech.rows(rows) * images.rows(answers[rows])).sum(dim=1) for rows in blocks])
         limits -= TIE_TOLERANCE
         own = torch.empty_like(limits)
-        # Each recording's own image reaches its limit; it is not wrong.
+        # Each recording's own image reaches its limit; start at -1, as it is not wrong.
         wrong_images = torch.full_like(limits, -1, dtype=torch.int64)
         reaching_speech = torch.zeros_like(wrong_images)
-        for chunk in chunks:
-            block = speech.rows(chunk)
+        for block in blocks:
+            recordings = speech.rows(block)
             for start in range(0, len(images), _TILE_IMAGES):
-                scores = images.rows(slice(start, start + _TILE_IMAGES)) @ block.T  # (b, c)
-                wrong_images[chunk] += _count_columns(_reaching(scores, limits[chunk]))
+                scores = images.rows(slice(start, start + _TILE_IMAGES)) @ recordings.T  # (b, c)
+                wrong_images[block] += _count_columns(_reaching(scores, limits[block]))
                 bounds = np.searchsorted(answers, np.arange(start, start + len(scores) + 1))
                 _count_rows(scores, limits, bounds, reaching_speech)
-                first, last = max(bounds[0], chunk.start), min(bounds[-1], chunk.stop)
+                first, last = max(bounds[0], block.start), min(bounds[-1], block.stop)
                 if first < last:
                     rows = torch.from_numpy(answers[first:last] - start).to(scores.device)
-                    columns = torch.arange(first - chunk.start, last - chunk.start, device=scores.device)
+                    columns = torch.arange(first - block.start, last - block.start, device=scores.device)
                     own[first:last] = scores[rows, columns]
     # Recordings of the same image are not wrong.
     right_speech = _count_right(own.cpu().numpy(), limits.cpu().numpy(), answers)
@@ -253,35 +204,35 @@ def _count_wrong(
 
 
 def _reaching(scores: Tensor, limits: Tensor) -> Tensor:
-    """Return scores >= limits; numpy compares four times as fast as torch on a CPU (5.4 against 1.3 G/s a thread)."""
+    """Return scores >= limits; on a CPU numpy is four times as fast as torch (5.4 and 1.3 G/s per thread)."""
     return torch.from_numpy(scores.numpy() >= limits.numpy()) if scores.is_cpu else scores >= limits
 
 
 def _count_columns(reached: Tensor) -> Tensor:
-    """Return how many are True in each column of (at most 255, c); bytes summed as bytes are 40 times faster."""
+    """Count True per column of (at most 255, c); summing bytes as uint8 is 40 times faster."""
     return reached.view(torch.uint8).sum(dim=0, dtype=torch.uint8)
 
 
 def _count_rows(scores: Tensor, limits: Tensor, bounds: NDArray[np.int64], counts: Tensor) -> None:
-    """Add to the count of each recording how many of its image's scores reach its limit.
+    """Add to the count of each recording the number of its image's scores that reach its limit.
 
     Args:
-        scores: (b, c) of b images.
-        limits: (Q,) of all recordings.
-        bounds: (b + 1,) where the recordings of each of these images begin.
-        counts: (Q,) int64, changed in place.
+        scores: (b, c) scores of b images and c recordings.
+        limits: (Q,) limits of all recordings.
+        bounds: (b + 1,) first recording of each of these images, and the end.
+        counts: (Q,) int64, updated in place.
     """
     firsts, numbers = bounds[:-1], np.diff(bounds)
     for row in np.flatnonzero(numbers > _SORT_FROM_LIMITS):
         mine = slice(firsts[row], bounds[row + 1])
         counts[mine] += scores.shape[1] - torch.searchsorted(scores[row].sort().values, limits[mine])
     few = np.where(numbers > _SORT_FROM_LIMITS, 0, numbers)
-    for number in range(few.max(initial=0)):  # the first recordings of all images, then the second ones
+    for number in range(few.max(initial=0)):  # the first recording of every image, then the second
         rows = np.flatnonzero(few > number)
         picks = torch.from_numpy(firsts[rows] + number).to(scores.device)
         part = scores if len(rows) == len(scores) else scores[torch.from_numpy(rows).to(scores.device)]
         reached = _reaching(part, limits[picks][:, None])
-        if reached.is_cpu:  # 16 G/s, torch's sum 0.2
+        if reached.is_cpu:  # 16 G/s; torch's sum reaches 0.2
             counts[picks] += torch.tensor([np.count_nonzero(row) for row in reached.numpy()])
         else:
             counts[picks] += reached.sum(dim=1)
@@ -290,14 +241,14 @@ def _count_rows(scores: Tensor, limits: Tensor, bounds: NDArray[np.int64], count
 def _count_right(
     own: NDArray[np.float32], limits: NDArray[np.float32], answers: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return for each recording how many of the same image, itself included, reach its limit.
+    """Count for each recording the recordings of its image, including itself, that reach its limit.
 
     Args:
-        own: (Q,) score of each recording with its image, as it was counted.
-        limits: (Q,).
+        own: (Q,) score of each recording with its image, from the same tiles as the counts.
+        limits: (Q,) limit of each recording.
         answers: (Q,) ascending, the image of each recording.
     """
-    # Sorted within an image from high to low, scores before limits they equal: a limit's place is the count.
+    # Sort scores and limits per image in descending order, scores before equal limits: a limit's position is its count.
     values, is_limit = np.concatenate([own, limits]), np.repeat([False, True], len(own))
     order = np.lexsort((is_limit, -values, np.concatenate([answers, answers])))
     scores_before = np.cumsum(~is_limit[order])
@@ -310,38 +261,38 @@ def _count_right(
 def _ranks_of_images(
     wrong_before: NDArray[np.int64], starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return best rank and nDCG of each image from the wrong recordings before each of its right ones.
+    """Return best rank and nDCG of each image from the number of wrong recordings before each correct one.
 
     Args:
-        wrong_before: (Q,) recordings of one image side by side.
-        starts: (I,) where each image's recordings begin.
+        wrong_before: (Q,) counts, grouped by image.
+        starts: (I,) first recording of each image.
     """
     counts = np.diff(np.append(starts, len(wrong_before)))
     image = np.repeat(np.arange(len(starts)), counts)
     sorted_wrong = wrong_before[np.lexsort((wrong_before, image))]
-    place = np.arange(len(sorted_wrong)) - starts[image]  # right recordings before this one
+    place = np.arange(len(sorted_wrong)) - starts[image]  # correct recordings before this one
     gain = np.bincount(image, _gain(sorted_wrong + place + 1))
     ideal = np.cumsum(_gain(np.arange(1, NDCG_AT + 1)))[np.minimum(counts, NDCG_AT) - 1]
     return sorted_wrong[starts] + 1, gain / ideal
 
 
 def _gain(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Discounted gain of right answers at 1-based ranks, zero below the tenth.
+    """Return the discounted gain of correct answers at 1-based ranks, zero below rank 10.
 
-    Source: trec_eval's ndcg_cut with binary relevance, which MTEB reports. With one right answer this is
+    Source: trec_eval's ndcg_cut with binary relevance, which MTEB reports. With one correct answer this is
         nDCG.
     """
     return np.where(ranks <= NDCG_AT, 1.0 / np.log2(ranks + 1.0), 0.0)
 
 
-def _as_matrix(features: Tensor | NDArray, name: str) -> Tensor:
+def _as_matrix(features: Tensor | NDArray[Any], name: str) -> Tensor:
     tensor = torch.as_tensor(features).detach()
     if tensor.ndim != 2 or not tensor.numel():
         raise ValueError(f"{name} features have shape {tuple(tensor.shape)}; (rows, dimensions) with a row is needed")
     return tensor
 
 
-def _checked_ids(ids: ArrayLike, num_rows: int, name: str) -> NDArray:
+def _checked_ids(ids: ArrayLike, num_rows: int, name: str) -> NDArray[Any]:
     array = ids.cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if array.shape != (num_rows,):
         raise ValueError(f"{name} has shape {array.shape} for {num_rows} rows of features; give one id for each row")

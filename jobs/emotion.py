@@ -20,6 +20,7 @@ from typing import Literal
 
 from brewclip.config import Config, exit_on_user_error, parse_command_line
 from brewclip.config.probe import ProbeConfig, check_probe, ignored_probe_settings
+from brewclip.config.unused import IGNORED_BY_EMOTION
 from brewclip.errors import UserError
 
 
@@ -37,7 +38,7 @@ class EmotionConfig(Config):
 def main() -> None:
     """Parse the configuration, load the clips, train and test a classifier for each system, write the results."""
     with exit_on_user_error():
-        config = parse_command_line(__doc__, EmotionConfig)
+        config = parse_command_line(__doc__, EmotionConfig, ignored=IGNORED_BY_EMOTION)
         try:
             check_probe(config.probe, config.data.train_split)
         except ValueError as error:

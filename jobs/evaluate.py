@@ -12,8 +12,12 @@ logged to the systems' MLflow runs.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from brewclip.config import Config, exit_on_user_error, parse_command_line
+from brewclip.config.names import FOLDER
+from brewclip.config.ranges import Range
+from brewclip.config.unused import IGNORED_BY_EVALUATION
 
 
 @dataclass(frozen=True)
@@ -22,18 +26,18 @@ class EvaluateConfig(Config):
 
     systems: tuple[str, ...] = ("zero_shot",)
     """Systems to evaluate: `zero_shot`, names of runs, URLs of runs or checkpoints."""
-    split: str = "test"
+    split: Annotated[str, FOLDER] = "test"
     """Split to evaluate on."""
     baseline: str = ""
     """System that the others are compared with, query by query; by default zero_shot, else the first."""
-    num_report_queries: int = 200
+    num_report_queries: Annotated[int, Range(1, 100_000)] = 200
     """Queries shown in the report, evenly spaced over the split."""
 
 
 def main() -> None:
     """Parse the configuration, connect to Ray, evaluate, write the results."""
     with exit_on_user_error():
-        config = parse_command_line(__doc__, EvaluateConfig)
+        config = parse_command_line(__doc__, EvaluateConfig, ignored=IGNORED_BY_EVALUATION)
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable

@@ -9,13 +9,14 @@ resumes where it stopped.
 
 import sys
 
-from brewclip.config import exit_on_user_error, parse_command_line
+from brewclip.config import Config, exit_on_user_error, parse_command_line
+from brewclip.config.unused import IGNORED_BY_EXTRACTION
 
 
 def main() -> None:
     """Parse the configuration, connect to Ray, extract the splits in sequence."""
     with exit_on_user_error():
-        config = parse_command_line(__doc__)
+        config: Config = parse_command_line(__doc__, Config, ignored=IGNORED_BY_EXTRACTION)
         from brewclip.cluster import check_resources, connect, demand_of
         from brewclip.corpora.extraction import extract_splits, image_side, splits_to_extract
         from brewclip.data.manifest import open_manifest

@@ -20,8 +20,11 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from brewclip.config import Config, exit_on_user_error, parse_command_line, preset
+from brewclip.config.names import FOLDER
+from brewclip.config.ranges import SEED
 from brewclip.errors import UserError
 
 REAL_SPEECH = "real_speech"
@@ -32,9 +35,9 @@ NAMES = ("table1", "table2", "table3", "table4", "table5", REAL_SPEECH)
 class ReproduceConfig(Config):
     """Settings of a table."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Annotated[int, SEED], ...] = (0, 1, 2)
     """Seeds of the runs; each system is trained once per seed."""
-    split: str = "test"
+    split: Annotated[str, FOLDER] = "test"
     """Split to evaluate on."""
     emotion_corpus: str = ""
     """Corpus of table3, with emotions and speakers; empty: ravdess, or scenes_emotion for the scenes world."""

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tune/, which
 from dataclasses import replace
 
 from brewclip.config import exit_on_user_error, parse_command_line
+from brewclip.config.unused import IGNORED_BY_SWEEPS
 from brewclip.errors import UserError
 from tune.options import SweepConfig
 from tune.spaces import PRESET_OF_SPACE, SPACES, load_space
@@ -27,7 +28,7 @@ def main() -> None:
     """Parse the settings, connect to Ray, sweep."""
     with exit_on_user_error():
         name, words = split_words(sys.argv[1:])
-        config = parse_command_line(__doc__, SweepConfig, words)
+        config = parse_command_line(__doc__, SweepConfig, words, ignored=IGNORED_BY_SWEEPS)
         space = load_space(name)
         if not config.run.name:
             run_name = f"sweep-{Path(name).stem}-{config.data.corpus}-{config.model.variant}-{config.run.seed}"

@@ -6,13 +6,14 @@
 The corpus must have been extracted (jobs/extract.py). All files of the run are stored below STORAGE/runs/NAME.
 """
 
-from brewclip.config import exit_on_user_error, parse_command_line
+from brewclip.config import Config, exit_on_user_error, parse_command_line
+from brewclip.config.unused import IGNORED_BY_TRAINING
 
 
 def main() -> None:
     """Parse the configuration, connect to Ray, train."""
     with exit_on_user_error():
-        config = parse_command_line(__doc__)
+        config: Config = parse_command_line(__doc__, Config, ignored=IGNORED_BY_TRAINING)
         from brewclip.cluster import connect
         from brewclip.training.launch import claim_run, run_training
 

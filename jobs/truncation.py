@@ -11,8 +11,11 @@ retrained: to measure training without truncation, train with the same flags and
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from brewclip.config import Config, exit_on_user_error, parse_command_line
+from brewclip.config.names import FOLDER
+from brewclip.config.unused import IGNORED_BY_EVALUATION
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,14 @@ class TruncationConfig(Config):
 
     systems: tuple[str, ...] = ("zero_shot",)
     """Systems to evaluate: `zero_shot`, names of runs, URLs of runs or checkpoints."""
-    split: str = "dev"
+    split: Annotated[str, FOLDER] = "dev"
     """Split to evaluate on."""
 
 
 def main() -> None:
     """Parse the configuration, connect to Ray, evaluate, print and write the results."""
     with exit_on_user_error():
-        config = parse_command_line(__doc__, TruncationConfig)
+        config = parse_command_line(__doc__, TruncationConfig, ignored=IGNORED_BY_EVALUATION)
         import json
 
         from brewclip.cluster import connect

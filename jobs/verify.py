@@ -7,8 +7,10 @@ Exit code 0 if the split is exactly as it was written, else 1.
 
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
 from brewclip.config import exit_on_user_error, parse_options
+from brewclip.config.ranges import THREADS
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class VerifyOptions:
 
     url: str = "file:///tmp/brewclip/scenes/train"
     """Folder of the split, s3://bucket/corpus/split or file:///folder."""
-    num_threads: int = 4
+    num_threads: Annotated[int, THREADS] = 4
     """Shards checked in parallel; each takes 64 MiB of memory."""
 
 

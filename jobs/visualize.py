@@ -10,9 +10,12 @@ with an acoustic channel.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from brewclip.config import Config, exit_on_user_error, parse_command_line
-from brewclip.errors import UserError
+from brewclip.config.names import FOLDER
+from brewclip.config.ranges import Range
+from brewclip.config.unused import IGNORED_BY_EVALUATION
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,9 @@ class VisualizeConfig(Config):
 
     systems: tuple[str, ...] = ("zero_shot",)
     """Systems to visualize: `zero_shot`, names of runs, URLs of runs or checkpoints."""
-    split: str = "test"
+    split: Annotated[str, FOLDER] = "test"
     """Split of the queries."""
-    num_queries: int = 6
+    num_queries: Annotated[int, Range(1, 1000)] = 6
     """Queries per gallery, and number of relevance maps if no keys are given."""
     keys: tuple[str, ...] = ()
     """Recordings whose relevance maps are drawn; by default evenly spaced ones."""
@@ -32,9 +35,7 @@ class VisualizeConfig(Config):
 def main() -> None:
     """Parse the configuration, connect to Ray, evaluate, draw the figures."""
     with exit_on_user_error():
-        config = parse_command_line(__doc__, VisualizeConfig)
-        if config.num_queries < 1:
-            raise UserError(f"--num-queries {config.num_queries} must be 1 or more")
+        config = parse_command_line(__doc__, VisualizeConfig, ignored=IGNORED_BY_EVALUATION)
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable

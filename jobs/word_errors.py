@@ -10,8 +10,11 @@ STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-word_errors, whose latest.json names
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from brewclip.config import Config, exit_on_user_error, parse_command_line
+from brewclip.config.names import FOLDER
+from brewclip.config.unused import IGNORED_BY_STUDIES
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,14 @@ class WordErrorsConfig(Config):
 
     systems: tuple[str, ...] = ("zero_shot",)
     """Systems to evaluate: `zero_shot`, names of runs, URLs of runs or checkpoints."""
-    split: str = "test"
+    split: Annotated[str, FOLDER] = "test"
     """Split to evaluate on."""
 
 
 def main() -> None:
     """Parse the configuration, load the split's texts, evaluate the systems on Ray, write the results."""
     with exit_on_user_error():
-        config = parse_command_line(__doc__, WordErrorsConfig)
+        config = parse_command_line(__doc__, WordErrorsConfig, ignored=IGNORED_BY_STUDIES)
         from brewclip.cluster import connect
         from brewclip.data.storage import check_reachable
         from brewclip.evaluation.systems import describe_systems, evaluate_system

@@ -4,15 +4,17 @@ python k8s/fetch_weights.py --whisper base --clip ViT-L-14/openai
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from brewclip.config import exit_on_user_error, parse_options
+from brewclip.config.whisper_names import WHISPER
 
 
 @dataclass(frozen=True)
 class FetchOptions:
     """Names as in `--model.whisper` and `--model.clip`."""
 
-    whisper: str = "base"
+    whisper: Annotated[str, WHISPER] = "base"
     """Whisper model."""
     clip: str = "scenes"
     """CLIP architecture and weights, or `scenes`."""

@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).parents[1]
 # Bottom floor first. A room may import from its own floor and from those below it, never from above.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("audio", "cluster", "config", "distributed", "local", "metrics", "progress", "scenes", "tracking"),
+    ("audio", "cluster", "config", "distributed", "intervals", "local", "metrics", "progress", "scenes", "tracking"),
     ("data", "losses", "models", "pretrained", "scenes_clip"),
     ("checkpoints", "corpora", "factory"),
     ("containers", "serving"),
@@ -64,7 +64,8 @@ def without(*modules: str) -> Rule:
 RULES: dict[str, Rule] = {
     "brewclip.models": pure("brewclip.losses", "brewclip.metrics"),
     "brewclip.losses": pure("brewclip.models", "brewclip.metrics", "brewclip.distributed"),
-    "brewclip.metrics": pure("brewclip.models", "brewclip.losses"),
+    "brewclip.metrics": pure("brewclip.models", "brewclip.losses", "brewclip.intervals"),
+    "brewclip.intervals": pure(),
     "brewclip.errors": Rule(ours=frozenset(), third_party=frozenset()),
     "brewclip.config": Rule(ours=frozenset({"brewclip.errors"}), never=frozenset({"torch", "ray", "mlflow", "numpy"})),
     "brewclip.audio": Rule(ours=frozenset(), never=frozenset({"torch", "ray", "mlflow"})),

@@ -160,10 +160,10 @@ def _colour_scale(rows: list[TrialRow]) -> tuple[Any, ScalarMappable]:
 def _add_outcome_legend(figure: Figure, rows: list[TrialRow]) -> None:
     from matplotlib.lines import Line2D
 
-    outcomes = [outcome for outcome in _STYLE if any(row.outcome == outcome for row in rows)]
+    shown = [outcome for outcome in _STYLE if any(row.outcome == outcome for row in rows)]
     lines = [
         Line2D([], [], color="0.3", marker=_STYLE[one][0], linestyle=_STYLE[one][1], label=_LEGEND[one])
-        for one in outcomes
+        for one in shown
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
 

@@ -1,9 +1,10 @@
 """Settings of a sweep, in addition to those of its trials; light to import, so that flag errors appear at once."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from brewclip.config import Config
+from brewclip.config.ranges import Range
 from brewclip.errors import UserError
 
 Scheduler = Literal["asha", "median", "none", "pbt"]
@@ -14,18 +15,18 @@ Search = Literal["tpe", "random"]
 class SweepOptions:
     """Search, early stopping and registration of a sweep."""
 
-    num_trials: int = 20
+    num_trials: Annotated[int, Range(1, 100_000)] = 20
     """Trials of the whole sweep."""
     scheduler: Scheduler = "asha"
     """Early stopping of weak trials: `asha`, `median` or `none`. `pbt` is refused: it changes the settings of a running
     trial, and a trial here is a run, whose settings are fixed in its checkpoints."""
     search: Search = "tpe"
     """Search algorithm: Optuna's TPE, or random; also random if Optuna is not installed."""
-    reduction_factor: int = 2
+    reduction_factor: Annotated[int, Range(2, 1000)] = 2
     """ASHA continues the best 1 of so many trials at each rung; rungs are this factor apart, 2 or more."""
-    max_concurrent: int = 0
+    max_concurrent: Annotated[int, Range(0, 100_000, note="0 is as many as fit")] = 0
     """Maximum parallel trials; 0 is as many as fit on the free CPUs or GPUs."""
-    max_failures: int = 2
+    max_failures: Annotated[int, Range(-1, 10**6, note="-1 is unlimited")] = 2
     """Worker failures after which a trial is given up; the sweep continues."""
     register_as: str = "brewclip"
     """Name of the best checkpoint in MLflow's registry, models:/NAME@best; empty registers nothing."""
@@ -39,7 +40,7 @@ class SweepConfig(Config):
 
 
 def check_options(config: SweepConfig) -> None:
-    """Check the settings of a sweep.
+    """Check what the ranges of single settings do not say.
 
     Raises:
         UserError: if one is invalid; one line with the remedy.
@@ -50,13 +51,6 @@ def check_options(config: SweepConfig) -> None:
             "--sweep.scheduler pbt does not fit: it changes the settings of a running trial, and a trial here is a "
             "run whose settings stand in its checkpoints: choose asha, median or none"
         )
-    if sweep.num_trials < 1 or sweep.max_concurrent < 0:
-        raise UserError(
-            f"--sweep.num-trials {sweep.num_trials} must be 1 or more, --sweep.max-concurrent {sweep.max_concurrent} "
-            "0 or more"
-        )
-    if sweep.reduction_factor < 2:
-        raise UserError(f"--sweep.reduction-factor {sweep.reduction_factor} must be 2 or more")
 
 
 def shared_settings(config: SweepConfig) -> Config:

@@ -13,12 +13,13 @@ Such a file, given by its path, is used like the spaces below; it needs no impor
 """
 
 import difflib
-import math
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
-from brewclip.config import Config, flatten
+from brewclip.config import Config
+from brewclip.config.ranges import problem_of, settings_of
 from brewclip.errors import UserError
 
 Space = dict[str, list[Any] | tuple[Any, ...]]
@@ -74,16 +75,16 @@ def check_space(name: str, space: Any) -> Space:
     """
     if not isinstance(space, dict) or not space:
         raise UserError(f"space {name!r} must be a dictionary of settings that is not empty")
-    known = flatten(Config())
+    kinds = {name: kind for name, _, kind in settings_of(Config)}
     for field, values in space.items():
         where = f"space {name!r}, setting {field!r}"
-        if field not in known:
-            near = difflib.get_close_matches(str(field), known, n=1, cutoff=0.5)
+        if field not in kinds:
+            near = difflib.get_close_matches(str(field), kinds, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "see jobs/train.py --help"
             raise UserError(f"{where}: there is no such setting: {hint}")
         if field.startswith(_FIXED):
             raise UserError(f"{where}: it belongs to the whole sweep and cannot vary between trials")
-        problem = _problem_of(_type_of(field), values)
+        problem = _problem_of(kinds[field], values)
         if problem:
             raise UserError(f"{where}: {problem}")
     return space
@@ -94,41 +95,23 @@ def _problem_of(kind: Any, values: Any) -> str:
     if isinstance(values, list):
         if not values:
             return "no values to choose from"
-        wrong = [value for value in values if not _fits(kind, value)]
-        return f"{wrong[0]!r} is not {_describe(kind)}" if wrong else ""
+        return _first_problem(kind, values)
     if not isinstance(values, tuple) or len(values) != 3 or values[0] not in RANGES:
         return f"{values!r} is neither a list of values nor a tuple ({' | '.join(RANGES)}, low, high)"
     form, low, high = values
-    if kind not in (int, float) or (kind is int) != (form == "integers"):
-        return f"a range {form!r} does not fit a setting that is {_describe(kind)}"
-    wrong = [value for value in (low, high) if not _fits(kind, value) or not math.isfinite(value)]
-    if wrong:
-        return f"{wrong[0]!r} is not {_describe(kind)}"
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if plain not in (int, float) or (plain is int) != (form == "integers"):
+        return f"a range {form!r} does not fit this setting"
+    problem = _first_problem(kind, (low, high))
+    if problem:
+        return problem
     if low >= high or (form == "log_uniform" and low <= 0):
         above = " above 0" if form == "log_uniform" else ""
         return f"the range {low}..{high} is empty: low must be{above} below high"
     return ""
 
 
-def _type_of(field: str) -> Any:
-    kind: Any = Config
-    for part in field.split("."):
-        kind = get_type_hints(kind)[part]
-    return kind
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-    return names.get(kind, "a list of names")
+def _first_problem(kind: Any, values: Sequence[Any]) -> str:
+    """Return what is wrong with the first value that a setting of this type and range does not take."""
+    problems = ((value, problem_of(value, kind)) for value in values)
+    return next((f"{value!r} {problem}" for value, problem in problems if problem), "")

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jiwer
 import psutil
@@ -24,7 +24,9 @@ import whisper
 import whisper.normalizers
 
 from brewclip.benchmarks.corpus import Recording, load_recordings, make_recordings
-from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, print_limit
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, compare_in_turn, print_limit
+from brewclip.config.ranges import THREADS, Range
+from brewclip.config.whisper_names import WHISPER
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
@@ -38,23 +40,23 @@ _MOST_GROWTH_MB = 50.0
 class Options(BenchmarkOptions):
     """Recordings, and how they are processed."""
 
-    whisper: str = "base"
+    whisper: Annotated[str, WHISPER] = "base"
     """Name of the Whisper model."""
-    num_recordings: int = 24
+    num_recordings: Annotated[int, Range(1, 10**6)] = 24
     """Spoken captions of about 3 s, or recordings evenly spaced over the split."""
     split: str = ""
     """URL of a split of recordings whose text is known, as a recipe wrote it; empty uses synthetic captions."""
-    noise_snr_db: float = 99.0
+    noise_snr_db: Annotated[float, Range(-100, 100)] = 99.0
     """Babble mixed into synthetic captions, in dB; none from 60 on."""
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(1, 4096)] = 16
     """Chunks per batch of extraction."""
-    precision: str = "float32"
-    """Precision of extraction's encoder: float32, bfloat16 or float16."""
-    num_pairs: int = 2
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of extraction's encoder."""
+    num_pairs: Annotated[int, Range(1, 1000)] = 2
     """Measured runs of each side."""
-    num_threads: int = 1
+    num_threads: Annotated[int, THREADS] = 1
     """CPU threads of torch."""
-    memory_rounds: int = 3
+    memory_rounds: Annotated[int, Range(0, 1000)] = 3
     """Rounds of extraction over which memory is measured; 0 skips it."""
 
 
@@ -96,9 +98,6 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    check_pairs(options.num_pairs)
-    if options.num_recordings < 1 or options.num_threads < 1:
-        raise UserError("--num-recordings and --num-threads must be 1 or more")
     if options.split and options.noise_snr_db < 60:
         raise UserError(
             f"--noise-snr-db {options.noise_snr_db:g} has no effect on --split {options.split}: leave it out"

@@ -10,8 +10,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from brewclip.errors import UserError
-
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
@@ -97,16 +95,6 @@ class Limit:
 def show(value: float) -> str:
     """Return a number with three significant digits, or as an integer if it is large."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def check_pairs(num_pairs: int) -> None:
-    """Check the number of runs.
-
-    Raises:
-        UserError: if it is below 1.
-    """
-    if num_pairs < 1:
-        raise UserError(f"--num-pairs {num_pairs} measures nothing: 1 or more")
 
 
 def print_limit(limit: Limit) -> Limit:

@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from brewclip.benchmarks.measure import BenchmarkOptions, Limit, check_pairs, compare_in_turn, print_limit
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, compare_in_turn, print_limit
 from brewclip.benchmarks.memory import watch
+from brewclip.config.ranges import Range
 from brewclip.errors import UserError
 from brewclip.metrics import retrieval
 
@@ -35,19 +36,19 @@ _NOISE = 4.0  # added to an image's features: then about 97 % of 25,000 recordin
 class Options(BenchmarkOptions):
     """Sizes and number of runs."""
 
-    num_speech: int = 25_000
+    num_speech: Annotated[int, Range(1, 10**8)] = 25_000
     """Recordings."""
-    num_images: int = 5_000
+    num_images: Annotated[int, Range(1, 10**8)] = 5_000
     """Images."""
-    num_dimensions: int = 512
+    num_dimensions: Annotated[int, Range(1, 65_536)] = 512
     """Dimensions of the features."""
-    num_pairs: int = 3
+    num_pairs: Annotated[int, Range(1, 1000)] = 3
     """Measured runs of each side."""
-    large_speech: int = 1_000_000
+    large_speech: Annotated[int, Range(0, 10**8)] = 1_000_000
     """Recordings of the case whose memory is measured; 0 skips it."""
-    large_images: int = 100_000
+    large_images: Annotated[int, Range(0, 10**8)] = 100_000
     """Images of that case."""
-    large_seconds: float = 60.0
+    large_seconds: Annotated[float, Range(0, 86_400)] = 60.0
     """Time limit of that case; 0 for none."""
 
 
@@ -83,7 +84,6 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    check_pairs(options.num_pairs)
     if not 1 <= options.num_images <= options.num_speech:
         raise UserError(f"--num-images {options.num_images} must be 1..{options.num_speech}, the recordings")
     if options.large_speech and not 1 <= options.large_images <= options.large_speech:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
@@ -31,7 +31,9 @@ from PIL import Image
 
 from brewclip.audio import SAMPLE_RATE_HZ
 from brewclip.benchmarks.measure import BenchmarkOptions, compare_in_turn
-from brewclip.corpora.rounds import FileCorpus, Recording, Source
+from brewclip.config.ranges import Range
+from brewclip.corpora.rounds import FileCorpus, Recording
+from brewclip.corpora.source import Source
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import FolderStorage
 from brewclip.errors import UserError
@@ -49,15 +51,15 @@ _MIB = 2**20
 class Options(BenchmarkOptions):
     """Sizes and number of runs."""
 
-    num_samples: int = 300
+    num_samples: Annotated[int, Range(0, 10**6)] = 300
     """Images (640 x 480 JPEG) and recordings (3 to 4 s, WAV, 44.1 kHz stereo) of the miniature corpus."""
-    samples_per_shard: int = 100
+    samples_per_shard: Annotated[int, Range(1, 10**6)] = 100
     """Samples per tar, for both sides."""
-    num_pairs: int = 5
+    num_pairs: Annotated[int, Range(1, 1000)] = 5
     """Measured runs of each side."""
-    memory_samples: int = 100_000
+    memory_samples: Annotated[int, Range(0, 10**8)] = 100_000
     """Tiny samples written in sequence to see whether memory grows; 0 skips it."""
-    memory_samples_per_shard: int = 1000
+    memory_samples_per_shard: Annotated[int, Range(1, 10**6)] = 1000
     """Samples per tar of these."""
 
 
@@ -88,11 +90,6 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    for flag in ("samples_per_shard", "num_pairs", "memory_samples_per_shard"):
-        if getattr(options, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(options, flag)} must be 1 or more")
-    if options.num_samples < 0:
-        raise UserError(f"--num-samples {options.num_samples} must be 0 (leaves the comparison out) or more")
     least = 20 * options.memory_samples_per_shard
     if options.memory_samples and options.memory_samples < least:
         raise UserError(

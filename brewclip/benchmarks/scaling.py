@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from brewclip.benchmarks.corpus import write_features
 from brewclip.benchmarks.gpu_scaling import arithmetic_rows, draw_scaling, scaling_tables
@@ -26,7 +26,6 @@ from brewclip.benchmarks.measure import (
     BenchmarkOptions,
     Comparison,
     Limit,
-    check_pairs,
     environment_set,
     print_limit,
     show,
@@ -34,6 +33,7 @@ from brewclip.benchmarks.measure import (
 from brewclip.benchmarks.summary import CLOSING, OPENING, put_between_markers
 from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time
 from brewclip.config import Config, flatten, unflatten
+from brewclip.config.ranges import Range
 from brewclip.errors import UserError
 from brewclip.local import S3Server
 
@@ -50,15 +50,15 @@ SCENES = Workload("scenes", Tower(160, 4, 41), Tower(128, 4, 24), 2.0 * 36 * 3 *
 class Options(BenchmarkOptions):
     """Sizes, number of runs, and output files."""
 
-    pairs_per_worker: int = 64
+    pairs_per_worker: Annotated[int, Range(1, 65_536)] = 64
     """Pairs per step on each worker; the preset has 64."""
-    num_samples: int = 512
+    num_samples: Annotated[int, Range(2, 10**7)] = 512
     """Pairs of the split."""
-    num_steps: int = 20
+    num_steps: Annotated[int, Range(1, 10**6)] = 20
     """Steps per measurement."""
-    num_pairs: int = 3
+    num_pairs: Annotated[int, Range(1, 1000)] = 3
     """Measurements of each source in each run, alternating."""
-    num_runs: int = 2
+    num_runs: Annotated[int, Range(1, 1000)] = 2
     """Runs on one worker, and as many on two; each starts new Ray workers, which takes about 20 s."""
     image: str = ""
     """File for the figure of predicted scaling, such as scaling.png; empty draws none."""
@@ -103,10 +103,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    check_pairs(options.num_pairs)
-    if options.num_runs < 1:
-        raise UserError(f"--num-runs {options.num_runs} measures nothing: 1 or more")
-    if not 2 <= 2 * options.pairs_per_worker <= options.num_samples:
+    if 2 * options.pairs_per_worker > options.num_samples:
         raise UserError(f"--pairs-per-worker {options.pairs_per_worker} must be 1..{options.num_samples // 2}")
 
 

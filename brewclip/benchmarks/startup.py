@@ -12,9 +12,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from brewclip.benchmarks.measure import BenchmarkOptions, Limit, print_limit, show
+from brewclip.config.ranges import Range
 from brewclip.errors import UserError
 
 _MOST_SECONDS = 1.0
@@ -37,7 +38,7 @@ class Options(BenchmarkOptions):
 
     folders: tuple[str, ...] = ("jobs", "datasets")
     """Folders of the checkout whose scripts are started."""
-    num_runs: int = 3
+    num_runs: Annotated[int, Range(1, 1000)] = 3
     """Starts of each script."""
 
 
@@ -48,8 +49,8 @@ def run(options: Options) -> dict[str, Any]:
         UserError: if there is nothing to start.
     """
     scripts = [path for folder in options.folders for path in sorted((_CHECKOUT / folder).glob("*.py"))]
-    if not scripts or options.num_runs < 1:
-        raise UserError(f"--folders {' '.join(options.folders)} and --num-runs {options.num_runs} start nothing")
+    if not scripts:
+        raise UserError(f"--folders {' '.join(options.folders)} have no script to start")
     limits, loaded = [], {}
     for script in scripts:
         name = str(script.relative_to(_CHECKOUT))

@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
 from PIL import Image
 
 from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, environment_set
+from brewclip.config.ranges import THREADS, Range
 from brewclip.data.images import open_image
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.order import SampleOrder
@@ -46,23 +47,23 @@ class Options(BenchmarkOptions):
 
     sizes: tuple[str, ...] = ("small", "large")
     """Samples: `small` (3 kB: tar handling dominates), `large` (90 kB, as after extraction: bytes and decoding)."""
-    num_samples: int = 18_000
+    num_samples: Annotated[int, Range(1, 10**8)] = 18_000
     """Samples of the small split, enough to average over the start; the large one has a twelfth."""
-    samples_per_shard: int = 500
+    samples_per_shard: Annotated[int, Range(1, 10**6)] = 500
     """Samples per shard."""
-    num_pairs: int = 4
+    num_pairs: Annotated[int, Range(1, 1000)] = 4
     """Measured runs of each side."""
-    num_epochs: int = 2
+    num_epochs: Annotated[int, Range(1, 1000)] = 2
     """Epochs per run; each run starts with an empty cache."""
-    global_batch_size: int = 128
+    global_batch_size: Annotated[int, Range(1, 2**20)] = 128
     """Samples per step of the stream."""
-    num_threads: int = 2
+    num_threads: Annotated[int, THREADS] = 2
     """Decoding threads of the stream."""
-    memory_bytes: int = 512 * 2**20
+    memory_bytes: Annotated[int, Range(2**20, 2**40)] = 512 * 2**20
     """Bound of the stream's raw bytes; below the split's size it reads shuffle windows instead of the split once."""
-    webdataset_workers: int = 0
+    webdataset_workers: Annotated[int, Range(0, 256)] = 0
     """Processes of WebDataset's loader; 0 reads in this process, as the stream does."""
-    memory_epochs: int = 20
+    memory_epochs: Annotated[int, Range(0, 10_000)] = 20
     """Epochs over the small split after which memory is compared with that after two; 0 skips it."""
 
 

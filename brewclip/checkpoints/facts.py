@@ -115,13 +115,8 @@ def check_usable(checkpoint: Checkpoint, url: str) -> None:
     except ValueError as error:
         raise CheckpointError(f"checkpoint {url} cannot be used: {one_line(error)}") from None
     model, shapes = config.model, {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
-    if not 1 <= model.num_heads <= _LARGEST_WITHOUT_TENSORS or model.ff_dim < 1:
-        raise CheckpointError(
-            f"checkpoint {url} cannot be used: --model.num-heads {model.num_heads} and --model.ff-dim {model.ff_dim} "
-            "must be 1 or more"
-        )
     if not shapes:
-        if max(model.num_layers * model.ff_dim, model.prompt_length) > _LARGEST_WITHOUT_TENSORS:
+        if model.num_layers * model.ff_dim > _LARGEST_WITHOUT_TENSORS:
             raise CheckpointError(f"checkpoint {url} cannot be used: it holds no tensors of the model that it names")
         return
     layers = {name.split(".")[2] for name in shapes if name.startswith("acoustic.layers.") and name.count(".") > 2}

@@ -1,7 +1,10 @@
-"""Validation of settings: values and combinations that cannot work, and settings without effect."""
+"""Validation of settings: ranges, combinations that cannot work, and settings without effect in a combination."""
 
-from brewclip.config.names import describe_name, is_safe_name, is_safe_path, is_test
-from brewclip.config.settings import Config, LossConfig
+from brewclip.config.addresses import tracking_problem
+from brewclip.config.names import FOLDER, is_test
+from brewclip.config.ranges import check_ranges, show
+from brewclip.config.settings import Config, LossConfig, RunConfig
+from brewclip.config.whisper_names import language_problem
 
 
 def check(config: Config) -> None:
@@ -10,27 +13,16 @@ def check(config: Config) -> None:
     Raises:
         ValueError: for the first invalid one; one line with the setting, its value, what is allowed and what to do.
     """
-    for wrong, message in _rules(config):
+    check_ranges(config)
+    for wrong, message in (*_rules(config), *_name_rules(config)):
         if wrong:
             raise ValueError(message)
 
 
 def _rules(config: Config) -> list[tuple[bool, str]]:
-    data, model, loss, optim, run, cluster = (
-        config.data,
-        config.model,
-        config.loss,
-        config.optim,
-        config.run,
-        config.cluster,
-    )
+    data, optim, run, cluster = config.data, config.optim, config.run, config.cluster
     batch = run.global_batch_size
     return [
-        (
-            not config.storage.startswith(("s3://", "file:///")),
-            f"--storage {config.storage!r} must start with s3:// or file:///",
-        ),
-        *_name_rules(config),
         (
             is_test(data.dev_split) or is_test(run.selection_metric),
             f"the best checkpoint is never chosen on test (--data.dev-split {data.dev_split!r}, "
@@ -38,7 +30,8 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         ),
         (
             not run.selection_metric.startswith("dev/"),
-            f"--run.selection-metric {run.selection_metric!r} must be a metric of dev, e.g. dev/speech_to_image/R10",
+            f"--run.selection-metric {show(run.selection_metric)} must be a metric of dev, such as "
+            f"{RunConfig().selection_metric}",
         ),
         (
             is_test(data.train_split),
@@ -48,54 +41,44 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             data.train_split.casefold() == data.dev_split.casefold(),
             f"--data.train-split and --data.dev-split are both {data.dev_split!r}: choose on other data",
         ),
-        (batch < 2, f"--run.global-batch-size {batch} leaves no negatives: at least 2"),
         (
-            cluster.num_workers < 1 or cluster.num_workers > batch,
+            cluster.num_workers > batch,
             f"--cluster.num-workers {cluster.num_workers} must be 1..{batch}, the global batch size",
         ),
         (
-            not 0 <= cluster.min_workers <= cluster.num_workers,
+            cluster.min_workers > cluster.num_workers,
             f"--cluster.min-workers {cluster.min_workers} must be 0..{cluster.num_workers}, the number of workers",
         ),
-        (data.max_audio_frames < 0, f"--data.max-audio-frames {data.max_audio_frames} must be 0 (all) or more"),
-        (model.prompt_length < 0, f"--model.prompt-length {model.prompt_length} must be 0 or more"),
-        (model.num_layers < 1, f"--model.num-layers {model.num_layers} must be 1 or more"),
-        (not 0 <= model.dropout < 1, f"--model.dropout {model.dropout} must be in 0..1, below 1"),
-        (model.cls_std < 0, f"--model.cls-std {model.cls_std} must be 0 or more"),
-        (not 0 <= loss.alpha <= 1, f"--loss.alpha {loss.alpha} must be in 0..1"),
         (
-            not 0.01 <= loss.temperature <= 1,
-            f"--loss.temperature {loss.temperature} must be in 0.01..1: the logit scale is clamped at 100",
-        ),
-        (
-            optim.total_steps < 1 or not 0 <= optim.warmup_steps <= optim.total_steps,
+            optim.warmup_steps > optim.total_steps,
             f"--optim.warmup-steps {optim.warmup_steps} must be 0..{optim.total_steps}, the total steps",
         ),
         (
-            not 0 <= optim.final_lr <= optim.peak_lr,
+            optim.final_lr > optim.peak_lr,
             f"--optim.final-lr {optim.final_lr} must be 0..{optim.peak_lr}, the peak",
-        ),
-        (
-            min(run.log_every_steps, run.eval_every_steps, run.checkpoint_every_steps, run.keep_checkpoints) < 1,
-            "--run.log-every-steps, eval-every-steps, checkpoint-every-steps and keep-checkpoints must be 1 or more",
-        ),
-        (
-            not 0 <= data.max_bad_fraction <= 1,
-            f"--data.max-bad-fraction {data.max_bad_fraction} must be in 0..1",
         ),
     ]
 
 
 def _name_rules(config: Config) -> list[tuple[bool, str]]:
-    """Refuse names that would leave their folder, or that storage and MLflow would misread."""
-    data = config.data
-    splits = [("--data.train-split", data.train_split), ("--data.dev-split", data.dev_split)]
-    splits += [("--extraction.splits", split) for split in config.extraction.splits]
-    return [
-        (not is_safe_path(data.corpus), describe_name("--data.corpus", data.corpus)),
-        *[(not is_safe_name(split), describe_name(flag, split)) for flag, split in splits],
-        (not is_safe_name(config.run_name), describe_name("--run.name", config.run_name)),
-    ]
+    """Refuse names that storage, MLflow, Whisper or open_clip would misread or do not know."""
+    model, tracking = config.model, config.tracking
+    found = {
+        "--run.name": (config.run_name, FOLDER.problem(config.run_name)),
+        "--model.language": (model.language, language_problem(model.language, model.whisper)),
+        "--model.clip": (model.clip, _clip_problem(model.clip)),
+        "--tracking.uri": (tracking.uri, tracking_problem(tracking.uri)),
+        "--tracking.experiment": (tracking.experiment, "" if tracking.experiment.strip() else "must not be empty"),
+    }
+    is_url = config.storage.startswith(("s3://", "file:///")) and config.storage.partition("://")[2].strip("/") != ""
+    found["--storage"] = (config.storage, "" if is_url else "must start with s3:// or file:///, and name a place")
+    return [(bool(problem), f"{flag} {show(value)} {problem}") for flag, (value, problem) in found.items()]
+
+
+def _clip_problem(name: str) -> str:
+    """Return what is wrong with the form of a CLIP's name; which ones there are, open_clip knows."""
+    architecture, _, tag = name.partition("/")
+    return "" if name == "scenes" or (architecture and tag) else "must be ARCHITECTURE/TAG of open_clip, or scenes"
 
 
 def ignored_settings(config: Config) -> list[str]:

@@ -10,15 +10,23 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from brewclip.config.addresses import check_endpoint
 from brewclip.config.checks import check, ignored_settings
 from brewclip.config.presets import PRESETS, preset
+from brewclip.config.ranges import check_ranges, describe_number, is_number, settings_of, show
 from brewclip.config.renamed import with_current_flags
 from brewclip.config.settings import Config, flatten
 from brewclip.config.submitted import check_submitted
+from brewclip.config.unused import unused_flags
 from brewclip.errors import UserError
 
 Form = TypeVar("Form")
 ConfigForm = TypeVar("ConfigForm", bound=Config)
+_LONGEST_LINE = 400
+# Two messages of tyro 1.0, on a number and on a list of numbers.
+_NO_NUMBER = re.compile(
+    r"Error parsing (--[\w.-]+)(?:.*(?:invalid literal for int|could not convert).*?: |.* for arguments: \[)('.*')"
+)
 
 
 @contextlib.contextmanager
@@ -41,6 +49,8 @@ def parse_command_line(
     usage: str | None,
     form: type[ConfigForm] = Config,  # type: ignore[assignment]
     arguments: Sequence[str] | None = None,
+    *,
+    ignored: Sequence[str] = (),
 ) -> ConfigForm:
     """Read `PRESET --section.field value ...` from the command line.
 
@@ -48,12 +58,13 @@ def parse_command_line(
         usage: docstring of the job, shown first in the help.
         form: `Config`, or a dataclass that adds the job's own flags to it.
         arguments: words of the command line; `sys.argv` by default.
+        ignored: settings and sections that the job does not use, see `unused`; flags of them are warned of.
 
     Returns:
         The checked configuration.
 
     Raises:
-        UserError: for an unknown preset or flag, a value of the wrong type, or incompatible settings.
+        UserError: for an unknown preset or flag, a value of the wrong type or out of range, or incompatible settings.
     """
     words = with_current_flags(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-"):
@@ -68,10 +79,11 @@ def parse_command_line(
         start_form = form(**{item.name: getattr(start, item.name) for item in dataclasses.fields(start)})
         config = _run_tyro(form, _with_gpu_value(words), usage, default=start_form)
         check(config)
+        check_endpoint(_texts_of(config))
         missing = check_submitted(config.storage, config.tracking.uri)
     except ValueError as error:
         raise UserError(str(error)) from None
-    for line in ignored_settings(config) + missing:
+    for line in unused_flags(words, ignored) + ignored_settings(config) + missing:
         print(f"warning: {line}", file=sys.stderr)
     return config
 
@@ -80,9 +92,21 @@ def parse_options(usage: str | None, form: type[Form], arguments: Sequence[str] 
     """Read the flags of a job that has no preset.
 
     Raises:
-        UserError: for an unknown flag or a value of the wrong type.
+        UserError: for an unknown flag, or a value of the wrong type or out of range.
     """
-    return _run_tyro(form, list(sys.argv[1:] if arguments is None else arguments), usage)
+    options = _run_tyro(form, list(sys.argv[1:] if arguments is None else arguments), usage)
+    try:
+        check_ranges(options)
+        check_endpoint(_texts_of(options))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return options
+
+
+def _texts_of(options: Any) -> list[str]:
+    """Return all texts among the settings, also those of lists."""
+    values = (value if isinstance(value, list) else [value] for value in flatten(options).values())
+    return [one for value in values for one in value if isinstance(one, str)]
 
 
 def _run_tyro(target: type[Form], words: list[str], usage: str | None, **default: Any) -> Form:
@@ -94,14 +118,31 @@ def _run_tyro(target: type[Form], words: list[str], usage: str | None, **default
             value, unknown = tyro.cli(target, args=words, description=usage, return_unknown_args=True, **default)
     except (SystemExit, BrokenPipeError) as stop:
         if isinstance(stop, SystemExit) and stop.code not in (0, None):
-            raise UserError(_one_line(complaint.getvalue())) from None
+            raise UserError(_wrong_type(_one_line(complaint.getvalue()), target)) from None
         _end_help()
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in flatten(value)]
-        near = difflib.get_close_matches(unknown[0], flags, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see --help"
-        raise UserError(f"unknown argument {unknown[0]!r}: {hint}")
+        raise UserError(f"unknown argument {show(unknown[0])}: {_hint(unknown[0], flags)}")
     return value
+
+
+def _hint(word: str, flags: list[str]) -> str:
+    """Return what may have been meant by a word that the parser does not know."""
+    if not word.startswith("--"):
+        return "it stands behind no flag that takes it, see --help"
+    name = word.partition("=")[0].replace("_", "-")
+    same_end = [flag for flag in flags if flag.removeprefix("--").rpartition(".")[2] == name.removeprefix("--")]
+    near = same_end or difflib.get_close_matches(name, flags, n=1, cutoff=0.7)
+    return f"did you mean {near[0]}?" if near else "see --help"
+
+
+def _wrong_type(message: str, form: type) -> str:
+    """Return what a number must be, instead of the parser's words on a text that is none."""
+    found = _NO_NUMBER.search(message)
+    kinds = {f"--{name.replace('_', '-')}": kind for name, _, kind in settings_of(form)} if found else {}
+    if found is None or not is_number(kinds.get(found[1])):
+        return message
+    return f"{found[1]} {found[2]} {describe_number(kinds[found[1]])}"
 
 
 def _with_gpu_value(words: list[str]) -> list[str]:
@@ -130,4 +171,5 @@ def _one_line(box: str) -> str:
     """Flatten a framed message of tyro to one line."""
     text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", box)
     text = re.sub(r"\s+", " ", text).strip()
-    return re.sub(r" ?For full helptext.*$|^Parsing error ", "", text)
+    text = re.sub(r" ?(For full helptext|Argument helptext:).*$|^(Parsing|Value) error ", "", text)
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."

@@ -6,10 +6,13 @@ Names end in their unit. No torch here: `--help` must be instant.
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
+from brewclip.config.names import FOLDER, FOLDERS
+from brewclip.config.ranges import COUNT, COUNT_OR_0, FRACTION, FRACTION_BELOW_1, SEED, THREADS, Range
 from brewclip.config.renamed import with_current_names
 from brewclip.config.submitted import default_storage
+from brewclip.config.whisper_names import WHISPER
 
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
 Transcript = Literal["asr", "asr_unfiltered", "ground_truth"]
@@ -25,32 +28,32 @@ UseGpu = bool | Literal["auto"]
 class DataConfig:
     """Corpus and data loading."""
 
-    corpus: str = "scenes"
+    corpus: Annotated[str, FOLDERS] = "scenes"
     """Folder of the corpus below `storage`, as its recipe wrote it."""
-    train_split: str = "train"
+    train_split: Annotated[str, FOLDER] = "train"
     """Training split."""
-    dev_split: str = "dev"
+    dev_split: Annotated[str, FOLDER] = "dev"
     """Split for selecting the best checkpoint. `test` is refused."""
     transcript: Transcript = "asr"
     """Text of the pipeline channel: Whisper's transcript, the same with text that its checks reject, or the text that
     the speaker read."""
     long_text: LongText = "truncate"
     """A text of more tokens than CLIP reads is truncated, or encoded in chunks whose features are averaged."""
-    max_audio_frames: int = 6000
+    max_audio_frames: Annotated[int, Range(0, 10**7)] = 6000
     """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes, 0 is no limit."""
     image_transform: ImageTransform = "crop"
     """CLIP's own transform, for most models the center square of an image (some were trained on images squashed to a
     square), or the whole image with padding."""
-    memory_bytes: int = 512 * 2**20
+    memory_bytes: Annotated[int, Range(2**20, 2**40)] = 512 * 2**20
     """Upper bound of the raw bytes that one worker caches or prefetches; a split that fits is read once, and its images
     are decoded once as far as they fit, too."""
-    num_threads: int = 4
+    num_threads: Annotated[int, THREADS] = 4
     """Decoding threads of one worker."""
     cache_directory: str = ""
     """Folder that caches whole shards after their first use; empty reads byte ranges from storage."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: Annotated[float, FRACTION] = 0.01
     """Largest share of undecodable samples before the run stops, in 0..1."""
-    retry_seconds: float = 180.0
+    retry_seconds: Annotated[float, Range(0, 7 * 86_400)] = 180.0
     """How long a storage outage may last before the run gives up."""
 
 
@@ -60,23 +63,23 @@ class ModelConfig:
 
     variant: Variant = "brewclip"
     """Full model, acoustic channel alone, prompted pipeline alone, or the untrained pipeline."""
-    whisper: str = "base"
+    whisper: Annotated[str, WHISPER] = "base"
     """Name of a Whisper model as openai-whisper knows it."""
     language: str = "en"
     """Language of the recordings; empty detects it for each recording."""
     clip: str = "ViT-L-14/openai"
     """open_clip architecture and weights as ARCHITECTURE/TAG, or `scenes` for the small one in this package."""
-    prompt_length: int = 4
+    prompt_length: Annotated[int, Range(0, 512)] = 4
     """Number M of prompt vectors shared by text, audio and image; 0 disables prompting."""
-    num_layers: int = 1
+    num_layers: Annotated[int, Range(1, 64)] = 1
     """Transformer layers of the acoustic channel."""
-    num_heads: int = 8
+    num_heads: Annotated[int, Range(1, 128)] = 8
     """Attention heads of the acoustic channel; must divide the text width."""
-    ff_dim: int = 4096
+    ff_dim: Annotated[int, Range(1, 65_536)] = 4096
     """Width of the feed-forward part of the acoustic channel."""
-    dropout: float = 0.1
+    dropout: Annotated[float, FRACTION_BELOW_1] = 0.1
     """Dropout of the acoustic channel, in 0..1."""
-    cls_std: float = 0.02
+    cls_std: Annotated[float, Range(0, 100)] = 0.02
     """Standard deviation of the initial CLS vector of the acoustic channel: 0.02 as in CLIP, 1 (release)."""
 
 
@@ -84,9 +87,9 @@ class ModelConfig:
 class LossConfig:
     """Inner and outer InfoNCE (paper equations 1 and 2)."""
 
-    alpha: float = 0.1
+    alpha: Annotated[float, FRACTION] = 0.1
     """Weight of the inner loss, in 0..1; the outer loss has weight 1 - alpha."""
-    temperature: float = 0.07
+    temperature: Annotated[float, Range(0.01, 1, note="the logit scale is clamped at 100")] = 0.07
     """Initial softmax temperature tau; the logit scale starts at its inverse."""
     learn_temperature: bool = True
     """Whether the logit scale is trained (paper) or fixed (release)."""
@@ -98,19 +101,19 @@ class LossConfig:
 class OptimConfig:
     """Adam with linear warm-up and linear decay (paper appendix A)."""
 
-    peak_lr: float = 1e-4
+    peak_lr: Annotated[float, Range(0, 10, above=True)] = 1e-4
     """Learning rate at the end of the warm-up."""
-    final_lr: float = 1e-8
+    final_lr: Annotated[float, Range(0, 10)] = 1e-8
     """Learning rate at the last step."""
-    prompt_lr_scale: float = 1.0
+    prompt_lr_scale: Annotated[float, Range(0, 10_000)] = 1.0
     """Factor on the learning rate of the prompts only."""
-    warmup_steps: int = 5_000
+    warmup_steps: Annotated[int, COUNT_OR_0] = 5_000
     """Steps of linear warm-up."""
-    total_steps: int = 100_000
+    total_steps: Annotated[int, COUNT] = 100_000
     """Steps of the whole run."""
-    weight_decay: float = 1e-6
+    weight_decay: Annotated[float, Range(0, 10)] = 1e-6
     """L2 weight decay of Adam."""
-    grad_clip_norm: float = 4.0
+    grad_clip_norm: Annotated[float, Range(0, 10**6)] = 4.0
     """Maximum gradient norm; 0 disables clipping."""
 
 
@@ -124,21 +127,21 @@ class RunConfig:
     """Start over under the same name; earlier checkpoints of the run are removed."""
     init_from: str = ""
     """Initialize from the weights of another run: its URL, that of a checkpoint, or `models:/NAME@ALIAS`."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of initial weights, sample order and dropout."""
-    global_batch_size: int = 32
+    global_batch_size: Annotated[int, Range(2, 2**20, note="1 leaves no negatives")] = 32
     """Pairs per step over all workers."""
     precision: Precision = "auto"
     """Precision of the towers: `auto` is bfloat16 where the device supports it at full speed, else float32."""
     selection_metric: str = "dev/speech_to_image/R10"
     """Dev metric for selecting the best checkpoint; larger is better."""
-    log_every_steps: int = 20
+    log_every_steps: Annotated[int, COUNT] = 20
     """Steps between two points of the training curves."""
-    eval_every_steps: int = 2_000
+    eval_every_steps: Annotated[int, COUNT] = 2_000
     """Steps between two evaluations on dev."""
-    checkpoint_every_steps: int = 500
+    checkpoint_every_steps: Annotated[int, COUNT] = 500
     """Steps between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, Range(1, 10**6)] = 2
     """Number of newest checkpoints to keep, in addition to the best one."""
 
 
@@ -146,17 +149,17 @@ class RunConfig:
 class ClusterConfig:
     """Resources on a Ray cluster."""
 
-    num_workers: int = 1
+    num_workers: Annotated[int, Range(1, 4096)] = 1
     """Workers of a run; the maximum if `min_workers` is set."""
-    min_workers: int = 0
+    min_workers: Annotated[int, Range(0, 4096)] = 0
     """Minimum workers of an elastic run; 0 keeps the number fixed."""
-    resize_every_seconds: float = 60.0
+    resize_every_seconds: Annotated[float, Range(1, 86_400)] = 60.0
     """How often an elastic run checks for free resources; each resize restarts it from its last checkpoint."""
     use_gpu: UseGpu = False
     """One GPU per worker; `auto` uses GPUs if the cluster has any when the job starts."""
-    cpus_per_worker: float = 1.0
+    cpus_per_worker: Annotated[float, Range(0.01, 1024)] = 1.0
     """CPUs per worker."""
-    max_failures: int = 20
+    max_failures: Annotated[int, Range(-1, 10**6, note="-1 is unlimited")] = 20
     """Worker or node failures after which a run gives up; -1 is unlimited."""
 
 
@@ -164,13 +167,13 @@ class ClusterConfig:
 class ExtractionConfig:
     """Extraction of transcripts and features by Whisper."""
 
-    splits: tuple[str, ...] = ()
+    splits: tuple[Annotated[str, FOLDER], ...] = ()
     """Splits to extract; by default all splits of the corpus."""
     frames: AudioFrames = "speech"
     """Frames of the whole recording, or the first 30 s with their padding (release)."""
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(1, 4096)] = 16
     """Chunks of recordings per decoding batch."""
-    image_side_pixels: int = 0
+    image_side_pixels: Annotated[int, Range(0, 8192, note="0 takes what the CLIP model needs")] = 0
     """Short side of stored images; 0 takes what the CLIP model needs."""
     keep_original_images: bool = False
     """Copy images byte for byte instead of downscaling them."""

@@ -26,8 +26,8 @@ class SplitDraw:
     def check(self) -> None:
         """Raise a `UserError` if the shares are impossible."""
         fractions = self.dev_fraction, self.test_fraction
-        if min(fractions) < 0 or sum(fractions) >= 1:
-            raise UserError(f"--dev-fraction and --test-fraction are {fractions}: 0 or more, and below 1 together")
+        if sum(fractions) >= 1:
+            raise UserError(f"--dev-fraction and --test-fraction are {fractions}: they must be below 1 together")
 
     def split_of(self, name: str) -> str:
         """Return the split of an image."""

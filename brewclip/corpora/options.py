@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from brewclip.config.ranges import check_ranges, FRACTION, Range
 from brewclip.errors import UserError
 
 # Flags that say where, how much and how strictly, but not what a sample holds.
@@ -18,13 +19,13 @@ class WriteOptions:
 
     dest: str
     """URL of the corpus, s3://bucket/corpus or file:///folder: splits lie below it."""
-    samples_per_shard: int = 0
+    samples_per_shard: Annotated[int, Range(0, 10**6, note="0 is as many as fit the corpus")] = 0
     """Samples of one shard; 0 makes about 64 shards of a split, each of 16 to 1,000 samples."""
-    limit: int = 0
+    limit: Annotated[int, Range(0, 10**9, note="0 takes all")] = 0
     """Samples of each round at most; 0 takes all."""
     dry_run: bool = False
     """Count what would be written, and write nothing."""
-    max_rejected_fraction: float = 0.05
+    max_rejected_fraction: Annotated[float, FRACTION] = 0.05
     """Largest share of samples that may be rejected, in 0..1."""
     identical_images: Literal["warn", "refuse"] = "warn"
     """What to do about images that have the same bytes in two splits; published splits are what they are."""
@@ -39,7 +40,7 @@ class SourceOptions(WriteOptions):
     machines must see it."""
     split: tuple[str, ...] = ()
     """Splits to write; none given writes all."""
-    image_side_pixels: int = 336
+    image_side_pixels: Annotated[int, Range(16, 8192, note="--keep-original-images reduces nothing")] = 336
     """Images are reduced to this short side; the default is what the largest CLIP (ViT-L-14-336) needs."""
     keep_original_images: bool = False
     """Keep the bytes of JPEG images instead of reducing them."""
@@ -51,29 +52,12 @@ class SourceOptions(WriteOptions):
 
 
 def check_options(options: WriteOptions) -> None:
-    """Find flags with impossible values.
+    """Check the flags of a recipe that is run from Python, and what their ranges do not say.
 
     Raises:
         UserError: one line that names the flag.
     """
-    rules = [
-        (
-            options.samples_per_shard < 0,
-            f"--samples-per-shard {options.samples_per_shard} must be 0 (as many as fit the corpus) or more",
-        ),
-        (options.limit < 0, f"--limit {options.limit} must be 0 (all) or more"),
-        (
-            not 0 <= options.max_rejected_fraction <= 1,
-            f"--max-rejected-fraction {options.max_rejected_fraction} must be in 0..1",
-        ),
-        (
-            isinstance(options, SourceOptions) and options.image_side_pixels < 1,
-            "--image-side-pixels must be 1 or more; --keep-original-images reduces nothing",
-        ),
-    ]
-    for wrong, message in rules:
-        if wrong:
-            raise UserError(message)
+    check_ranges(options)
     if "://" not in options.dest:
         url = Path(options.dest).expanduser().absolute().as_uri()
         raise UserError(f"--dest {options.dest} must be s3://bucket[/prefix] or file:///folder, e.g. {url}")

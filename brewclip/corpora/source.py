@@ -78,7 +78,7 @@ class Source:
         if parse_cell(rest):
             return False
         if isinstance(storage, FolderStorage):
-            return not os.path.isfile(storage.folder / rest)
+            return not (storage.folder / rest).is_file()
         return list_objects and storage is self.storage and not rest.startswith("../") and rest not in self._all_names
 
     @cached_property
@@ -209,7 +209,7 @@ def _special_file(storage: Storage, name: str) -> str:
     if not isinstance(storage, FolderStorage):
         return ""
     try:
-        mode = os.stat(storage.folder / name).st_mode
+        mode = (storage.folder / name).stat().st_mode
     except OSError:  # reading it says why
         return ""
     if stat.S_ISREG(mode):
@@ -222,7 +222,7 @@ def _walk(folder: Path) -> Iterator[str]:
     """Yield the files below a folder; links to folders are followed, each folder once."""
     seen: set[tuple[int, int]] = set()
     for top, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(top)
+        status = Path(top).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue

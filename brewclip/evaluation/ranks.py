@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brewclip.errors import UserError
-from brewclip.metrics import RetrievalResult, bootstrap_interval, paired_difference
+from brewclip.intervals import bootstrap_interval, paired_difference
+from brewclip.metrics import RetrievalResult
 
 _SPEECH_TO_IMAGE = "speech_to_image"
 

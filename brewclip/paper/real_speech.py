@@ -21,7 +21,7 @@ from brewclip.data.storage import open_storage
 from brewclip.evaluation.recall_tables import markdown_table
 from brewclip.evaluation.systems import System, describe_systems
 from brewclip.evaluation.wer import count_errors
-from brewclip.metrics import NUM_RESAMPLES, paired_difference
+from brewclip.intervals import NUM_RESAMPLES, paired_difference
 from brewclip.models.acoustic import AcousticEncoder
 from brewclip.models.whisper import Speech, SpeechReader
 from brewclip.paper.real_recordings import EMOTIONS, FOUR_CLASSES, RAVDESS, SpokenClip, load_kinds

@@ -64,5 +64,3 @@ def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_options_without_meaning() -> None:
     with pytest.raises(UserError, match="--memory-rounds 1 compares nothing"):
         run(Options(memory_rounds=1))
-    with pytest.raises(UserError, match="--num-recordings"):
-        run(Options(num_recordings=0))

@@ -35,7 +35,5 @@ def test_figures_of_a_short_run() -> None:
 
 
 def test_options_without_meaning() -> None:
-    with pytest.raises(UserError, match="--num-rows 1 has no negatives"):
-        run(Options(num_rows=1))
     with pytest.raises(UserError, match="--large-own-rows 300"):
         run(Options(large_own_rows=300, large_all_rows=200))

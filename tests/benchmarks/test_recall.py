@@ -37,8 +37,6 @@ def test_the_large_case_is_ended_at_its_time() -> None:
 def test_options_without_meaning() -> None:
     with pytest.raises(UserError, match=r"--num-images 30 must be 1\.\.20"):
         run(Options(num_speech=20, num_images=30))
-    with pytest.raises(UserError, match="--num-pairs 0"):
-        run(Options(num_pairs=0))
 
 
 @pytest.mark.parametrize("by_numpy", [True, False])

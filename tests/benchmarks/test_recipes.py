@@ -54,5 +54,3 @@ def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_options_without_meaning() -> None:
     with pytest.raises(UserError, match="--memory-samples 30 compares nothing"):
         run(Options(memory_samples=30))
-    with pytest.raises(UserError, match="--num-pairs 0"):
-        run(Options(num_pairs=0))

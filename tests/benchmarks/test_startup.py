@@ -34,5 +34,5 @@ def test_figures_of_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     figures = run(Options(num_runs=1))
     assert figures["loaded"] == {"jobs/one.py": []} and figures["import_torch_seconds"] > 0
     assert figures["limits"][0]["most"] == 1 and figures["scripts"][0]["value"] > 0
-    with pytest.raises(UserError, match="start nothing"):
+    with pytest.raises(UserError, match="have no script to start"):
         run(Options(folders=("nowhere",)))

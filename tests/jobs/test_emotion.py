@@ -24,7 +24,7 @@ def storage(tmp_path_factory):
 @pytest.mark.slow
 def test_mistakes_are_one_line(storage):
     flags = ("--storage", storage, "--data.corpus", "clips")
-    assert "--probe.mask-fraction 1.5 must be in 0..1" in complaint_of(
+    assert "--probe.mask-fraction 1.5 must be 0..1, below 1" in complaint_of(
         "emotion", "scenes", *flags, "--probe.mask-fraction", "1.5"
     )
     assert "no checkpoint at" in complaint_of("emotion", "scenes", *flags, "--systems", "nothing")

@@ -108,17 +108,9 @@ class _Trial:
         self.trial_id = name
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scheduler": "pbt"}, "--sweep.scheduler pbt does not fit"),
-        ({"num_trials": 0}, "--sweep.num-trials 0 must be 1 or more"),
-        ({"reduction_factor": 1}, "--sweep.reduction-factor 1 must be 2 or more"),
-    ],
-)
-def test_settings_that_cannot_be_swept_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
-        check_options(sweep_config(**options))
+def test_settings_that_cannot_be_swept_are_refused():
+    with pytest.raises(UserError, match="--sweep.scheduler pbt does not fit"):
+        check_options(sweep_config(scheduler="pbt"))
 
 
 def test_without_optuna_settings_are_drawn_at_random(monkeypatch, capsys):

@@ -12,7 +12,7 @@ from brewclip.config import Config
 from brewclip.config.probe import ProbeConfig
 from brewclip.errors import UserError
 from brewclip.evaluation.systems import System, load_system
-from brewclip.metrics import bootstrap_interval
+from brewclip.intervals import bootstrap_interval
 from brewclip.models.emotion import EmotionClassifier, channels_of
 from brewclip.studies.emotion.clips import Clip, ClipSplit, load_folds
 from brewclip.studies.emotion.probing import Learner, choose_regularisation, fit_probe, targets_of, views_of

@@ -14,7 +14,8 @@ from brewclip.data.reader import Rejections, SplitReader, iter_split
 from brewclip.errors import UserError
 from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.wer import BAND_EDGES, Utterance, make_utterance
-from brewclip.metrics import RECALL_AT, bootstrap_interval
+from brewclip.intervals import bootstrap_interval
+from brewclip.metrics import RECALL_AT
 from brewclip.models.decoding import MAX_COMPRESSION_RATIO
 from brewclip.studies.logistic import LogisticFit, fit_logistic
 
