@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brewclip.errors import UserError
+from brewclip.data.storage import open_storage
+from brewclip.errors import StorageError, UserError
 
 _QUERIES_AT_ONCE = 64
+_LENGTH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Index:
     checkpoint: str
 
     def save(self, path: Path) -> None:
-        """Write an .npz file.
+        """Write an .npz file; one of that name stays as it is until the new one is whole.
 
         Raises:
             UserError: if it cannot be written.
@@ -49,10 +51,9 @@ class Index:
         buffer = io.BytesIO()
         np.savez(buffer, names=np.array(self.names, np.str_), features=self.features, facts=np.array(facts))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(buffer.getvalue())
-        except OSError as error:
-            raise UserError(f"index {path} cannot be written: {error.strerror}") from None
+            open_storage(path.absolute().parent.as_uri()).write(path.name, buffer.getvalue())
+        except StorageError as error:
+            raise UserError(f"index {path} cannot be written: {error}") from None
 
     @staticmethod
     def load(path: Path) -> "Index":
@@ -67,6 +68,10 @@ class Index:
                 names, features = arrays["names"].tolist(), arrays["features"]
             if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(names):
                 raise ValueError(f"{len(names)} names for features of {features.dtype} {features.shape}")
+            lengths = np.linalg.norm(features, axis=1)
+            if not (np.abs(lengths - 1) < _LENGTH_TOLERANCE).all():  # neither is one that is not finite
+                bad = int(np.flatnonzero(~(np.abs(lengths - 1) < _LENGTH_TOLERANCE))[0])
+                raise ValueError(f"the features of {names[bad]!r} are not of unit length")
             return Index(names, features, facts["identity"], facts["checkpoint"])
         except FileNotFoundError:
             raise UserError(f"index {path} does not exist: make it with python -m brewclip index") from None
