@@ -301,3 +301,21 @@ def test_a_planted_violation_is_found(check, file: str, text: str, message: str,
     found = check(small_house)
     assert len(found) == 1, found
     assert message in found[0]
+
+
+LONGEST_FILE_LINES, LONGEST_CONSTRUCTOR_LINES = 320, 25
+
+
+def test_files_and_constructors_stay_short() -> None:
+    """A constructor counts without its signature, which takes one line for each argument."""
+    found = []
+    for path in sorted((CHECKOUT / "brewclip").rglob("*.py")):
+        text = path.read_text()
+        if text.count("\n") > LONGEST_FILE_LINES:
+            found.append(f"{path.relative_to(CHECKOUT)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                length = (node.end_lineno or 0) - node.body[0].lineno + 1
+                if length > LONGEST_CONSTRUCTOR_LINES:
+                    found.append(f"{path.relative_to(CHECKOUT)}:{node.lineno}: a constructor of {length} lines")
+    assert found == []

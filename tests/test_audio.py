@@ -59,14 +59,14 @@ def test_stereo_is_averaged():
 
 
 @pytest.mark.parametrize("settings", [{"format": "FLAC"}, {"format": "OGG", "subtype": "VORBIS"}])
-def test_a_cut_file_keeps_what_comes_before_the_cut(settings):
+def test_a_truncated_file_keeps_what_precedes_the_truncation(settings):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 10 * 16_000)
     data = write(noise, **settings)
     decoded = decode_audio_with_damage(data[: len(data) // 2])
     assert 3.5 < len(decoded.waveform) / SAMPLE_RATE_HZ < 5.5
 
 
-def test_all_of_a_cut_flac_that_decodes_is_kept():
+def test_everything_that_decodes_of_a_truncated_flac_is_kept():
     waveform, rate_hz = real("jfk.flac")
     data = write(waveform, rate_hz, format="FLAC")
     half = decode_audio_with_damage(data[: len(data) // 2])
@@ -90,20 +90,20 @@ def test_a_truncated_flac_reports_what_is_missing():
         (write(tone(seconds=3.0)), "too_long"),
     ],
 )
-def test_undecodable_recordings_say_why(data, cause):
+def test_undecodable_recordings_have_a_cause(data, cause):
     with pytest.raises(UndecodableAudio) as caught:
         decode_audio(data, max_seconds=2.5)
     assert caught.value.cause == cause and "\n" not in str(caught.value)
 
 
-def test_a_file_that_lies_about_its_length_is_stopped(monkeypatch):
+def test_a_file_with_a_wrong_length_is_stopped(monkeypatch):
     monkeypatch.setattr("brewclip.audio.MAX_BYTES", 1000)
     with pytest.raises(UndecodableAudio, match="limit is 1000") as caught:
         decode_audio(write(tone()))
     assert caught.value.cause == "too_many_bytes"
 
 
-def test_damaged_bytes_never_raise_anything_else():
+def test_damaged_bytes_raise_only_undecodable_audio():
     """Random damage to real files decodes or is refused with a cause."""
     rng = np.random.default_rng(0)
     for settings in ({}, {"format": "FLAC"}, {"format": "OGG", "subtype": "VORBIS"}, {"format": "MP3"}):
@@ -129,7 +129,7 @@ def test_samples_that_are_not_finite_become_silence_with_a_warning():
     assert decoded[100] == 0 and np.isfinite(decoded).all()
 
 
-def test_flac_makes_the_round_trip_and_is_deterministic():
+def test_flac_round_trip_and_determinism():
     waveform = tone()
     data = encode_flac(waveform)
     assert data == encode_flac(waveform.astype(np.float64))
@@ -139,7 +139,7 @@ def test_flac_makes_the_round_trip_and_is_deterministic():
 
 
 @pytest.mark.parametrize("waveform", [np.zeros(0), np.zeros((2, 2)), np.array([np.nan])])
-def test_flac_refuses_what_is_no_waveform(waveform):
+def test_flac_refuses_invalid_waveforms(waveform):
     with pytest.raises(ValueError, match="finite waveform"):
         encode_flac(waveform)
 
@@ -188,13 +188,13 @@ def test_a_long_wav_from_a_pipe_is_whole(size):
     assert len(decode_audio(bytes(data))) == 11 * SAMPLE_RATE_HZ
 
 
-def test_a_wav_of_no_sound_and_a_comment_has_no_samples():
+def test_a_wav_without_sound_and_with_a_comment_has_no_samples():
     with pytest.raises(UndecodableAudio) as caught:
         decode_audio(write(np.zeros(0)) + b"LIST\4\0\0\0abcd")
     assert caught.value.cause == "no_samples"
 
 
-def test_an_ogg_without_its_end_is_said_to_be_truncated():
+def test_an_ogg_without_its_end_is_reported_as_truncated():
     waveform, rate_hz = real("jfk.flac")
     data = write(waveform, rate_hz, format="OGG", subtype="VORBIS")
     half = decode_audio_with_damage(data[: len(data) // 2])
@@ -216,7 +216,7 @@ def test_the_mp3_decoder_prints_nothing_and_is_counted(capfd):
     assert capfd.readouterr().err == "as before"
 
 
-def test_what_others_print_while_an_mp3_is_decoded_is_kept(capfd, monkeypatch):
+def test_other_output_during_mp3_decoding_is_kept(capfd, monkeypatch):
     waveform, rate_hz = real("jfk.flac")
     data = write(waveform, rate_hz, format="MP3", subtype="MPEG_LAYER_III")
     whole = brewclip.audio._read_blocks
@@ -257,7 +257,7 @@ def flac_that_claims(rate_hz: int, channels: int, num_samples: int) -> bytes:
         (flac_that_claims(16_000, 1, 2**36 - 1), "too_long", "the limit is 600 s"),
     ],
 )
-def test_what_would_cost_memory_is_refused_by_its_header(data, cause, message):
+def test_too_large_recordings_are_refused_by_their_header(data, cause, message):
     with pytest.raises(UndecodableAudio, match=message) as caught:
         decode_audio(data)
     assert caught.value.cause == cause and "\n" not in str(caught.value)

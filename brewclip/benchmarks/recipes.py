@@ -34,8 +34,8 @@ from brewclip.benchmarks.measure import BenchmarkOptions, compare_in_turn
 from brewclip.config.ranges import Range
 from brewclip.corpora.rounds import FileCorpus, Recording
 from brewclip.corpora.source import Source
+from brewclip.data.folder_storage import FolderStorage
 from brewclip.data.shards import finish_split, shard_name, write_shard
-from brewclip.data.storage import FolderStorage
 from brewclip.errors import UserError
 
 _TARGET = 0.9

@@ -14,7 +14,8 @@ from brewclip.containers.scan import ScanTask, read_scan
 from brewclip.corpora.recipe import REJECTED
 from brewclip.corpora.rounds import safe_id
 from brewclip.data.adopted import AdoptedSample, members_name, pack_members
-from brewclip.data.manifest import INDEX_ENTRY, ShardRecord, open_manifest
+from brewclip.data.manifest import INDEX_ENTRY, open_manifest
+from brewclip.data.manifest_writer import ShardRecord
 from brewclip.data.shards import finish_split, is_finished, shard_name
 from brewclip.data.storage import Storage, open_storage
 from brewclip.errors import UserError

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from brewclip.data.storage import FolderStorage, Storage, open_storage
+from brewclip.data.folder_storage import FolderStorage
+from brewclip.data.storage import Storage, open_storage
 from brewclip.errors import UserError
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -14,7 +14,8 @@ from typing import Any
 from brewclip.config import Config
 from brewclip.corpora.extraction_worker import ExtractionTask, Extractor, Part
 from brewclip.data.images import CLIP_SIDES
-from brewclip.data.manifest import MANIFEST, Manifest, ShardRecord, open_manifest
+from brewclip.data.manifest import MANIFEST, Manifest, open_manifest
+from brewclip.data.manifest_writer import ShardRecord
 from brewclip.data.order import Extent
 from brewclip.data.shards import finish_split, is_finished, remove_stale_shards, shard_name
 from brewclip.data.storage import open_storage

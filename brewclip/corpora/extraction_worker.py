@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from brewclip.audio import UndecodableAudio, decode_audio
 from brewclip.data.images import open_image, reduce_image
-from brewclip.data.manifest import ShardRecord, open_manifest
+from brewclip.data.manifest import open_manifest
+from brewclip.data.manifest_writer import ShardRecord
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample, Sample, array_to_npy

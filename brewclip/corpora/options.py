@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from brewclip.config.ranges import check_ranges, FRACTION, Range
+from brewclip.config.ranges import FRACTION, Range, check_ranges
 from brewclip.errors import UserError
 
 # Flags that say where, how much and how strictly, but not what a sample holds.

@@ -20,10 +20,12 @@ from brewclip.corpora.identical_images import add_digests, check_files, compare_
 from brewclip.corpora.options import NOT_IN_A_SAMPLE, SourceOptions, WriteOptions, check_options
 from brewclip.corpora.rounds import FileCorpus, Recording
 from brewclip.corpora.shard_tasks import ShardTask, divide_into_shards, rejection, run_tasks
-from brewclip.data.manifest import ShardRecord, open_manifest
+from brewclip.data.folder_storage import FolderStorage
+from brewclip.data.manifest import open_manifest
+from brewclip.data.manifest_writer import ShardRecord
 from brewclip.data.schema import BadSample, Sample, pack_sample
 from brewclip.data.shards import finish_split, is_finished, remove_stale_shards
-from brewclip.data.storage import FolderStorage, Storage, check_reachable, open_storage
+from brewclip.data.storage import Storage, check_reachable, open_storage
 from brewclip.errors import UserError
 from brewclip.progress import ProgressReporter
 

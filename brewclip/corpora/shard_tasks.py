@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from brewclip.cluster import available
 from brewclip.corpora.rounds import Recording
 from brewclip.corpora.task_meter import TaskMeter
-from brewclip.data.manifest import ShardRecord
+from brewclip.data.manifest_writer import ShardRecord
 from brewclip.data.schema import BadSample, Sample
 from brewclip.data.shards import finished_shard, shard_name, write_shard
 from brewclip.data.storage import open_storage

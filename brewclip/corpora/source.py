@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from brewclip.audio import MAX_BYTES
+from brewclip.data.folder_storage import FolderStorage
 from brewclip.data.parquet import ParquetCells, parse_cell
 from brewclip.data.schema import BadSample
-from brewclip.data.storage import FolderStorage, Storage, open_storage
+from brewclip.data.storage import Storage, open_storage
 from brewclip.errors import ObjectMissing, StorageError, UserError
 
 _PIECE_BYTES = 8 * 2**20  # of a text file, read at a time

@@ -17,10 +17,10 @@ from typing import TypeVar
 import numpy as np
 
 from brewclip.data.adopted import slice_samples
+from brewclip.data.folder_storage import FolderStorage
 from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
 from brewclip.data.schema import BadSample, Sample, unpack_sample
-from brewclip.data.storage import FolderStorage
 from brewclip.errors import ManifestError, ObjectMissing, TooManyBadSamples
 
 Decoded = TypeVar("Decoded")

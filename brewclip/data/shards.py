@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from brewclip.data.manifest import INDEX_ENTRY, MANIFEST, ShardRecord, Summary, write_manifest
+from brewclip.data.manifest import INDEX_ENTRY, MANIFEST, Summary
+from brewclip.data.manifest_writer import ShardRecord, write_manifest
 from brewclip.data.schema import Sample, check_sample, pack_sample
 from brewclip.data.storage import Storage, exists
 from brewclip.errors import ObjectMissing

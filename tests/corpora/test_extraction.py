@@ -69,7 +69,7 @@ def test_a_large_split_keeps_its_shards(tmp_path):
     assert [(part.extent.count, part.round) for part in plan_parts(manifest)] == [(1000, 0)] * 20 + [(1000, 1)] * 20
 
 
-def test_without_a_word_the_splits_that_are_there_are_taken(tmp_path):
+def test_existing_splits_are_the_default(tmp_path):
     storage = tmp_path.as_uri()
     for split in ("test", "extra", "train"):
         write_recordings(f"{storage}/mine", split, [1])
@@ -82,7 +82,7 @@ def test_without_a_word_the_splits_that_are_there_are_taken(tmp_path):
         splits_to_extract(replace(config, data=DataConfig(corpus="nothing")))
 
 
-def test_features_of_other_settings_or_of_another_corpus_are_not_taken_for_done(tmp_path, capsys):
+def test_features_of_other_settings_or_another_corpus_are_not_reused(tmp_path, capsys):
     storage = tmp_path.as_uri()
     write_recordings(f"{storage}/mine", "train", [2])
     config = Config(storage=storage, data=DataConfig(corpus="mine"))
@@ -123,7 +123,7 @@ def tiny_whisper(tmp_path):
 
 
 @pytest.mark.services
-def test_an_interrupted_extraction_keeps_its_parts_and_goes_on(tmp_path, tiny_whisper, ray_head):
+def test_an_interrupted_extraction_keeps_its_parts_and_resumes(tmp_path, tiny_whisper, ray_head):
     write_recordings(f"{tmp_path.as_uri()}/mine", "train", [600], seconds=5.0)
     command = [sys.executable, "jobs/extract.py", "scenes", "--storage", tmp_path.as_uri(), "--data.corpus", "mine"]
     command += ["--model.whisper", str(tiny_whisper), "--model.language", "en"]

@@ -78,7 +78,7 @@ def test_shards_manifest_and_rejections_agree(source: Path) -> None:
     assert [name.rpartition(".")[2] for name in names] == ["jpg", "flac", "json"] * 3
 
 
-def test_run_twice_it_writes_the_same_bytes(source: Path) -> None:
+def test_two_runs_write_the_same_bytes(source: Path) -> None:
     write(options(source, "one/x"))
     write(options(source, "two/x"))
     assert bytes_below(source / "one") == bytes_below(source / "two")
@@ -87,7 +87,7 @@ def test_run_twice_it_writes_the_same_bytes(source: Path) -> None:
     assert bytes_below(source / "one") == before
 
 
-def test_interrupted_it_continues_with_what_is_missing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_recipe_resumes(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(options(source, "whole/x"))
     real, made = table.FileCorpus.make_sample, []
 
@@ -158,18 +158,18 @@ def test_a_full_disk_is_found_before_anything_is_written(source: Path, monkeypat
         ({"dev_fraction": 0.9, "test_fraction": 0.1}, "must be below 1 together"),
     ],
 )
-def test_impossible_flags_get_one_line(source: Path, flags: dict, message: str) -> None:
+def test_impossible_flags_give_one_line(source: Path, flags: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         write(options(source, **flags))
 
 
-def test_a_folder_for_a_destination_gets_the_url_that_was_meant(source: Path) -> None:
+def test_a_path_as_destination_is_answered_with_its_url(source: Path) -> None:
     flags = table.TableOptions(source=str(source / "t.csv"), dest="/tmp/mine")
     with pytest.raises(UserError, match=r"--dest /tmp/mine must be .*, e\.g\. file:///tmp/mine"):
         write_corpus(table.read_corpus(flags), flags)
 
 
-def test_a_destination_that_cannot_be_written_gets_one_line(source: Path) -> None:
+def test_an_unwritable_destination_gives_one_line(source: Path) -> None:
     write_file(source / "file", b"")
     with pytest.raises(UserError, match=r"file/below/\.writable cannot be written: Not a directory"):
         write(options(source, "file/below"))
@@ -196,7 +196,7 @@ def test_the_command_line_ends_with_a_table_or_one_line(
     assert capsys.readouterr().err == "error: --split 'val': cli has the splits train, test\n"
 
 
-def test_a_recipe_travels_to_workers_without_its_list(source: Path) -> None:
+def test_a_pickled_recipe_omits_its_list(source: Path) -> None:
     corpus = table.read_corpus(options(source))
     assert len(pickle.dumps(corpus)) < 1000
 
@@ -222,7 +222,7 @@ def test_shards_follow_the_corpus(num_samples: int, per_shard: int) -> None:
     assert automatic_samples_per_shard(num_samples) == per_shard
 
 
-def test_automatic_shards_of_a_round_are_of_one_size_and_given_ones_as_given() -> None:
+def test_automatic_shards_of_a_round_have_one_size_and_set_ones_the_set_size() -> None:
     def sizes(rounds: list[int], per_shard: int) -> list[tuple[int, int]]:
         tasks = divide_into_shards("file:///x", "train", [list(range(count)) for count in rounds], per_shard, {})
         return [(task.round, len(task.items)) for task in tasks]
@@ -241,7 +241,7 @@ def different_images(source: Path) -> None:
         write_file(source / f"{number}.jpg", image(400, 400, shade=25 * number))
 
 
-def test_an_image_of_two_names_is_listed(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_with_two_names_is_listed(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     different_images(source)
     same_image(source, 1, 0)
     summary = write(options(source))
@@ -252,7 +252,7 @@ def test_an_image_of_two_names_is_listed(source: Path, capsys: pytest.CaptureFix
     assert verify_split((source / "out/train").as_uri()) == []
 
 
-def test_an_image_of_two_splits_under_two_names_is_refused(
+def test_an_image_in_two_splits_under_two_names_is_refused(
     source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     different_images(source)
@@ -273,7 +273,7 @@ def test_an_image_of_two_splits_under_two_names_is_refused(
     assert "in two splits, e.g. '0.jpg' in train and '8.jpg' in test: give both" in capsys.readouterr().err
 
 
-def test_two_images_of_one_name_are_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_images_with_one_name_are_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = table.FileCorpus.make_sample
 
     def another_image_in_round_1(corpus, item):
@@ -304,7 +304,7 @@ def test_a_dry_run_ends_as_the_real_run_would(
     run_recipe(table.__doc__, table.TableOptions, table.read_corpus)
 
 
-def test_rejections_keep_names_as_they_are_read(tmp_path: Path) -> None:
+def test_rejections_keep_names_unchanged(tmp_path: Path) -> None:
     write_file(tmp_path / "M\u00e4dchen.jpg", image())
     write_file(tmp_path / "a.wav", sound())
     listed = ["M\u00e4dchen.jpg,a.wav,train", "M\u00e4dchen.jpg,gr\u00fc\u00dfe.wav,train"]

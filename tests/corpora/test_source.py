@@ -49,13 +49,13 @@ def test_files_and_links_to_files_are_read(source):
         source.read("nothing", "image")
 
 
-def test_json_without_end_is_one_line(source):
+def test_too_deep_json_gives_one_line(source):
     with pytest.raises(UserError, match="deep is not JSON") as caught:
         source.json("deep")
     assert "\n" not in str(caught.value)
 
 
-def test_a_line_without_end_is_refused(source, monkeypatch):
+def test_a_too_long_line_is_refused(source, monkeypatch):
     monkeypatch.setattr("brewclip.corpora.source._LONGEST_LINE_BYTES", 1000)
     with pytest.raises(UserError, match="has a line of more than 1000 bytes"):
         list(source.lines("deep"))

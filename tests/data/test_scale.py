@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from brewclip.data.manifest import INDEX, INDEX_ENTRY, MANIFEST, SHARDS, ShardRecord, Summary, shards_to_parquet
+from brewclip.data.manifest import INDEX, INDEX_ENTRY, MANIFEST, SHARDS, Summary
+from brewclip.data.manifest_writer import ShardRecord, shards_to_parquet
 from brewclip.data.order import SampleOrder
 from brewclip.data.schema import pack_sample
 from tests.data.splits import make_sample

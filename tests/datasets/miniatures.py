@@ -43,7 +43,7 @@ def sound(seconds: float = 0.5, *, rate_hz: int = 16_000, channels: int = 1, for
 
 
 def image(width: int = 40, height: int = 30, *, form: str = "JPEG", shade: int = 100) -> bytes:
-    """Return a picture of one colour."""
+    """Return an image of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), (shade, 50, 200)).save(buffer, form)
     return buffer.getvalue()

@@ -61,7 +61,7 @@ def read(source: Path):
     return flickr8k.read_corpus(flickr8k.Flickr8kOptions(source=str(source), dest="file:///nowhere"))
 
 
-def test_splits_follow_the_lists_and_every_loss_has_a_cause(source: Path) -> None:
+def test_splits_follow_the_lists_and_every_rejection_has_a_cause(source: Path) -> None:
     corpus = read(source)
     assert corpus.splits() == ["train", "dev", "test"]
     samples, causes = make_all(corpus, "train")
@@ -94,7 +94,7 @@ def test_texts_speakers_and_names_are_those_of_the_corpus(source: Path) -> None:
     assert samples[f"{A}-0"].image == image()  # small enough: the same bytes
 
 
-def test_the_line_with_a_copy_number_means_its_image(source: Path) -> None:
+def test_a_copy_number_is_removed_from_the_image_name(source: Path) -> None:
     write_file(source / "Flickr_8k.devImages.txt", f"{DEV}.jpg\n{COPY}.jpg\n")
     samples, causes = make_all(read(source), "dev")
     assert field_of(samples, "text")[f"{COPY}-0"] == "A man and a woman ."
@@ -113,7 +113,7 @@ def test_captions_of_kaggle_give_the_same_texts(source: Path) -> None:
     assert field_of(make_all(read(source), "train")[0], "text") == original
 
 
-def test_a_image_in_two_lists_is_refused(source: Path) -> None:
+def test_an_image_in_two_lists_is_refused(source: Path) -> None:
     write_file(source / "Flickr_8k.devImages.txt", f"{A}.jpg\n")
     with pytest.raises(UserError, match=rf"{A}.jpg is in Flickr_8k.trainImages.txt and in Flickr_8k.devImages.txt"):
         read(source)

@@ -82,7 +82,7 @@ def test_dev_is_a_share_of_the_images_of_train(source: Path) -> None:
     assert read(source, 0.0).splits() == ["train", "test"]
 
 
-def test_a_recording_that_is_damaged_half_way_keeps_what_decodes(source: Path) -> None:
+def test_a_damaged_recording_keeps_what_decodes(source: Path) -> None:
     name = source / "coco_val/coco_val_137576_93.ogg"
     data = name.read_bytes()
     name.write_bytes(data[: len(data) // 2])
@@ -105,7 +105,7 @@ def test_val_alone_is_enough_but_half_of_train_is_not(source: Path) -> None:
         read(source)
 
 
-def test_a_line_that_was_cut_is_named(source: Path) -> None:
+def test_a_truncated_line_is_named(source: Path) -> None:
     lines = (source / narratives.TRAIN[1]).read_text().splitlines()
     write_file(source / narratives.TRAIN[1], "\n".join([*lines, '{"dataset_id": "msco']))
     with pytest.raises(UserError, match=rf"line {len(lines) + 1} of .*00001-of-00004.jsonl is not JSON"):

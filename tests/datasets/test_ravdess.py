@@ -117,6 +117,6 @@ def test_real_clips_as_flac_of_four_actors(shared_directory: Path) -> None:
         ({"dev_actors": (5,)}, r"ravdess has no clip of actor 5, only of 1, 2, 3, 4"),
     ],
 )
-def test_actors_that_cannot_be_get_one_line(shared_directory: Path, flags: dict, message: str) -> None:
+def test_invalid_actors_give_one_line(shared_directory: Path, flags: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(shared_directory / "speech/ravdess", **flags)

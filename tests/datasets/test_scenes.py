@@ -7,7 +7,7 @@ from tests.datasets.miniatures import load_recipe
 scenes = load_recipe("scenes")
 
 
-def test_emotions_of_a_split_are_balanced_over_speakers_of_its_own():
+def test_emotions_of_a_split_are_balanced_over_its_speakers():
     recipe = scenes.Scenes(scenes.ScenesOptions(style="emotion", num_train=32, num_dev=4, num_test=12))
     speakers = {}
     for split in recipe.splits():

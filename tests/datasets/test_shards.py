@@ -1,4 +1,4 @@
-"""Existing WebDataset shards as a corpus: adopted as they are, or written anew; real recordings, the real library."""
+"""Existing WebDataset shards as a corpus, adopted in place or rewritten; with real recordings and the real library."""
 
 import bz2
 import gzip
@@ -54,7 +54,7 @@ def write_tar(path: Path, members: Members, form: int = tarfile.GNU_FORMAT) -> N
 
 
 def image(number: int, form: str = "PNG") -> bytes:
-    """Return an image that no other number has."""
+    """Return a distinct image per number."""
     noise = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, form)
@@ -92,7 +92,7 @@ def samples_of(url: str) -> list[Sample]:
 
 
 def rewritten(folder: Path, *words: str, **rules: object):
-    """Return obstacle and corpus of tars that must be written anew."""
+    """Return obstacle and corpus of tars that must be rewritten."""
     tars = find_tars(words)
     tasks = [scan.ScanTask(tar, (folder / "corpus").as_uri(), scan.Rules(**rules)) for tar in tars]
     digests = [scan.scan_tar(task, lambda count: None) for task in tasks]
@@ -184,7 +184,7 @@ def test_the_training_stream_reads_adopted_shards(tmp_path: Path) -> None:
     assert [sample for _, sample in cached.load(Extent(0, 1, 2))] == samples_of(manifest.url)[1:3]
 
 
-def test_nothing_said_of_splits_draws_whole_tars(tmp_path: Path) -> None:
+def test_without_splits_whole_tars_are_drawn(tmp_path: Path) -> None:
     for number in range(5):
         write_tar(tmp_path / f"raw/{number}.tar", one("000", number))  # every tar has the same keys
     dest = make(tmp_path, source=(f"{tmp_path}/raw",))
@@ -201,12 +201,12 @@ def test_compressed_tars_are_stored_without_compression_and_adopted(tmp_path: Pa
     (tmp_path / "dev.tar").write_bytes(bz2.compress((tmp_path / "dev.tar").read_bytes()))
     dest = make(tmp_path)
     assert plain in [path.read_bytes() for path in (dest / "tars").iterdir()]
-    moved = dest.rename(tmp_path / "moved")  # what lies within the corpus is named relative to it
+    moved = dest.rename(tmp_path / "moved")  # files within the corpus are referenced by relative URLs
     assert verify_split((moved / "train").as_uri()) == []
     assert len(samples_of((moved / "train").as_uri())) == 4
 
 
-def test_a_compressed_tar_that_is_cut_is_taken_as_far_as_it_goes(tmp_path: Path, capsys) -> None:
+def test_a_truncated_compressed_tar_is_read_up_to_the_damage(tmp_path: Path, capsys) -> None:
     write_three(tmp_path, 8)
     packed = gzip.compress((tmp_path / "train.tar").read_bytes())
     (tmp_path / "train.tar").write_bytes(packed[: len(packed) // 2])
@@ -216,7 +216,7 @@ def test_a_compressed_tar_that_is_cut_is_taken_as_far_as_it_goes(tmp_path: Path,
     assert verify_split(f"{dest.as_uri()}/train") == []
 
 
-def test_a_split_of_something_else_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_a_split_of_another_corpus_is_not_reused(tmp_path: Path) -> None:
     write_three(tmp_path)
     dest = make(tmp_path)
     (dest / "shards.json").unlink()
@@ -225,7 +225,7 @@ def test_a_split_of_something_else_is_not_taken_for_this_one(tmp_path: Path) -> 
         make(tmp_path)
 
 
-def test_an_interrupted_run_goes_on_and_the_result_is_the_same(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_an_interrupted_run_resumes_with_the_same_result(tmp_path: Path, monkeypatch, capsys) -> None:
     write_three(tmp_path)
     read: list[str] = []
     find_samples = scan.find_samples
@@ -295,10 +295,10 @@ def test_verify_names_the_tar_that_was_damaged_after_its_adoption(tmp_path: Path
     assert verify_split(f"{dest.as_uri()}/dev") == []
 
 
-# ------------------------------------------------------------------ what is wrong with samples and tars
+# ------------------------------------------------------------------ damaged samples and tars
 
 
-def test_samples_that_cannot_be_used_are_listed_and_left_out(tmp_path: Path, capsys) -> None:
+def test_unusable_samples_are_listed_and_excluded(tmp_path: Path, capsys) -> None:
     write_three(tmp_path, 8)
     bad = {
         "no_audio": [("a.png", image(50))],
@@ -312,7 +312,7 @@ def test_samples_that_cannot_be_used_are_listed_and_left_out(tmp_path: Path, cap
     }
     good = one("0000", 0) + one("0001", 1)
     write_tar(tmp_path / "train.tar", good[:2] + [member for members in bad.values() for member in members] + good[2:])
-    with pytest.raises(UserError, match=r"8 of 26 samples cannot be used .*1 duplicate_member, 1 json.*allows; the fi"):
+    with pytest.raises(UserError, match=r"8 of 26 samples cannot be used .*1 duplicate_member, 1 image, 1 json.*allows; the fi"):
         make(tmp_path)
     dest = make(tmp_path, "--max-rejected-fraction", "0.5")
     rows = [json.loads(line) for line in (dest / "train/rejected.jsonl").read_text().splitlines()]
@@ -322,7 +322,7 @@ def test_samples_that_cannot_be_used_are_listed_and_left_out(tmp_path: Path, cap
     assert verify_split(f"{dest.as_uri()}/train") == []
 
 
-def test_what_stands_before_damage_is_adopted_and_the_rest_counted(tmp_path: Path, capsys) -> None:
+def test_samples_before_damage_are_adopted_and_the_rest_counted(tmp_path: Path, capsys) -> None:
     write_three(tmp_path, 8)
     data = (tmp_path / "train.tar").read_bytes()
     header = len(data) // 2 // 512 * 512
@@ -337,7 +337,7 @@ def test_what_stands_before_damage_is_adopted_and_the_rest_counted(tmp_path: Pat
     assert verify_split(f"{dest.as_uri()}/train") == []
 
 
-def test_the_sample_in_which_a_tar_ends_is_counted(tmp_path: Path) -> None:
+def test_the_sample_truncated_at_the_end_of_a_tar_is_counted(tmp_path: Path) -> None:
     write_three(tmp_path, 30)
     data = (tmp_path / "train.tar").read_bytes()
     (tmp_path / "train.tar").write_bytes(data[: len(data) - 20_000])
@@ -346,7 +346,7 @@ def test_the_sample_in_which_a_tar_ends_is_counted(tmp_path: Path) -> None:
     assert "the tar ends within" in row
 
 
-def test_a_damaged_recording_is_kept_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_damaged_recording_is_kept_up_to_the_damage(tmp_path: Path) -> None:
     write_three(tmp_path)
     whole = sound(2.0)
     write_tar(tmp_path / "train.tar", one("000", 0, wav=whole[: len(whole) * 3 // 4]))
@@ -363,14 +363,14 @@ def test_a_damaged_recording_is_kept_as_far_as_it_goes(tmp_path: Path) -> None:
         (b"<html>not found</html>" * 100, "is no tar"),
     ],
 )
-def test_what_is_no_tar_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_tar_gives_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/a.tar").write_bytes(content)
     with pytest.raises(UserError, match=message):
         make(tmp_path, source=(f"train={tmp_path}/raw/a.tar",))
 
 
-def test_tars_without_samples_are_one_line(tmp_path: Path) -> None:
+def test_tars_without_samples_give_one_line(tmp_path: Path) -> None:
     write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(UserError, match="--source has no sample: 0 members"):
         make(tmp_path, source=(f"train={tmp_path}/empty.tar",))
@@ -391,14 +391,14 @@ def test_tars_without_samples_are_one_line(tmp_path: Path) -> None:
         ([], "names no tar"),
     ],
 )
-def test_mistakes_in_the_source_are_one_line(tmp_path: Path, monkeypatch, words: list[str], message: str) -> None:
+def test_invalid_sources_give_one_line(tmp_path: Path, monkeypatch, words: list[str], message: str) -> None:
     monkeypatch.chdir(tmp_path)
     write_three(tmp_path, 1)
     with pytest.raises(UserError, match=message):
         find_tars(words)
 
 
-# ------------------------------------------------------------------ written anew
+# ------------------------------------------------------------------ rewritten
 
 
 def test_captions_of_one_sample_are_written_in_rounds(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_captions_of_one_sample_are_written_in_rounds(tmp_path: Path) -> None:
     assert samples["001-1"].metadata["caption_id"] == "001.1"
 
 
-def test_a_caption_that_cannot_be_used_takes_no_image_from_the_others(tmp_path: Path) -> None:
+def test_an_unusable_caption_does_not_remove_the_image_of_others(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("k.png", image(0)), ("k.0.wav", b"no sound"), ("k.1.wav", sound())])
     _, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
     samples, causes = make_all(corpus, "train")
@@ -428,7 +428,7 @@ def test_a_caption_that_cannot_be_used_takes_no_image_from_the_others(tmp_path: 
     assert samples["k-1"].image is not None
 
 
-def test_samples_far_from_each_other_are_not_read_in_one_piece(tmp_path: Path, monkeypatch) -> None:
+def test_distant_samples_are_not_read_as_one_range(tmp_path: Path, monkeypatch) -> None:
     from brewclip.containers import samples
 
     monkeypatch.setattr(samples, "_MOST_RANGE_BYTES", 60_000)
@@ -438,7 +438,7 @@ def test_samples_far_from_each_other_are_not_read_in_one_piece(tmp_path: Path, m
     assert sorted(make_all(corpus, "train")[0]) == ["000-0", "001-0"]
 
 
-def test_what_is_in_no_split_is_listed_beside_them(tmp_path: Path) -> None:
+def test_samples_in_no_split_are_listed(tmp_path: Path) -> None:
     of = {"a": b'{"part": "train"}', "b": b'{"part": "val"}', "c": b"{}"}
     for number, (name, text) in enumerate(of.items()):
         write_tar(tmp_path / f"{name}.tar", one("000", number, json=text))
@@ -454,7 +454,7 @@ def test_what_is_in_no_split_is_listed_beside_them(tmp_path: Path) -> None:
     assert sorted(path.parent.name for path in dest.glob("*/manifest.json")) == ["dev", "train"]
 
 
-def test_pairs_that_share_a_key_by_a_dot_find_each_other(tmp_path: Path) -> None:
+def test_pairs_of_one_key_are_matched_by_the_part_after_the_dot(tmp_path: Path) -> None:
     members = [*one("key.v1", 1), *one("key.v2", 2), ("key.v2.txt", b"the second")]
     write_tar(tmp_path / "a.tar", members)
     _, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
@@ -466,7 +466,7 @@ def test_pairs_that_share_a_key_by_a_dot_find_each_other(tmp_path: Path) -> None
     assert len({sample.metadata["image_id"] for sample in samples.values()}) == 2
 
 
-def test_an_image_of_several_samples_is_one_image(tmp_path: Path) -> None:
+def test_identical_images_of_several_samples_are_one_image(tmp_path: Path) -> None:
     same = image(7)
     write_tar(tmp_path / "a.tar", [*one("000", 0, png=same), *one("001", 1)])
     write_tar(tmp_path / "b.tar", [*one("002", 2, png=same), *one("003", 3)])
@@ -477,7 +477,7 @@ def test_an_image_of_several_samples_is_one_image(tmp_path: Path) -> None:
     assert {"000-0", "000-1", "001-0", "003-0"} == set(samples)
 
 
-def test_an_id_of_the_json_names_the_image(tmp_path: Path) -> None:
+def test_an_id_field_in_the_json_names_the_image(tmp_path: Path) -> None:
     members = [m for n in range(4) for m in one(f"{n:03d}", n, json=json.dumps({"coco": n // 2}).encode())]
     write_tar(tmp_path / "a.tar", members)
     obstacle, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar", id_field="coco")
@@ -485,7 +485,7 @@ def test_an_id_of_the_json_names_the_image(tmp_path: Path) -> None:
     assert sorted(make_all(corpus, "train")[0]) == ["0-0", "0-1", "1-0", "1-1"]
 
 
-def test_members_that_do_not_lie_together_are_put_together(tmp_path: Path) -> None:
+def test_non_contiguous_members_are_grouped(tmp_path: Path) -> None:
     first, second = one("000", 0), one("001", 1)
     write_tar(tmp_path / "a.tar", [first[0], second[0], first[1], second[1]])
     obstacle, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
@@ -495,7 +495,7 @@ def test_members_that_do_not_lie_together_are_put_together(tmp_path: Path) -> No
     assert not causes
 
 
-def test_a_split_field_within_a_tar_is_followed(tmp_path: Path) -> None:
+def test_a_split_field_within_a_tar_is_used(tmp_path: Path) -> None:
     splits = ["train", "val", "test", ""]
     members = [m for n, of in enumerate(splits) for m in one(f"{n:03d}", n, json=json.dumps({"part": of}).encode())]
     write_tar(tmp_path / "a.tar", members)
@@ -505,7 +505,7 @@ def test_a_split_field_within_a_tar_is_followed(tmp_path: Path) -> None:
     assert [item.problem for item in corpus.left_out] == ["no_split"]
 
 
-def test_recordings_alone(tmp_path: Path) -> None:
+def test_recordings_without_images(tmp_path: Path) -> None:
     write_tar(tmp_path / "train.tar", [("000.mp3", sound(form="MP3")), ("001.ogg", sound(form="OGG"))])
     dest = make(tmp_path, "--without-images", source=(f"train={tmp_path}/train.tar",))
     assert [sample.image for sample in samples_of(f"{dest.as_uri()}/train")] == [None, None]

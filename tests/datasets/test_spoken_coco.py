@@ -86,7 +86,7 @@ def test_karpathys_split_is_preferred_and_both_of_its_forms_agree(original: Path
         assert field_of(unrolled, "caption_id") == field_of(samples, "caption_id")
 
 
-def test_a_image_in_two_splits_is_refused(original: Path) -> None:
+def test_an_image_in_two_splits_is_refused(original: Path) -> None:
     for part in ("train", "val", "test"):
         write_json(original, f"SpokenCOCO_ksplit_{part}.json", [row(9, 1, "train")])
     with pytest.raises(UserError, match=r"one image lies in two splits, e.g. 'train2014/COCO.*9.jpg' in train and"):
@@ -113,7 +113,7 @@ def test_wrong_layouts_are_named(tmp_path: Path, original: Path) -> None:
         read(original)
 
 
-def test_images_may_lie_behind_a_link(original: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_images_behind_a_link_are_found(original: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("coco") / "train2014"
     (original / "train2014").rename(elsewhere)
     (original / "train2014").symlink_to(elsewhere)

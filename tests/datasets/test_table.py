@@ -1,4 +1,4 @@
-"""The table recipe: four formats with commas, quotes, unicode and rows that cannot be used."""
+"""The table recipe: four formats with commas, quotes, unicode and unusable rows."""
 
 import csv
 import dataclasses
@@ -53,7 +53,7 @@ def rows() -> list[dict]:
 
 
 def write_table(folder: Path, name: str, listed: list[dict]) -> Path:
-    """Write the table and short files of all images and recordings that it names."""
+    """Write the table and small files for all images and recordings it references."""
     path = folder / name
     frame = pd.DataFrame(listed)
     if name.endswith("parquet"):
@@ -92,7 +92,7 @@ def test_all_formats_give_the_same_samples(tmp_path: Path, name: str) -> None:
         assert (image.format, image.size) == ("JPEG", (40, 30))
 
 
-def test_rows_that_cannot_be_used_are_rejected_with_a_cause(tmp_path: Path) -> None:
+def test_unusable_rows_are_rejected_with_a_cause(tmp_path: Path) -> None:
     listed = [
         {"image": "a.jpg", "audio": "1.wav", "image_id": "7", "split": "train"},
         {"image": "a.jpg", "audio": "1.wav", "image_id": "7", "split": "train"},
@@ -127,7 +127,7 @@ def test_rows_that_cannot_be_used_are_rejected_with_a_cause(tmp_path: Path) -> N
     assert left_out(corpus) == {"4.wav": "no_split"}
 
 
-def test_a_comma_without_quotes_spoils_its_own_row_only(tmp_path: Path) -> None:
+def test_an_unquoted_comma_rejects_only_its_row(tmp_path: Path) -> None:
     write_table(tmp_path, "t.csv", rows())
     lines = ["image,audio,text", f"{CAT},a/1.wav,a cat, sleeping", "dog2.jpg,a/4.wav,a dog"]
     write_file(tmp_path / "t.csv", "\n".join(lines))
@@ -155,7 +155,7 @@ def test_without_a_split_column_images_are_split_by_the_seed(tmp_path: Path) -> 
     assert [item.image_id for item in rounds[0]] == [item.image_id for item in rounds[1]]
 
 
-def test_a_image_in_two_splits_is_refused(tmp_path: Path) -> None:
+def test_an_image_in_two_splits_is_refused(tmp_path: Path) -> None:
     listed = rows()
     listed[1]["split"] = "test"
     with pytest.raises(UserError, match=r"one image lies in two splits, e\.g\. 'images/K.*' in train and test"):
@@ -182,7 +182,7 @@ def test_files_may_be_named_by_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", "image,audio\na,b\n", "has no column image, only: audio, image"),
+        ("t.csv", "photo,audio\na,b\n", "has no column image, only: audio, photo"),
         ("t.csv", "", "has no column image and no column audio"),
         ("t.csv", 'image,audio\n"a,b\n', "cannot be read as CSV"),
         ("t.csv", b"image,audio\n\xff\xfe,b\n", "is not UTF-8 text"),
@@ -194,13 +194,13 @@ def test_files_may_be_named_by_url(tmp_path: Path) -> None:
         ("t.csv", "image,audio\n", "has no column image|lists no recording"),
     ],
 )
-def test_a_wrong_table_gets_one_line(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
+def test_an_invalid_table_gives_one_line(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
     write_file(tmp_path / name, content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
 
 
-def test_a_missing_table_gets_one_line(tmp_path: Path) -> None:
+def test_a_missing_table_gives_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"t\.csv does not exist"):
         read(tmp_path / "t.csv")
     with pytest.raises(UserError, match="gone does not exist"):
@@ -227,9 +227,9 @@ def test_a_csv_with_another_delimiter_is_read(tmp_path: Path, delimiter: str) ->
 def test_columns_of_other_names_are_named_by_flags(tmp_path: Path) -> None:
     write_file(tmp_path / "a.jpg", image())
     write_file(tmp_path / "a.wav", sound())
-    row = {"image": {"file": "a.jpg"}, "Clip": {"path": "a.wav"}, "who": 7, "said": "hello", "part": "test"}
+    row = {"photo": {"file": "a.jpg"}, "Clip": {"path": "a.wav"}, "who": 7, "said": "hello", "part": "test"}
     write_file(tmp_path / "t.jsonl", json.dumps(row))
-    names = {"image_column": "image.file", "audio_column": "clip", "text_column": "said", "speaker_column": "who"}
+    names = {"image_column": "photo.file", "audio_column": "clip", "text_column": "said", "speaker_column": "who"}
     samples, causes = make_all(read(tmp_path / "t.jsonl", split_column="part", **names), "test")
     assert (causes, list(field_of(samples, "speaker").values())) == ({}, ["7"])
     with pytest.raises(UserError, match=r"has no column saying, only: Clip.* --text-column can name another"):
@@ -246,7 +246,7 @@ def test_recordings_without_images(tmp_path: Path) -> None:
         read(tmp_path / "t.csv")
 
 
-# ------------------------------------------------------------------ as Hugging Face writes it
+# ------------------------------------------------------------------ Hugging Face Parquet
 
 BLOB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 FEATURES = {"info": {"features": {"feeling": {"names": ["calm", "sad", "happy"], "_type": "ClassLabel"}}}}
@@ -259,7 +259,7 @@ def noise(seed: int) -> bytes:
 
 
 def hugging_face_rows(clips: list[Path]) -> list[dict]:
-    """Rows with an image and a recording in them; of the last, only the path of the recording."""
+    """Return rows with embedded images and recordings; the last has only the path of its recording."""
     rows = [
         {
             "image": {"bytes": noise(number), "path": f"{path.stem}.jpg"},
@@ -338,7 +338,7 @@ def test_a_dataset_repository_is_read_from_object_storage(repository: Path, buck
     assert [item.problem for item in items_of(dry, "test") if item.problem] == ["missing_recording"]
 
 
-def test_cells_of_a_row_group_are_read_one_after_the_other(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_of_a_row_group_are_read_consecutively(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = read_repository(repository)
     order = [item.image.partition("#")[0::2] for item in items_of(corpus, "train")]
     groups = [(name, cell.split("[")[1].split(":")[0]) for name, cell in order]
@@ -351,7 +351,7 @@ def test_cells_of_a_row_group_are_read_one_after_the_other(repository: Path, mon
     assert len(opened) == 2 * 6  # recordings and images of each row group
 
 
-def test_parts_of_names_are_patterns(repository: Path) -> None:
+def test_patterns_in_file_names(repository: Path) -> None:
     assert len(items_of(read_repository(repository, "data/train-*.parquet"), "train")) == 20
     assert read_repository(repository, "**/*.parquet").splits() == ["train", "test"]
     assert read_repository(repository, "d*/test-?????-of-00001.parquet").splits() == ["test"]
@@ -363,7 +363,7 @@ def test_parts_of_names_are_patterns(repository: Path) -> None:
         read_repository(repository, "*")
 
 
-def test_what_a_row_lacks_is_rejected(tmp_path: Path) -> None:
+def test_rows_without_image_or_recording_are_rejected(tmp_path: Path) -> None:
     rows = [
         {"image": {"bytes": noise(1), "path": None}, "audio": {"bytes": sound(), "path": None}},
         {"image": None, "audio": {"bytes": sound(), "path": None}},
@@ -372,11 +372,11 @@ def test_what_a_row_lacks_is_rejected(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows, pa.schema([("image", BLOB), ("audio", BLOB)])), tmp_path / "t.parquet")
     samples, causes = make_all(read(tmp_path / "t.parquet", dev_fraction=0, test_fraction=0), "train")
-    assert sorted(causes.values()) == ["missing_recording", "no_image", "image"]
+    assert sorted(causes.values()) == ["image", "missing_recording", "no_image"]
     assert len(samples) == 1
 
 
-def test_the_bytes_of_a_file_that_went_away_are_a_rejection(repository: Path, tmp_path: Path) -> None:
+def test_a_file_deleted_after_listing_is_rejected(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "test-00000-of-00001.parquet").write_bytes(
         (repository / "data/test-00000-of-00001.parquet").read_bytes()
     )

@@ -1,4 +1,4 @@
-"""Word errors: counted by hand, and what they cost in recall."""
+"""Word errors: counted by hand, and their effect on recall."""
 
 import io
 
@@ -107,10 +107,10 @@ def test_slope_equals_that_of_scikit_learn():
 @pytest.mark.parametrize(
     ("x", "yes", "message"),
     [
-        ([0.0, 0.1, 0.5, 0.9], [1, 1, 0, 0], "no finite slope: the value 0.1 parts every yes from every no"),
-        ([0.0, 0.2, 0.2, 0.9], [1, 1, 0, 0], "no finite slope: the value 0.2 parts"),
-        ([0.0, 0.1, 0.5, 0.9], [1, 1, 1, 1], "all 4 rankings are yes"),
-        ([0.0, 0.1, 0.5, 0.9], [0, 0, 0, 0], "all 4 rankings are no"),
+        ([0.0, 0.1, 0.5, 0.9], [1, 1, 0, 0], "no finite slope: the value 0.1 separates every yes from every no"),
+        ([0.0, 0.2, 0.2, 0.9], [1, 1, 0, 0], "no finite slope: the value 0.2 separates"),
+        ([0.0, 0.1, 0.5, 0.9], [1, 1, 1, 1], "all 4 outcomes are yes"),
+        ([0.0, 0.1, 0.5, 0.9], [0, 0, 0, 0], "all 4 outcomes are no"),
         ([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 1], "all 4 values are equal"),
     ],
 )
@@ -119,7 +119,7 @@ def test_data_without_a_slope(x, yes, message):
         fit_logistic(np.array(x), np.array(yes, bool))
 
 
-def test_nearly_parted_data_converge():
+def test_nearly_separated_data_converge():
     x = np.concatenate([np.linspace(0, 1, 200), [0.52]])
     yes = np.concatenate([np.linspace(0, 1, 200) < 0.5, [True]])
     fit = fit_logistic(x, yes)
@@ -165,7 +165,7 @@ def test_queries_are_matched_by_key_and_the_effect_has_its_sign():
         measure_effect(ranking_of(["other-0"], np.array([1])), spoken)
 
 
-def test_tables_and_image_with_and_without_a_curve():
+def test_tables_and_figure_with_and_without_a_curve():
     spoken = many()
     keys = [one.key for one in spoken]
     ranks = np.array([1 if row % 10 < 5 or row % 7 == 0 else 30 for row in range(60)])
@@ -173,7 +173,7 @@ def test_tables_and_image_with_and_without_a_curve():
         measure_effect(ranking_of(keys, ranks, "curved"), spoken),
         measure_effect(ranking_of(keys, np.ones(60, int), "perfect"), spoken),
     ]
-    assert slope_rows(effects)[2][1] == "no slope: all 60 rankings are yes"
+    assert slope_rows(effects)[2][1] == "no slope: all 60 outcomes are yes"
     assert record_of(effects[1])["slope"] is None
     rows = band_rows(effects)
     assert ["perfect", "30 to 60", "18", *["100.0 [100.0, 100.0]"] * 3] in rows

@@ -5,7 +5,8 @@ import torch
 
 from brewclip.checkpoints.checkpoint import load_checkpoint, load_resume_point, open_checkpoint, save_checkpoint
 from brewclip.checkpoints.removal import finish_removal, is_being_removed, remove_checkpoints
-from brewclip.data.storage import FolderStorage, open_storage
+from brewclip.data.folder_storage import FolderStorage
+from brewclip.data.storage import open_storage
 from brewclip.errors import CheckpointError, ObjectMissing, UserError
 from tests.training.test_checkpoint import checkpoint_at
 

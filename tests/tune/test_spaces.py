@@ -41,7 +41,7 @@ def test_a_file_of_ones_own(tmp_path):
         ({"loss.alpha": [0.1, 1.5]}, "1.5 must be 0..1"),
         ({"loss.alpha": [float("nan")]}, "nan must be a finite number"),
         ({"model.num_layers": ("integers", -1, 3)}, "-1 must be 1..64"),
-        ({"optim.peak_lr": ("uniform", 0.0, float("inf"))}, "inf must be a finite number"),
+        ({"optim.final_lr": ("uniform", 0.0, float("inf"))}, "inf must be a finite number"),
         ({"optim.peak_lr": ("normal", 0.0, 1.0)}, "neither a list of values nor a tuple"),
         ({"optim.peak_lr": 0.1}, "neither a list of values nor a tuple"),
         ({"optim.peak_lr": ("integers", 1, 2)}, "a range 'integers' does not fit this setting"),
