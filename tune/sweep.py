@@ -16,9 +16,10 @@ from brewclip.checkpoints.compatibility import check_same_run
 from brewclip.checkpoints.facts import CheckpointFacts
 from brewclip.cluster import check_resources, demand_of, uses_gpu
 from brewclip.config import flatten
+from brewclip.config.masking import without_secrets
 from brewclip.data.storage import Storage, open_storage
 from brewclip.errors import UserError
-from brewclip.tracking.tracker import describe_environment, supersede, without_secrets
+from brewclip.tracking.tracker import describe_environment, supersede
 from brewclip.training.launch import prepare
 from tune.options import SweepConfig, check_options, shared_settings
 from tune.records import SweepRecord, register_best, sweep_url

@@ -7,11 +7,13 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from brewclip.config.addresses import check_endpoint
 from brewclip.config.checks import check, ignored_settings
+from brewclip.config.masking import without_secrets
 from brewclip.config.presets import PRESETS, preset
 from brewclip.config.ranges import check_ranges, describe_number, is_number, settings_of, show
 from brewclip.config.renamed import with_current_flags
@@ -38,11 +40,17 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
+    except Exception:
+        text = traceback.format_exc()
+        if without_secrets(text) == text:
+            raise
+        print(without_secrets(text), file=sys.stderr, flush=True)  # Python would print it as it is
+        raise SystemExit(1) from None
 
 
 def parse_command_line(
@@ -84,7 +92,7 @@ def parse_command_line(
     except ValueError as error:
         raise UserError(str(error)) from None
     for line in unused_flags(words, ignored) + ignored_settings(config) + missing:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {without_secrets(line)}", file=sys.stderr)
     return config
 
 

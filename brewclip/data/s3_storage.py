@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
+from brewclip.config.masking import without_secrets
 from brewclip.errors import ObjectMissing, StorageError
 
 Answer = TypeVar("Answer")
@@ -138,7 +139,8 @@ class S3Storage:
                 if not may_pass or time.monotonic() + pause > deadline:
                     raise problem from error
             if pause >= 1.0:
-                print(f"storage: {problem}; next try in {pause:.0f} s", file=sys.stderr, flush=True)
+                line = without_secrets(str(problem))
+                print(f"storage: {line}; next try in {pause:.0f} s", file=sys.stderr, flush=True)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

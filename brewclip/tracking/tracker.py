@@ -7,7 +7,6 @@ unavailable, records wait in memory, in order, and are delivered when it is back
 import os
 import platform
 import queue
-import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from brewclip.config.masking import without_secrets
 from brewclip.errors import UserError
 from brewclip.version import __version__
 
@@ -179,11 +179,6 @@ def describe_environment() -> dict[str, str]:
         "brewclip.python": platform.python_version(),
         "brewclip.platform": platform.platform(),
     } | {f"brewclip.version.{name}": version(name) for name in packages}
-
-
-def without_secrets(text: str) -> str:
-    """Remove user names and passwords from URLs in a text: `https://me:pw@host` becomes `https://host`."""
-    return re.sub(r"(?<=://)[^/@\s'\"]+@", "", text)
 
 
 def find_runs(uri: str, experiment: str, run_url: str) -> list[Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, flatten, unflatten
+from brewclip.config.masking import without_secrets
 from brewclip.data.batches import Batch
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader
@@ -26,7 +27,7 @@ from brewclip.distributed import agree_on_problem, sum_over_workers, world_rank,
 from brewclip.errors import UserError
 from brewclip.evaluation.embed import embed_split, gather_embeddings
 from brewclip.factory import build_autocast
-from brewclip.tracking.tracker import describe_environment, without_secrets
+from brewclip.tracking.tracker import describe_environment
 from brewclip.training.console import describe_run, describe_start, describe_step
 from brewclip.training.lease import Fence
 from brewclip.training.loop import TrainState, train

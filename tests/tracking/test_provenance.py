@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from brewclip.config import PRESETS, flatten, parse_command_line, preset
+from brewclip.config.masking import without_secrets
 from brewclip.tracking.provenance import (
     installed_packages,
     measure_system,
@@ -15,7 +16,6 @@ from brewclip.tracking.provenance import (
     repeat_command,
     source_sha256,
 )
-from brewclip.tracking.tracker import without_secrets
 
 
 @pytest.mark.parametrize("name", PRESETS)
