@@ -1,4 +1,4 @@
-"""Extraction: how a split is divided, what counts as done, and an interrupted job that goes on."""
+"""Extraction: how a split is divided, what counts as finished, resuming after an interruption."""
 
 import os
 import signal

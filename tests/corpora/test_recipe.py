@@ -104,7 +104,7 @@ def test_an_interrupted_recipe_resumes(source: Path, monkeypatch: pytest.MonkeyP
     assert not (source / "part/x/train/manifest.json").exists()
     made[:] = [""] * 16
     write(options(source, "part/x"))
-    assert len(made) - 16 == 3 + 4  # the shard that was cut off, and the other split
+    assert len(made) - 16 == 3 + 4  # the interrupted shard, and the other split
     assert bytes_below(source / "part") == bytes_below(source / "whole")
 
 
@@ -210,7 +210,9 @@ def test_ids_are_safe_keys_that_stay_different() -> None:
 
 
 def test_options_that_reduce_nothing_are_refused(source: Path) -> None:
-    with pytest.raises(UserError, match=r"--image-side-pixels 0 must be 16\.\.8192 \(--keep-original-images reduces nothing\)"):
+    with pytest.raises(
+        UserError, match=r"--image-side-pixels 0 must be 16\.\.8192 \(--keep-original-images reduces nothing\)"
+    ):
         check_options(options(source, image_side_pixels=0))
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.services
 
 
 def write_digits(folder: Path, speech: Path, takes: str) -> Path:
-    """Write a table: each digit, spoken by each speaker, with a picture of its own of that digit.
+    """Write a table: each digit, spoken by each speaker, with an own image of that digit.
 
     Takes of one speaker and digit are captions of one image.
     """
@@ -103,7 +103,7 @@ def test_120_real_recordings_are_written_interrupted_and_written_again(
     )
 
     (tmp_path / "far.jsonl").write_text('{"image": "a.jpg", "audio": "https://host/b.wav", "split": "train"}')
-    failed = run(*recipe(tmp_path / "far.jsonl", f"{bucket}/c"))  # found on a worker, told as one line
+    failed = run(*recipe(tmp_path / "far.jsonl", f"{bucket}/c"))  # found on a worker, reported as one line
     assert failed.returncode == 2
     assert "error: storage URL 'https://host' must be s3://" in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -312,7 +312,9 @@ def test_unusable_samples_are_listed_and_excluded(tmp_path: Path, capsys) -> Non
     }
     good = one("0000", 0) + one("0001", 1)
     write_tar(tmp_path / "train.tar", good[:2] + [member for members in bad.values() for member in members] + good[2:])
-    with pytest.raises(UserError, match=r"8 of 26 samples cannot be used .*1 duplicate_member, 1 image, 1 json.*allows; the fi"):
+    with pytest.raises(
+        UserError, match=r"8 of 26 samples cannot be used .*1 duplicate_member, 1 image, 1 json.*allows; "
+    ):
         make(tmp_path)
     dest = make(tmp_path, "--max-rejected-fraction", "0.5")
     rows = [json.loads(line) for line in (dest / "train/rejected.jsonl").read_text().splitlines()]
