@@ -1,6 +1,6 @@
-"""BrewCLIP: speech-image retrieval with frozen Whisper, frozen CLIP and what is learned between them.
+"""BrewCLIP: speech-image retrieval with frozen Whisper, frozen CLIP and a small trained model between them.
 
-Importing the package is cheap: nothing heavy is loaded before it is asked for.
+Importing the package is cheap: torch and the models are loaded on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -19,15 +19,15 @@ def load(url_or_name: str, *, clip: str = "", whisper: str = "", device: str = "
     Args:
         url_or_name: URL of a run (its best checkpoint) or of one checkpoint, a run's folder on this machine, the name
             of a run below BREWCLIP_STORAGE, `models:/NAME@ALIAS` of MLflow, or `zero_shot`.
-        clip: CLIP of `zero_shot`, such as `scenes`; a checkpoint names its own.
-        whisper: Whisper of `zero_shot`; a checkpoint names its own.
-        device: such as `cuda:1`; empty takes a GPU if there is one.
+        clip: CLIP of `zero_shot`, such as `scenes`; a checkpoint records its own.
+        whisper: Whisper of `zero_shot`; a checkpoint records its own.
+        device: such as `cuda:1`; empty uses a GPU if there is one.
 
     Returns:
-        An object with embed_speech, embed_images, build_index and search.
+        An `Embedder` with embed_speech, embed_images, build_index and search.
 
     Raises:
-        UserError, ValueError, FileNotFoundError: if there is no such checkpoint, or no frozen models for it.
+        UserError, ValueError, FileNotFoundError: if the checkpoint or its frozen models cannot be found.
     """
     from brewclip.serving.embedder import load_embedder
 

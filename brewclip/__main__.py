@@ -20,34 +20,34 @@ _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif",
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """What is embedded, and with what."""
+    """Settings of `index`."""
 
     checkpoint: str
     """URL of a run or checkpoint, a folder, a run below BREWCLIP_STORAGE, models:/NAME@ALIAS, or zero_shot."""
     images: Path
-    """Folder of images, at any depth."""
+    """Folder of images, searched recursively."""
     out: Path = Path("index.npz")
-    """File that is written."""
+    """Index file to write."""
     clip: str = ""
-    """CLIP of zero_shot; a checkpoint names its own."""
+    """CLIP of zero_shot; a checkpoint records its own."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is searched for."""
+    """Settings of `search`."""
 
     index: Path
-    """File that `index` wrote."""
+    """Index file written by `index`."""
     audio: Path
-    """Recording of what is looked for, any sound file."""
+    """Spoken query, any sound file."""
     k: Annotated[int, Range(1, 10**6)] = 5
-    """Images that are shown."""
+    """Number of images to print."""
     checkpoint: str = ""
-    """System that listens, if it has moved; empty takes the one that made the index, and another is refused."""
+    """New location of the checkpoint that built the index; empty uses the recorded one, others are refused."""
 
 
 def main() -> None:
-    """Run the command that the first word names."""
+    """Run the command named by the first argument."""
     with exit_on_user_error():
         commands = {"index": build_index, "search": search}
         name, words = (sys.argv[1:2] or [""])[0], sys.argv[2:]
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def build_index(words: list[str]) -> None:
-    """Embed the images of a folder."""
+    """Embed the images of a folder and write the index."""
     options = parse_options(__doc__, IndexOptions, words)
     if not options.images.is_dir():
         raise UserError(f"--images {options.images} is not a folder")
@@ -85,7 +85,7 @@ def build_index(words: list[str]) -> None:
 
 
 def search(words: list[str]) -> None:
-    """Print the nearest images of a recording."""
+    """Print the images nearest to a recording."""
     options = parse_options(__doc__, SearchOptions, words)
     from brewclip import load
     from brewclip.serving.index import Index

@@ -1,4 +1,4 @@
-"""Parts built from a configuration: one function for each, used alike by training, evaluation and serving."""
+"""Build model, decoder and autocast from a configuration, for training, evaluation and serving."""
 
 import math
 
@@ -18,12 +18,12 @@ from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.clip_identity import ClipIdentity
 from brewclip.pretrained.load import LoadedClip
 
-# What `--data.image-transform crop` is for a CLIP of this resize mode.
+# Resize mode of a CLIP -> what `--data.image-transform crop` means for it.
 _OWN_TRANSFORM = {"shortest": "crop", "squash": "squash", "longest": "letterbox"}
 
 
 def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
-    """Build the model of a configuration with initial weights that depend on its seed alone."""
+    """Build the model of a configuration; its initial weights depend on the seed only."""
     model, loss = config.model, config.loss
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
@@ -43,10 +43,10 @@ def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
 
 
 def restore_model(model: BrewCLIP, checkpoint: Checkpoint, clip: ClipIdentity) -> None:
-    """Load what was trained into a model, once the frozen CLIP is known to be that of the checkpoint.
+    """Load trained weights into a model, after checking that its frozen CLIP is the checkpoint's.
 
     Raises:
-        CheckpointError: if it is another CLIP.
+        CheckpointError: if the CLIP differs.
         ValueError: if the checkpoint does not fit the model.
     """
     check_frozen(checkpoint, clip)
@@ -54,17 +54,17 @@ def restore_model(model: BrewCLIP, checkpoint: Checkpoint, clip: ClipIdentity) -
 
 
 def build_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0, audio_dim: int = 0) -> PairDecoder:
-    """Build what turns stored samples into pairs for this CLIP.
+    """Build the decoder from stored samples to pairs for this CLIP.
 
     Args:
-        config: of the run.
-        clip: whose tokenizer and image transform are used.
-        cache_bytes: bound of the decoded images that are kept.
-        audio_dim: width of the features that the model takes, so that others are bad samples; 0 takes any.
+        config: settings of the run.
+        clip: model whose tokenizer and image transform are used.
+        cache_bytes: size limit of the cache of decoded images.
+        audio_dim: feature width of the model; samples of another width are rejected. 0 accepts any.
     """
     data, model = config.data, config.model
     prompts = 0 if model.variant == "zero_shot" else model.prompt_length
-    red, green, blue = (round(255 * value) for value in clip.mean)  # zero once it is normalised
+    red, green, blue = (round(255 * value) for value in clip.mean)  # zero after normalisation
     return PairDecoder(
         clip.tokenize,
         clip.image_size,
@@ -81,7 +81,7 @@ def build_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0, aud
 
 
 def build_autocast(config: Config, device: torch.device) -> torch.autocast:
-    """Build the context of a run's arithmetic: bfloat16 where it is asked for, or fast and not refused."""
+    """Build the autocast context of a run: bfloat16 if set, or if `auto` and the device supports it."""
     precision = config.run.precision
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -90,10 +90,10 @@ def build_autocast(config: Config, device: torch.device) -> torch.autocast:
 
 
 def check_images(manifest: Manifest, clip: LoadedClip) -> None:
-    """Compare the size of the stored images with what a CLIP needs.
+    """Check that the stored images are large enough for a CLIP.
 
     Raises:
-        UserError: if they were reduced further.
+        UserError: if they were reduced below its input size.
     """
     stored = int(manifest.summary.details.get("image_side_pixels", 0))
     if 0 < stored < clip.image_size:
@@ -104,10 +104,10 @@ def check_images(manifest: Manifest, clip: LoadedClip) -> None:
 
 
 def audio_dim_of(manifest: Manifest) -> int:
-    """Return the width of the Whisper features of a split, from the first sample of its first shard that can be read.
+    """Return the width of the Whisper features of a split, from the first readable sample of its first shard.
 
     Raises:
-        UserError: if none of them has features.
+        UserError: if no sample has features.
     """
     reader, problem = SplitReader(manifest), "they have no features"
     for index in range(int(manifest.num_samples[0])):

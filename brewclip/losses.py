@@ -1,7 +1,7 @@
 """InfoNCE between images and speech (outer) and between sound and text (inner), over the global batch.
 
-A worker computes its own rows of the logits. The logits of a large batch are computed in blocks of rows and never stored
-as a whole: their gradients are computed in the forward pass, together with the loss.
+A worker computes its own rows of the logits. The logits of a large batch are computed in blocks of rows and never
+stored as a whole: their gradients are computed in the forward pass, together with the loss.
 """
 
 import math
@@ -126,7 +126,7 @@ def _keep_mask(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:
 
 
 def _iter_blocks(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield blocks of rows, each with its mask of kept keys."""
+    """Yield blocks of rows, each with its mask of keys in the denominator."""
     size = max(1, _MAX_LOGITS // len(all_ids))
     for start in range(0, len(targets), size):
         rows = slice(start, start + size)
@@ -170,7 +170,7 @@ class _InfoNCESum(torch.autograd.Function):
                 gradient = logits.sub_(log_sums).exp_().scatter_add_(1, matches, torch.full_like(log_sums, -1.0))
                 to_queries[rows] = (gradient @ keys) * scale
                 to_keys.addmm_(gradient.T, scaled)
-        # A logit is scale * cosine, so the gradient of log(scale) is the sum of the queries' gradient times the queries.
+        # A logit is scale * cosine, so the gradient of log(scale) is the sum of queries times their gradient.
         ctx.save_for_backward(to_queries, to_keys, (to_queries * queries).sum())
         return total
 

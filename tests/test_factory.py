@@ -1,4 +1,4 @@
-"""What a run learns of its data before it builds a model, and the model that it builds."""
+"""Facts read from a split before the model is built, and the model built from a configuration."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_the_width_of_features_survives_a_damaged_first_sample(shard):
     assert audio_dim_of(manifest) == AUDIO_DIM
 
 
-def test_a_shard_without_one_sound_sample_says_so(shard):
+def test_a_shard_without_a_readable_sample_is_refused(shard):
     path, manifest = shard
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(UserError, match=r"bytes of sample 3 were changed.*run jobs/extract"):

@@ -62,7 +62,7 @@ def test_total_is_alpha_inner_plus_rest_outer():
 
 @pytest.mark.parametrize("logits_at_once", [1, 1 << 24])
 def test_the_mean_of_both_directions_is_half_their_sum_with_half_the_gradients(monkeypatch, logits_at_once):
-    """As the authors' code has it: cross entropy of the logits and of their transpose, their sum divided by two."""
+    """As in the authors' code: cross entropy of the logits and of their transpose, their sum divided by two."""
     monkeypatch.setattr(losses_module, "_MAX_LOGITS", logits_at_once)
     found = {}
     for reduction in ("sum", "mean"):
@@ -136,7 +136,7 @@ def loss_and_gradients(image_ids, channels=True):
 
 @pytest.mark.parametrize("channels", [True, False])
 @pytest.mark.parametrize("logits_at_once", [1, 37 * 5, 37 * 36])
-def test_in_chunks_of_rows_it_is_the_plain_formula(monkeypatch, channels, logits_at_once):
+def test_blocks_of_rows_equal_the_plain_formula(monkeypatch, channels, logits_at_once):
     """1, 5 and 36 of 37 rows at a time; some images come more than once."""
     image_ids = torch.arange(37) % 29
     expected, expected_gradients = loss_and_gradients(image_ids, channels)
@@ -149,7 +149,7 @@ def test_in_chunks_of_rows_it_is_the_plain_formula(monkeypatch, channels, logits
         torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
 
 
-def test_chunks_know_nothing_of_autocast_and_of_gradients_that_nobody_wants(monkeypatch):
+def test_blocks_ignore_autocast_and_skip_unneeded_gradients(monkeypatch):
     features, ids, scale = make_features(), torch.arange(4), torch.tensor(math.log(100.0))
     exact = brewclip_loss(features, ids, scale, 0.1, identity)["loss"]
     monkeypatch.setattr(losses_module, "_MAX_LOGITS", 4)

@@ -73,7 +73,7 @@ def test_by_hand():
     assert summary["speech_to_image/R1_low"] <= summary["speech_to_image/R1"] <= summary["speech_to_image/R1_high"]
 
 
-def test_a_image_given_twice_stands_in_the_gallery_once():
+def test_a_repeated_image_is_in_the_gallery_once():
     images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     result = retrieval(torch.tensor([[1.0, 0.1]]), [7], images, [7, 7, 8])
     assert result.num_images == 2 and result.speech_to_image_rank.tolist() == [1]

@@ -1,4 +1,4 @@
-"""Embeddings of a whole split, shared by workers, and the retrieval metrics that follow from them."""
+"""Embed a whole split, divided among workers, and rank it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from brewclip.models.brewclip import BrewCLIP
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Features of a split, not normalised.
+    """Embeddings of a split, not normalised.
 
     Attributes:
-        keys, texts, speech_image_ids: one for each recording, in stored order.
+        keys, texts, speech_image_ids: one per recording, in stored order.
         places: (shard, index) of each recording in its split.
         speech: (Q, E) float32.
-        image_ids: one for each image, in the order of first appearance.
+        image_ids: one per image, in the order of first appearance.
         images: (G, E) float32.
     """
 
@@ -51,18 +51,18 @@ def embed_split(
     num_threads: int = 4,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Embeddings:
-    """Embed a worker's share of a split; every image once.
+    """Embed a worker's share of a split, each image once.
 
     Args:
-        model: put in eval mode for the duration.
-        reader: the split of features.
+        model: set to eval mode during the call.
+        reader: reader of the extracted split.
         decode: sample -> pair.
         to_batch: pairs -> tensors on the model's device.
-        rejections: counts what could not be used.
-        rank, world_size: which share.
-        batch_size: pairs embedded together.
-        num_threads: threads that decode.
-        progress: told how many recordings were embedded.
+        rejections: counts samples that cannot be used.
+        rank, world_size: select the share.
+        batch_size: pairs per batch.
+        num_threads: decoding threads.
+        progress: called with the number of recordings after each batch.
     """
     keys: list[str] = []
     texts: list[str] = []
@@ -81,8 +81,8 @@ def embed_split(
         first = {name: row for row, name in reversed(list(enumerate(batch.image_names))) if name not in images}
         if first:
             rows = torch.tensor(sorted(first.values()), device=batch.images.device)
-            found = model.encode_image(batch.images[rows]).float().cpu().numpy()
-            images.update({batch.image_names[row]: vector for row, vector in zip(rows.tolist(), found, strict=True)})
+            vectors = model.encode_image(batch.images[rows]).float().cpu().numpy()
+            images.update({batch.image_names[row]: vector for row, vector in zip(rows.tolist(), vectors, strict=True)})
         keys.extend(batch.keys)
         texts.extend(batch.texts)
         names.extend(batch.image_names)
@@ -103,13 +103,13 @@ def embed_split(
 
 
 def gather_embeddings(own: Embeddings) -> Embeddings | None:
-    """Put the shares of all workers together on rank 0; None on the others."""
+    """Gather the shares of all workers on rank 0; return None on the others."""
     shares = gather_to_first(own)
     return join_embeddings(shares) if shares else None
 
 
 def join_embeddings(shares: list[Embeddings]) -> Embeddings:
-    """Put shares together in order; an image that several have is kept once."""
+    """Concatenate shares in order, with each image once."""
     images: dict[str, np.ndarray] = {}
     for share in shares:
         for name, vector in zip(share.image_ids, share.images, strict=True):

@@ -1,10 +1,10 @@
-"""Where evaluations are kept: a folder for each, so that another one never overwrites it.
+"""Output folders of evaluations, one per evaluation, so that results are never overwritten by others.
 
-    STORAGE/evaluations/STUDY/SYSTEMS-IDENTITY/...     what was measured, and evaluation.json: what it depends on
-    STORAGE/evaluations/STUDY/latest.json              names the folder that was finished last
+    STORAGE/evaluations/STUDY/SYSTEMS-IDENTITY/...     results, and evaluation.json: everything they depend on
+    STORAGE/evaluations/STUDY/latest.json              name of the last finished folder
 
 A study is CORPUS-SPLIT-TRANSCRIPT, CORPUS-emotion and so on. The identity is a hash of weights, splits and settings:
-the same evaluation again finds its folder (and its run in MLflow) and writes the same files there.
+repeating an evaluation reuses its folder (and its MLflow run) and writes the same files there.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from brewclip.evaluation.systems import System
 
 LATEST = "latest.json"
 _RECORD = "evaluation.json"
-_LONGEST_NAME = 80  # of the systems in a folder's name; all of them stand in evaluation.json
+_LONGEST_NAME = 80  # characters of the system names in a folder name; evaluation.json lists all
 _HASH_DIGITS = 8
-# Settings of a system that its results depend on; the others say where and how fast.
+# Settings of a system that affect its results; the others affect location and speed only.
 _SETTINGS = ("model.", "data.corpus", "data.transcript", "data.long_text", "data.max_audio_frames",
              "data.image_transform", "data.max_bad_fraction", "run.precision", "extraction.frames")  # fmt: skip
 
@@ -35,11 +35,11 @@ class EvaluationFolder:
     """The folder of one evaluation.
 
     Attributes:
-        study: name of the folder above it.
-        name: of the folder.
+        study: name of the parent folder.
+        name: name of the folder.
         parent: storage of the study.
-        storage: of the evaluation.
-        identity: everything that the results depend on; plain JSON.
+        storage: storage of the evaluation.
+        identity: everything the results depend on; plain JSON.
     """
 
     study: str
@@ -50,11 +50,11 @@ class EvaluationFolder:
 
     @property
     def run_name(self) -> str:
-        """Name of the evaluation's run in MLflow; its URL is that of the folder."""
+        """Name of the evaluation's MLflow run, whose URL is that of the folder."""
         return f"{self.study}-{self.name}"
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Write the files, then what they depend on, and name the folder as the latest of its study."""
+        """Write the files and evaluation.json, then point latest.json of the study to this folder."""
         for name, data in files.items():
             self.storage.write(name, data)
         self.storage.write(_RECORD, json.dumps(self.identity, indent=1).encode())
@@ -65,7 +65,7 @@ class EvaluationFolder:
 
 
 def study_name(config: Config, split: str, what: str = "") -> str:
-    """Return CORPUS-SPLIT-TRANSCRIPT, with what was studied behind it if that is not retrieval."""
+    """Return CORPUS-SPLIT-TRANSCRIPT, with the name of the study as suffix unless it is retrieval."""
     return f"{config.data.corpus}-{split}-{config.data.transcript}" + (f"-{what}" if what else "")
 
 
@@ -76,10 +76,10 @@ def open_folder(
 
     Args:
         config: settings of the evaluation.
-        study: name of the folder above it.
-        systems: that are evaluated, of different names.
-        splits: that are read.
-        settings: of the study; plain JSON.
+        study: name of the parent folder.
+        systems: evaluated systems, with distinct names.
+        splits: splits that are read.
+        settings: settings of the study; plain JSON.
     """
     manifests = {split: open_manifest(f"{config.features_url}/{split}", retry_seconds=10) for split in splits}
     identity = {
@@ -97,7 +97,7 @@ def open_folder(
 
 
 def latest_evaluation(storage_url: str, study: str) -> Storage:
-    """Return the folder of the evaluation of a study that was finished last.
+    """Return the folder of the last finished evaluation of a study.
 
     Args:
         storage_url: as `--storage`.
@@ -114,7 +114,7 @@ def latest_evaluation(storage_url: str, study: str) -> Storage:
 
 
 def file_name(name: str) -> str:
-    """Return a name as one that files and MLflow's metrics may have."""
+    """Return a name with characters that are invalid in file names or MLflow metrics replaced by `_`."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 

@@ -1,4 +1,4 @@
-"""Published numbers, to print beside ours; each of them with its source.
+"""Published results for comparison, each with its source.
 
 Recalls are in percent: speech -> image R@1, 5, 10, then image -> speech R@1, 5, 10. None: not published.
 
@@ -12,7 +12,7 @@ Recalls = tuple[float | None, ...]
 
 CORPORA: Final = {"flickr8k": "Flickr8k", "spoken_coco": "SpokenCOCO", "localized_narratives": "LN-COCO"}
 
-# Which of the paper's corpora a corpus of the scenes world mirrors: its numbers stand beside, as those of other data.
+# Corpus of the scenes world -> corpus of the paper that it mirrors, whose numbers are shown, marked as other data.
 COUNTERPART: Final = {
     "scenes": "spoken_coco",
     "scenes_narratives": "localized_narratives",
@@ -42,7 +42,7 @@ EARLIER: Final[dict[str, dict[str, Recalls]]] = {
     },
 }
 
-# Tables 1, 2 and 4: by variant and the text that the pipeline reads.
+# Tables 1, 2 and 4: by variant and the transcript that the pipeline reads.
 BREWCLIP: Final[dict[tuple[str, str], dict[str, Recalls]]] = {
     ("zero_shot", "asr"): {
         "flickr8k": (58.8, 83.9, 90.5, 77.4, 93.4, 97.0),
@@ -74,8 +74,8 @@ BREWCLIP: Final[dict[tuple[str, str], dict[str, Recalls]]] = {
 }
 
 # Table 5: R@5 of speech -> image and of image -> speech, by (trained on, tested on); its diagonal is in BREWCLIP.
-# The caption says that columns are what was trained on; the numbers fit the text and the zero-shot rows only the other
-# way round (61.3 on Flickr8k would be far below zero-shot there, 83.9), so rows are taken for it.
+# The caption says that columns are the training corpora, but the numbers agree with the text and the zero-shot rows
+# only if rows are (61.3 on Flickr8k would be far below zero-shot there, 83.9), so rows are used.
 CROSS_CORPUS: Final = {
     ("localized_narratives", "spoken_coco"): (38.8, 58.2),
     ("localized_narratives", "flickr8k"): (53.6, 76.1),
@@ -85,7 +85,7 @@ CROSS_CORPUS: Final = {
     ("flickr8k", "spoken_coco"): (61.3, 75.3),
 }
 
-# Table 3: accuracy in percent on four emotions of RAVDESS; 33.3 is what always answering the commonest gives.
+# Table 3: accuracy in percent on four emotions of RAVDESS; 33.3 is the majority baseline.
 EMOTION: Final = {
     ("brewclip", "probe"): 56.0,
     ("brewclip", "finetuned"): 78.0,
@@ -100,7 +100,7 @@ def paper_corpus(corpus: str) -> str:
 
 
 def describe_source(corpus: str) -> str:
-    """Return what the published numbers beside a corpus were measured on; empty without any."""
+    """Return which data the published numbers shown for a corpus were measured on; empty if there are none."""
     mirrored = paper_corpus(corpus)
     if not mirrored:
         return ""
@@ -108,12 +108,12 @@ def describe_source(corpus: str) -> str:
 
 
 def find_recalls(variant: str, transcript: str, corpus: str) -> Recalls | None:
-    """Return what the paper reports of a variant on a corpus, or on the one that it mirrors."""
+    """Return the paper's recalls of a variant on a corpus, or on the corpus that it mirrors."""
     text = "asr" if variant == "acoustic" else transcript
     return BREWCLIP.get((variant, text), {}).get(paper_corpus(corpus))
 
 
 def find_cross_corpus(trained_on: str, tested_on: str) -> Recalls | None:
-    """Return what the paper reports of BrewCLIP trained on one corpus and tested on another."""
+    """Return the paper's recalls of BrewCLIP trained on one corpus and tested on another."""
     pair = CROSS_CORPUS.get((paper_corpus(trained_on), paper_corpus(tested_on)))
     return (None, pair[0], None, None, pair[1], None) if pair else None

@@ -1,4 +1,4 @@
-"""Samples behind the queries of an evaluation: texts, images, and recordings from before the extraction."""
+"""Samples of the queries of an evaluation (texts, images, original recordings) and their nearest images."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -16,30 +16,30 @@ from brewclip.errors import ManifestError
 from brewclip.evaluation.embed import Embeddings
 
 Place = tuple[int, int]  # shard and index of a sample in its split
-_SAMPLES_AT_ONCE = 16  # neighbours in one request: a sample with features has about 200 kB
+_SAMPLES_AT_ONCE = 16  # consecutive samples per request; a sample with features has about 200 kB
 _THREADS = 8
-_ROWS_AT_ONCE = 256  # recordings compared with the whole gallery: 100 MB for 100,000 images
+_ROWS_AT_ONCE = 256  # recordings per block of scores: 100 MB for 100,000 images
 
 
 class QuerySamples:
-    """A split as it was extracted, and as the recipe wrote it.
+    """Samples of an extracted split, and of the corpus it was extracted from.
 
     Args:
         config: settings of the evaluation.
-        split: that was evaluated.
+        split: evaluated split.
     """
 
     def __init__(self, config: Config, split: str) -> None:
         self.features = SplitReader(open_manifest(f"{config.features_url}/{split}"))
         self.recordings: SplitReader | None = None
         self._shard_of_name: dict[str, int] = {}
-        with contextlib.suppress(ManifestError):  # the recordings may have been removed after the extraction
+        with contextlib.suppress(ManifestError):  # recordings may be removed after extraction
             manifest = open_manifest(f"{config.corpus_url}/{split}", retry_seconds=10)
             self.recordings = SplitReader(manifest)
             self._shard_of_name = {manifest.name_of(shard): shard for shard in range(manifest.summary.num_shards)}
 
     def iter_samples(self, places: Iterable[Place]) -> Iterator[tuple[Place, Sample]]:
-        """Yield the extracted samples at some places, in the order of the places; a damaged one is left out."""
+        """Yield the extracted samples at the given places, in sorted order; damaged ones are skipped."""
         wanted = sorted(set(places))
 
         def load(extent: Extent) -> list[tuple[Place, Sample]]:
@@ -51,10 +51,10 @@ class QuerySamples:
                 yield from found
 
     def sound(self, place: Place, key: str) -> bytes:
-        """Return the FLAC of a recording, or nothing if it is no longer there.
+        """Return the FLAC of a recording, or b"" if it no longer exists.
 
-        The extraction keeps a shard's name and order but leaves out recordings that it cannot use, so in the corpus a
-        recording stands at the same index or a little further on.
+        Extraction preserves the name and order of a shard but skips recordings that it cannot use, so in the corpus a
+        recording has the same index or a slightly larger one.
         """
         manifest, reader = self.features.manifest, self.recordings
         shard = self._shard_of_name.get(manifest.name_of(place[0]))
@@ -70,7 +70,7 @@ class QuerySamples:
 
 
 def image_places(embeddings: Embeddings) -> dict[str, Place]:
-    """Return where each image of a split is first met."""
+    """Return the first place of each image of a split."""
     places: dict[str, Place] = {}
     for image_id, place in zip(embeddings.speech_image_ids, embeddings.places, strict=True):
         places.setdefault(image_id, place)
@@ -78,13 +78,13 @@ def image_places(embeddings: Embeddings) -> dict[str, Place]:
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Return at most `most` of the numbers 0..count-1, evenly spaced from 0."""
+    """Return at most `most` of the integers 0..count-1, evenly spaced from 0."""
     number = min(count, most)
     return [place * count // number for place in range(number)]
 
 
 def _extents(places: list[Place]) -> Iterator[Extent]:
-    """Join neighbouring places, in order, to extents of a few samples."""
+    """Merge consecutive places, in order, into extents of up to `_SAMPLES_AT_ONCE` samples."""
     start = 0
     while start < len(places):
         (shard, index), stop = places[start], start + 1
@@ -95,16 +95,16 @@ def _extents(places: list[Place]) -> Iterator[Extent]:
 
 
 def nearest_images(embeddings: Embeddings, rows: list[int], count: int) -> tuple[list[list[str]], NDArray[np.float32]]:
-    """Find what a system answers to some recordings.
+    """Find the nearest images of some recordings.
 
     Args:
-        embeddings: of the split.
-        rows: of the recordings.
-        count: images for each.
+        embeddings: embeddings of the split.
+        rows: rows of the recordings.
+        count: images per recording.
 
     Returns:
-        The ids of the nearest images of each recording, nearest first; and (n,) margins, the cosine of the right
-        image less that of the best wrong one: above zero where the right one is found first.
+        The ids of the nearest images of each recording, nearest first; and (n,) margins, the cosine of the correct
+        image minus that of the best wrong one: positive where the correct image is ranked first.
     """
     images = embeddings.images / np.linalg.norm(embeddings.images, axis=1, keepdims=True)
     column_of = {image_id: column for column, image_id in enumerate(embeddings.image_ids)}
@@ -118,8 +118,8 @@ def nearest_images(embeddings: Embeddings, rows: list[int], count: int) -> tuple
         order = np.argsort(-np.take_along_axis(cosines, first, axis=1), axis=1, kind="stable")
         top = np.take_along_axis(first, order, axis=1)
         nearest += [[embeddings.image_ids[column] for column in row] for row in top]
-        right = (np.arange(len(block)), [column_of[embeddings.speech_image_ids[row]] for row in block])
-        of_right = cosines[right]
-        cosines[right] = -np.inf
-        margins[start : start + len(block)] = of_right - cosines.max(axis=1)
+        correct = (np.arange(len(block)), [column_of[embeddings.speech_image_ids[row]] for row in block])
+        correct_cosines = cosines[correct]
+        cosines[correct] = -np.inf
+        margins[start : start + len(block)] = correct_cosines - cosines.max(axis=1)
     return nearest, margins

@@ -1,4 +1,4 @@
-"""What became of every query of a system on a split, kept so that tables and comparisons cost nothing later."""
+"""Ranks per query of a system on a split, saved for later tables and paired comparisons of systems."""
 
 import functools
 import io
@@ -22,9 +22,9 @@ class Ranking:
     """Ranks of one system on one split.
 
     Attributes:
-        keys: (Q,) of the recordings, as rows of `result.speech_to_image_rank`.
-        result: ranks and nDCG of every query.
-        facts: what was measured: system, checkpoint, split, counts; plain JSON.
+        keys: (Q,) keys of the recordings, in the order of `result.speech_to_image_rank`.
+        result: ranks and nDCG per query.
+        facts: system, checkpoint, split, counts; plain JSON.
     """
 
     keys: NDArray[np.str_]
@@ -32,7 +32,7 @@ class Ranking:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """Return the bytes of an .npz file."""
+        """Serialize to the bytes of an .npz file."""
         result, buffer = self.result, io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -48,7 +48,7 @@ class Ranking:
 
     @staticmethod
     def from_bytes(data: bytes) -> "Ranking":
-        """Invert `to_bytes`; never unpickles."""
+        """Deserialize the bytes of `to_bytes`, without pickle."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in arrays.files}
         facts = json.loads(str(columns.pop("facts")))
@@ -56,7 +56,7 @@ class Ranking:
         return Ranking(keys, RetrievalResult(**columns, num_images=facts.pop("num_images")), facts)
 
     def hits(self, direction: str, k: int) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
-        """Return the names of the queries in a direction, and for each whether it is among the first k."""
+        """Return the names of the queries in a direction, and for each whether its rank is at most k."""
         names = self.keys if direction == _SPEECH_TO_IMAGE else np.asarray(self.result.query_image_ids, np.str_)
         return names, self.result.hits(direction, k).astype(np.float64)
 
@@ -67,11 +67,11 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Difference:
-    """Points of recall between two systems, or between a system and a number, with the 95 % interval.
+    """Difference of recall between two systems, or a system and a published number, with its 95 % interval.
 
     Attributes:
-        mean, low, high: in points of percent.
-        num_queries: that both answered.
+        mean, low, high: in percentage points.
+        num_queries: number of queries that both answered.
     """
 
     mean: float
@@ -86,17 +86,17 @@ class Difference:
 def compare(rankings: Sequence[Ranking], baselines: Sequence[Ranking], direction: str, k: int) -> Difference:
     """Compare two systems on the queries that both answered, each pooled over its seeds.
 
-    A query's value is its mean over the seeds, and queries are drawn with replacement for both systems together; so the
-    interval is that of the queries for these seeds, not that of other seeds.
+    The value of a query is its mean over the seeds, and queries are resampled jointly for both systems. The interval
+    therefore covers variation over queries for these seeds, not over seeds.
 
     Args:
-        rankings: of the system, one for each seed.
-        baselines: of the other one, one for each seed; a system without a seed has one.
+        rankings: rankings of the system, one per seed.
+        baselines: rankings of the other system, one per seed; one in all if it has no seed.
         direction: one of `brewclip.metrics.DIRECTIONS`.
-        k: of R@k.
+        k: k of R@k.
 
     Raises:
-        UserError: if there is no query that all of them answered.
+        UserError: if the rankings have no query in common.
     """
     ours, theirs = paired_hits(rankings, baselines, direction, k)
     mean, low, high = paired_difference(ours, theirs)
@@ -106,10 +106,10 @@ def compare(rankings: Sequence[Ranking], baselines: Sequence[Ranking], direction
 def paired_hits(
     rankings: Sequence[Ranking], baselines: Sequence[Ranking], direction: str, k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return for each query that both systems answered its mean hit over the seeds of each.
+    """Return for each query that both systems answered the mean hit over the seeds, for either system.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such query.
     """
     found = [one.hits(direction, k) for one in (*rankings, *baselines)]
     common = functools.reduce(np.intersect1d, [names for names, _ in found])
@@ -120,7 +120,7 @@ def paired_hits(
 
 
 def compare_with_number(rankings: Sequence[Ranking], number: float, direction: str, k: int) -> Difference:
-    """Compare a system, pooled over its seeds, with a recall in percent that others published."""
+    """Compare a system, pooled over its seeds, with a published recall in percent."""
     values, _ = paired_hits(rankings, rankings, direction, k)
     low, high = bootstrap_interval(values)
     mean = float(np.mean(values))
@@ -133,7 +133,7 @@ def compare_all(
     """Compare every system with one of them.
 
     Returns:
-        system -> `direction/Rk` -> difference; the baseline itself is left out.
+        system -> `direction/Rk` -> difference, without the baseline itself.
     """
     base = [rankings[baseline]]
     return {

@@ -1,4 +1,4 @@
-"""Recall tables, as plain text for terminals and as Markdown with the published numbers beside."""
+"""Recall tables, as plain text for terminals and as Markdown with published numbers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,12 +21,12 @@ def interval_cell(metrics: Mapping[str, float], name: str) -> str:
 
 
 def recall_header(first: str = "system") -> list[str]:
-    """Return the names of the columns: one for the system, then R@1/5/10 both ways."""
+    """Return the column names: the system, then R@1/5/10 in both directions."""
     return [first] + [f"{TITLES[direction]} R@{k}" for direction in DIRECTIONS for k in RECALL_AT]
 
 
 def recall_rows(results: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """Return header and one row for each system: its name, then R@1/5/10 both ways."""
+    """Return a header and one row per system: its name, then R@1/5/10 in both directions."""
     rows = [
         [name] + [recall_cell(metrics, direction, k) for direction in DIRECTIONS for k in RECALL_AT]
         for name, metrics in results.items()
@@ -35,20 +35,20 @@ def recall_rows(results: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
 
 
 def published_header(corpus: str) -> list[str]:
-    """Return the columns of `published_cells`; none without published numbers."""
+    """Return the headers of `published_cells`; empty if there are no published numbers."""
     source = describe_source(corpus)
     return [f"{source}, {TITLES[direction]} R@{'/'.join(map(str, RECALL_AT))}" for direction in DIRECTIONS if source]
 
 
 def published_cells(corpus: str, recalls: Recalls | None) -> list[str]:
-    """Return two cells `40.3/68.1/78.7`, one for each direction, to stand beside ours."""
+    """Return two cells `40.3/68.1/78.7`, one per direction."""
     if not describe_source(corpus):
         return []
     return ["/".join(_number(one) for one in part) for part in _halves(recalls)] if recalls else ["-", "-"]
 
 
 def earlier_rows(corpus: str, num_extra: int) -> list[list[str]]:
-    """Return a row for each earlier system that was measured on a corpus of the paper, blank in extra columns."""
+    """Return a row per earlier system published on a corpus of the paper, with `num_extra` empty cells."""
     return [
         [f"{name} (published)", *map(_number, of[corpus]), *[""] * num_extra]
         for name, of in EARLIER.items()
@@ -63,7 +63,7 @@ def evaluation_page(
     baseline: str,
     differences: Mapping[str, Mapping[str, Difference]],
 ) -> str:
-    """Return an evaluation as Markdown: recall with published numbers, ranks, and differences from a baseline."""
+    """Format an evaluation as Markdown: recall with published numbers, ranks, and differences from a baseline."""
     first = results[0]
     counts = f"{len(first.embeddings.keys)} recordings of {len(first.embeddings.image_ids)} images"
     recall = recall_rows({one.system.name: one.metrics for one in results})
@@ -81,7 +81,7 @@ def evaluation_page(
     parts = [
         f"# {corpus}, {split}: {counts}\n\nRecall in % with the 95 % bootstrap interval over queries.\n",
         markdown_table(recall),
-        "nDCG@10 in % with its interval, and the median rank of the first right answer.\n",
+        "nDCG@10 in % with its interval, and the median rank of the first correct answer.\n",
         markdown_table(ranks),
     ]
     if differences:
@@ -91,19 +91,19 @@ def evaluation_page(
 
 
 def difference_rows(differences: Mapping[str, Mapping[str, Difference]]) -> list[list[str]]:
-    """Return header and one row for each system: points of recall above the baseline, R@1/5/10 both ways."""
+    """Return a header and one row per system: points of recall above the baseline, in both directions."""
     rows = [[name, *(str(one) for one in cells.values())] for name, cells in differences.items()]
     return [recall_header(), *rows]
 
 
 def markdown_table(rows: list[list[str]]) -> str:
-    """Return rows, the first of them the header, as a Markdown table."""
+    """Format rows as a Markdown table; the first row is the header."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
 def text_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the recall tables for a terminal, one for each direction, at most 80 columns wide."""
+    """Format the recall tables for a terminal, one per direction, at most 80 columns wide."""
     width = max(len(name) for name in ["system", *results]) + 2
     lines = []
     for direction in DIRECTIONS:
@@ -117,7 +117,7 @@ def text_table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def difference_lines(differences: Mapping[str, Mapping[str, Difference]], baseline: str) -> str:
-    """Return for a terminal how far each system is from the baseline at R@1 and R@10."""
+    """Format for a terminal the difference of each system from the baseline at R@1 and R@10."""
     lines = [f"points of recall above {baseline}, paired [95 % interval]"] if differences else []
     for name, cells in differences.items():
         lines.append(f"  {name}")

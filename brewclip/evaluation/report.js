@@ -1,12 +1,12 @@
 "use strict";
-// The list of queries: filtered and sorted as a whole, shown a page at a time. The state is in the address, so a view
-// can be kept as a link: #system=NAME&show=wrong&at=5&other=right:NAME&wer=3&text=WORD&sound=1&sort=worst&page=2
+// The list of queries, filtered, sorted and shown in pages. The state is stored in the URL fragment, so that a view can
+// be linked: #system=NAME&show=wrong&at=5&other=right:NAME&wer=3&text=WORD&sound=1&sort=worst&page=2
 const PAGE_QUERIES = 20;
 const data = JSON.parse(document.getElementById("data").textContent);
 const controls = ["system", "show", "at", "other", "wer", "sort", "text", "sound"];
 const defaults = { system: data.systems[0], show: "all", at: "1", other: "any", wer: "any", sort: "stored", text: "", sound: "" };
 const element = name => document.getElementById(name);
-const sounds = [];  // object URLs of the recordings of this page
+const sounds = [];  // object URLs of the recordings on the current page
 let state = { ...defaults, page: 1 };
 
 function make(tag, parent, attributes = {}, text = "") {
@@ -74,25 +74,25 @@ function fits(query, place, number) {
   return !word || [query.said, query.heard, query.key].some(text => (text || "").toLowerCase().includes(word));
 }
 
-function chosen() {
+function matchingQueries() {
   const place = Math.max(0, data.systems.indexOf(state.system));
-  const found = Array.from(data.queries, (_, number) => number);
-  const kept = found.filter(number => fits(data.queries[number], place, number));
+  const numbers = Array.from(data.queries, (_, number) => number);
+  const matching = numbers.filter(number => fits(data.queries[number], place, number));
   const rank = number => data.queries[number].ranks[place] ?? Infinity, margin = number => data.queries[number].margins[place] ?? -Infinity;
-  if (state.sort === "best") kept.sort((a, b) => rank(a) - rank(b) || margin(b) - margin(a) || a - b);
-  if (state.sort === "worst") kept.sort((a, b) => rank(b) - rank(a) || margin(a) - margin(b) || a - b);
-  if (state.sort === "errors") kept.sort((a, b) => (data.queries[b].wer ?? -1) - (data.queries[a].wer ?? -1) || a - b);
-  return kept;
+  if (state.sort === "best") matching.sort((a, b) => rank(a) - rank(b) || margin(b) - margin(a) || a - b);
+  if (state.sort === "worst") matching.sort((a, b) => rank(b) - rank(a) || margin(a) - margin(b) || a - b);
+  if (state.sort === "errors") matching.sort((a, b) => (data.queries[b].wer ?? -1) - (data.queries[a].wer ?? -1) || a - b);
+  return matching;
 }
 
 function show() {
-  const kept = chosen(), pages = Math.max(1, Math.ceil(kept.length / PAGE_QUERIES));
+  const matching = matchingQueries(), pages = Math.max(1, Math.ceil(matching.length / PAGE_QUERIES));
   state.page = Math.min(Math.max(1, state.page), pages);
   for (const url of sounds.splice(0)) URL.revokeObjectURL(url);
   const list = element("queries"), first = (state.page - 1) * PAGE_QUERIES;
   list.textContent = "";
-  for (const number of kept.slice(first, first + PAGE_QUERIES)) addQuery(list, number);
-  element("count").textContent = kept.length.toLocaleString("en") + " of " + data.queries.length.toLocaleString("en") + " shown";
+  for (const number of matching.slice(first, first + PAGE_QUERIES)) addQuery(list, number);
+  element("count").textContent = matching.length.toLocaleString("en") + " of " + data.queries.length.toLocaleString("en") + " shown";
   for (const pager of document.querySelectorAll(".pager")) {
     pager.querySelector(".place").textContent = "page " + state.page + " of " + pages;
     pager.querySelector(".back").disabled = state.page === 1;
@@ -106,7 +106,7 @@ function readAddress() {
   for (const name of controls) {
     const control = element(name), value = given.get(name) ?? defaults[name];
     if (control.type === "checkbox") control.checked = Boolean(value); else control.value = value;
-    // A value that the control does not have is as if it were not given.
+    // Ignore a value that the control does not offer.
     if (control.tagName === "SELECT" && control.value !== value) control.value = defaults[name];
     state[name] = control.type === "checkbox" ? (control.checked ? "1" : "") : control.value;
   }

@@ -1,8 +1,8 @@
-"""One self-contained HTML page for an evaluation: tables, and queries with what each system answered.
+"""Self-contained HTML report of an evaluation: recall tables, and queries with the nearest images of each system.
 
-Images and recordings are inside the page, so it opens anywhere without a network; the page forbids itself any request
-and every script but its own. Of its queries only twenty are built at a time (report.js), so 5,000 open like 20. Texts
-reach the page as JSON and are shown as text, never as markup.
+Images and recordings are embedded, so the page opens without a network; its Content-Security-Policy forbids requests
+and all other scripts. report.js builds twenty queries at a time, so that 5,000 open as fast as 20. Texts are passed as
+JSON and shown as text, never as markup.
 """
 
 import base64
@@ -30,8 +30,8 @@ from brewclip.evaluation.wer import BAND_EDGES, make_utterance
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 
 TOP = 5
-# What the page may weigh: sound as it was recorded, 15 kB a second, for as many queries as fit; small images, about
-# 6 kB each, smaller where there are thousands. 5,000 queries with 5,000 images so stay below 70 MB.
+# Size limits of the page: sound as recorded, 15 kB/s, for as many queries as fit; thumbnails of about 6 kB, smaller if
+# there are thousands. 5,000 queries with 5,000 images stay below 70 MB.
 SOUND_BYTES = 24 * 2**20
 _TEXTS = {
     "asr": "Whisper's transcripts",
@@ -44,14 +44,14 @@ _THUMBNAIL_PIXELS, _SMALL_THUMBNAIL_PIXELS, _MANY_IMAGES = 192, 112, 1_000
 def build_report(
     config: Config, split: str, results: list[SystemResult], num_queries: int = 24, *, baseline: str = ""
 ) -> str:
-    """Build the page.
+    """Build the report as HTML.
 
     Args:
         config: settings of the evaluation.
-        split: split that was evaluated.
-        results: one for each system.
-        num_queries: queries shown, evenly spaced over the recordings of the first system, not chosen by hand.
-        baseline: system that the others are compared with; empty compares none.
+        split: evaluated split.
+        results: one per system.
+        num_queries: queries shown, evenly spaced over the recordings of the first system.
+        baseline: system to compare the others with; empty compares none.
     """
     first, samples = results[0].embeddings, QuerySamples(config, split)
     chosen = evenly_spaced(len(first.keys), num_queries)
@@ -104,13 +104,13 @@ def build_report(
 
 
 def script_json(value: Any) -> str:
-    """Return JSON that may stand inside a script element: pure ASCII, with nothing that could end the element."""
+    """Serialize to JSON that is safe inside a script element: ASCII only, without `<`, `>` and `&`."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 class _Answers:
-    """What a system answered to the chosen recordings; None and nothing where it left a recording out."""
+    """Rank, margin and nearest images of the chosen recordings; None and [] for recordings left out."""
 
     def __init__(self, one: SystemResult, keys: list[str]) -> None:
         row_of = {key: row for row, key in enumerate(one.embeddings.keys)}
@@ -128,7 +128,7 @@ class _Answers:
 def _read(
     samples: QuerySamples, queries: set[Place], images: dict[str, Place]
 ) -> tuple[dict[Place, dict[str, Any]], dict[Place, str]]:
-    """Return the texts of the queries, and base64 of the small images, by place."""
+    """Return the texts of the queries and the thumbnails in base64, by place."""
     normalise = whisper.normalizers.EnglishTextNormalizer()
     side = _THUMBNAIL_PIXELS if len(images) <= _MANY_IMAGES else _SMALL_THUMBNAIL_PIXELS
     of_images = set(images.values())
@@ -151,7 +151,7 @@ def _texts(sample: Sample, normalise: whisper.normalizers.EnglishTextNormalizer)
 
 
 def _thumbnail(data: bytes | None, side_pixels: int) -> bytes:
-    """Return a JPEG whose long side has at most `side_pixels`; nothing if the image cannot be decoded."""
+    """Return a JPEG whose longer side has at most `side_pixels`; b"" if the image cannot be decoded."""
     try:
         image = open_image(data)
     except BadSample:
@@ -163,7 +163,7 @@ def _thumbnail(data: bytes | None, side_pixels: int) -> bytes:
 
 
 def _sounds(samples: QuerySamples, queries: list[tuple[Place, str]]) -> Iterator[tuple[int, str]]:
-    """Yield number and base64 of recordings, as many as fit, evenly spaced however many that are."""
+    """Yield number and base64 of as many recordings as fit, evenly spaced over the queries."""
     order, room = _spread(len(queries)), SOUND_BYTES
     for number in order:
         sound = samples.sound(*queries[number])
@@ -175,7 +175,7 @@ def _sounds(samples: QuerySamples, queries: list[tuple[Place, str]]) -> Iterator
 
 
 def _spread(count: int) -> list[int]:
-    """Return 0..count-1 so that every beginning of the list is spread evenly (van der Corput's sequence)."""
+    """Return 0..count-1 in van der Corput order: every prefix is spread evenly."""
     bits = max(1, (count - 1).bit_length())
     numbers = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
     return [number for number in numbers if number < count]
@@ -218,5 +218,5 @@ def _render(**values: Any) -> str:
 
 
 def _source_hash(text: str) -> str:
-    """Return what a Content-Security-Policy calls an inline script or style by."""
+    """Return the Content-Security-Policy hash of an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""An evaluation from systems to what is kept of it: metrics in MLflow, JSON, tables, ranks, the report."""
+"""Run an evaluation and save its results: metrics in MLflow, JSON, tables, ranks, HTML report."""
 
 import json
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ Differences = Mapping[str, Mapping[str, Difference]]
 
 
 def choose_baseline(systems: list[System], name: str) -> str:
-    """Return the system that the others are compared with: the named one, else zero-shot, else the first.
+    """Return the system to compare the others with: the named one, else zero-shot, else the first.
 
     Raises:
-        UserError: if the name is none of theirs.
+        UserError: if no system has this name.
     """
     names = [system.name for system in systems]
     if name and name not in names:
@@ -35,17 +35,17 @@ def choose_baseline(systems: list[System], name: str) -> str:
 def evaluate_and_record(
     config: Config, systems: list[System], split: str, num_report_queries: int, baseline: str = ""
 ) -> str:
-    """Evaluate systems on a split, print the tables, and keep results, ranks, tables and report.
+    """Evaluate systems on a split, print the tables, and save results, ranks, tables and report.
 
     Args:
         config: settings of the evaluation.
-        systems: of different names.
-        split: that is evaluated.
-        num_report_queries: shown in the report.
-        baseline: system that the others are compared with; see `choose_baseline`.
+        systems: systems with distinct names.
+        split: split to evaluate on.
+        num_report_queries: queries shown in the report.
+        baseline: system to compare the others with; see `choose_baseline`.
 
     Returns:
-        The URL of the folder that holds results.json, table.md, report.html and ranks/SYSTEM.npz; see `open_folder`.
+        URL of the folder with results.json, table.md, report.html and ranks/SYSTEM.npz; see `open_folder`.
     """
     baseline = choose_baseline(systems, baseline)
     settings = {"baseline": baseline, "num_report_queries": num_report_queries}
@@ -76,7 +76,7 @@ def evaluate_and_record(
 
 
 def record_metrics(one: SystemResult, split: str) -> None:
-    """Give a system's own run in MLflow what was measured, under the split, and the corpus if it is another one."""
+    """Log metrics to a system's training run in MLflow, prefixed by the split, and by the corpus if it differs."""
     system, tracking = one.system, one.system.config.tracking
     if not system.mlflow_run_id:
         return
@@ -89,7 +89,7 @@ def record_metrics(one: SystemResult, split: str) -> None:
 
 
 def _run_url(system: System) -> str:
-    """Return the URL of the run of a checkpoint, by which MLflow knows it."""
+    """Return the URL of a checkpoint's run, which identifies it in MLflow."""
     return system.url.rstrip("/").partition("/checkpoints/")[0]
 
 
@@ -119,7 +119,7 @@ def _record_evaluation(
     baseline: str,
     files: dict[str, str],
 ) -> None:
-    """Give the evaluation a run of its own in MLflow, with table and report."""
+    """Log the evaluation as its own MLflow run, with table and report."""
     tracking = config.tracking
     tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
     ((split, sha256),) = folder.identity["splits"].items()

@@ -1,4 +1,4 @@
-"""A system under evaluation: a checkpoint or plain CLIP, loaded, and run over a split by the whole cluster."""
+"""Systems under evaluation (a checkpoint or zero-shot CLIP): find, load, and evaluate them on the cluster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,16 +31,16 @@ _INPUT_SETTINGS = ("image_transform", "long_text", "max_audio_frames")
 
 @dataclass(frozen=True)
 class System:
-    """What is evaluated.
+    """A system to evaluate.
 
     Attributes:
-        name: for tables.
-        url: of the run or checkpoint; empty for plain CLIP.
-        config: its settings, with the storage and the data of the evaluation.
-        step: optimiser steps it was trained for.
-        mlflow_run_id: where its training is recorded, or empty.
-        trained_on: corpus of its training, or empty.
-        weights_sha256: of what was trained, or empty.
+        name: label in tables.
+        url: URL of the run or checkpoint; empty for zero-shot CLIP.
+        config: its settings, with storage and data of the evaluation.
+        step: optimiser steps of its training.
+        mlflow_run_id: MLflow run of its training, or empty.
+        trained_on: training corpus, or empty.
+        weights_sha256: hash of the trained weights, or empty.
     """
 
     name: str
@@ -54,7 +54,7 @@ class System:
 
 @dataclass(frozen=True)
 class SystemResult:
-    """A system and what became of every query of a split."""
+    """A system with its embeddings, ranks and metrics on a split."""
 
     system: System
     embeddings: Embeddings
@@ -65,7 +65,7 @@ class SystemResult:
 
     @property
     def ranking(self) -> Ranking:
-        """What is kept of it: the ranks without the embeddings."""
+        """The ranks without the embeddings, as saved."""
         system = self.system
         facts = {
             "system": system.name,
@@ -80,10 +80,10 @@ class SystemResult:
 
 
 def describe_systems(config: Config, names: Sequence[str]) -> list[System]:
-    """Find out what the names given to `--systems` stand for, each with a label of its own.
+    """Resolve the names given to `--systems`, with distinct labels.
 
     Raises:
-        UserError: as `describe_system`, or if a name is given twice or none is.
+        UserError: as `describe_system`, or if a name is repeated or there is none.
     """
     repeated = {name for name in names if names.count(name) > 1}
     if repeated or not names:
@@ -97,12 +97,12 @@ def describe_systems(config: Config, names: Sequence[str]) -> list[System]:
 
 
 def describe_system(config: Config, name: str) -> System:
-    """Find out what a name given to `--systems` stands for.
+    """Resolve a name given to `--systems`.
 
     Args:
-        config: settings of the evaluation; its storage, data and model names apply where a checkpoint says nothing.
-        name: `zero_shot`, the name of a run below STORAGE/runs, or the URL of a run or checkpoint; with `@asr` or
-            `@ground_truth` behind it for what the pipeline reads, if that is not `--data.transcript`.
+        config: settings of the evaluation; its storage, data and model names apply unless the checkpoint sets them.
+        name: `zero_shot`, the name of a run below STORAGE/runs, or the URL of a run or checkpoint; a suffix `@asr` or
+            `@ground_truth` overrides `--data.transcript`.
 
     Raises:
         UserError: if there is no such checkpoint, or it was trained on another CLIP or Whisper.
@@ -139,13 +139,13 @@ def describe_system(config: Config, name: str) -> System:
 
 
 def _label(url: str) -> str:
-    """Return what tables call a checkpoint: the name of its run, with the step if one was asked for."""
+    """Return the label of a checkpoint: the name of its run, with the step if the URL has one."""
     run_url, _, step = url.partition(f"/{FOLDER}/")
     return run_url.rpartition("/")[2] + (f"/{step}" if step else "")
 
 
 def _note_other_inputs(name: str, trained: Config, config: Config) -> None:
-    """Say what a system was trained to read and does not read here, which may be meant, or forgotten."""
+    """Print a note on input settings that differ from those of a system's training."""
     for setting in _INPUT_SETTINGS:
         there, here = getattr(trained.data, setting), getattr(config.data, setting)
         if there != here:
@@ -154,7 +154,7 @@ def _note_other_inputs(name: str, trained: Config, config: Config) -> None:
 
 
 def _split_transcript(config: Config, name: str) -> tuple[str, Config, str]:
-    """Return the name without its `@TRANSCRIPT`, the settings with it, and the suffix for tables."""
+    """Return the name without `@TRANSCRIPT`, the settings with that transcript, and the suffix for tables."""
     front, _, transcript = name.rpartition("@")
     if not front or transcript not in get_args(Transcript):
         return name, config, ""
@@ -166,7 +166,7 @@ def load_system(system: System, audio_dim: int) -> tuple[BrewCLIP, LoadedClip]:
     """Build the model of a system with its weights, in eval mode.
 
     Raises:
-        UserError, ValueError: if checkpoint, frozen weights and model do not fit.
+        UserError, ValueError: if checkpoint, frozen weights and model do not match.
     """
     clip = load_clip(system.config.model.clip)
     model = build_model(system.config, PromptedCLIP(clip.model), audio_dim)
@@ -177,13 +177,13 @@ def load_system(system: System, audio_dim: int) -> tuple[BrewCLIP, LoadedClip]:
 
 @dataclass(frozen=True)
 class Share:
-    """A worker's part of a split.
+    """Result of a worker on its share of a split.
 
     Attributes:
-        embeddings: of what could be used; None if a mistake of the user's stopped the worker.
-        counts, listed: samples that could not be used, as in `Rejections`.
-        truncation: what was cut of long inputs.
-        problem: that mistake.
+        embeddings: embeddings of the usable samples; None if a user error stopped the worker.
+        counts, listed: rejected samples, as in `Rejections`.
+        truncation: counts of truncated inputs.
+        problem: message of the user error, or empty.
     """
 
     embeddings: Embeddings | None = None
@@ -194,7 +194,7 @@ class Share:
 
 
 def evaluate_system(system: System, split: str) -> SystemResult:
-    """Embed a split with a system on all workers of the cluster, and rank.
+    """Embed a split with a system on all workers of the cluster, and rank it.
 
     Raises:
         UserError: as `rank_shares`, or if the split is missing or empty.
@@ -215,7 +215,7 @@ def evaluate_system(system: System, split: str) -> SystemResult:
 
 
 def embed_share(system: System, split: str, rank: int, world_size: int) -> Share:
-    """Embed one share of a split on a worker; mistakes of the user come back as a text."""
+    """Embed one share of a split on a worker; return user errors as `Share.problem`."""
     torch.set_num_threads(1)
     try:
         reader = SplitReader(open_manifest(f"{system.config.features_url}/{split}"))
@@ -239,10 +239,10 @@ def embed_share(system: System, split: str, rank: int, world_size: int) -> Share
 
 
 def rank_shares(system: System, manifest: Manifest, shares: Sequence[Share]) -> SystemResult:
-    """Put the shares of all workers together and rank; says what was left out.
+    """Join the shares of all workers and rank; print which recordings are left out.
 
     Raises:
-        UserError: if split and system do not fit together, or what can be used gives no honest ranking.
+        UserError: if split and system do not match, or as `check_rankable`.
     """
     problems = [share.problem for share in shares if share.problem]
     if problems:
@@ -262,10 +262,10 @@ def rank_shares(system: System, manifest: Manifest, shares: Sequence[Share]) -> 
 
 
 def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, rejections: Rejections) -> None:
-    """Refuse what gives no honest ranking.
+    """Check that the embeddings of a split can be ranked.
 
     Raises:
-        UserError: if too few recordings can be used, there is one image only, or a feature is not finite.
+        UserError: if too many recordings are rejected, there is only one image, or a feature is zero or not finite.
     """
     if not embeddings.keys:
         detail = rejections.listed[0]["detail"] if rejections.listed else ""

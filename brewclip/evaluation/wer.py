@@ -1,4 +1,4 @@
-"""Word errors of one utterance: what was spoken against its transcript, after Whisper's normalisation."""
+"""Word errors of one utterance: reference text against transcript, after Whisper's normalisation."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,21 @@ import whisper.normalizers
 from brewclip.data.schema import Sample
 from brewclip.errors import UserError
 
-BAND_EDGES = (0.0, 0.1, 0.3, 0.6, np.inf)  # upper ends; the first band is that of utterances without an error
+BAND_EDGES = (0.0, 0.1, 0.3, 0.6, np.inf)  # upper bounds; the first band holds utterances without errors
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording: what was spoken, what was heard, and what Whisper said of itself.
+    """Reference text, transcript and Whisper's decoding statistics of one recording.
 
     Attributes:
-        key: of the sample.
-        spoken, heard: normalised.
-        num_words: of what was spoken.
-        num_errors: words substituted, left out or put in.
-        rejected: reason for which Whisper's rules emptied the transcript, or empty.
-        compression_ratio: of the transcript; high for repetition.
-        temperature: 0 if greedy decoding was trusted.
+        key: key of the sample.
+        spoken, heard: normalised reference text and transcript.
+        num_words: words of the reference text.
+        num_errors: words substituted, deleted or inserted.
+        rejected: reason for which Whisper's rules rejected the transcript, or empty.
+        compression_ratio: compression ratio of the transcript; high for repetition.
+        temperature: decoding temperature; 0 if greedy decoding was accepted.
     """
 
     key: str
@@ -37,7 +37,7 @@ class Utterance:
 
     @property
     def wer(self) -> float:
-        """Word error rate, a share; above 1 if more was put in than spoken."""
+        """Word error rate as a fraction; above 1 if there are more errors than words."""
         return self.num_errors / self.num_words
 
 
@@ -50,7 +50,7 @@ def count_errors(spoken: str, heard: str) -> int:
 
 
 def make_utterance(sample: Sample, normalise: whisper.normalizers.EnglishTextNormalizer) -> Utterance | None:
-    """Compare a sample's texts; None if it does not say what was spoken.
+    """Compare the reference text and transcript of a sample; return None without a reference text.
 
     Raises:
         UserError: if the sample was not extracted.

@@ -1,1 +1,1 @@
-"""A trained system for people who only want embeddings and search; `brewclip.load` is the way in."""
+"""Inference with a trained system: embeddings and image search; the entry point is `brewclip.load`."""

@@ -1,4 +1,4 @@
-"""A system that embeds recordings and images; needs neither Ray nor a corpus."""
+"""Embed recordings and images with a trained system, without Ray or a corpus."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,14 +42,14 @@ def load_embedder(name: str, *, clip: str = "", whisper: str = "", device: str =
 
 
 def checkpoint_url(name: str) -> str:
-    """Return the URL that a name stands for: a URL itself, a folder here, or a run below BREWCLIP_STORAGE.
+    """Resolve a name to a URL: a URL itself, a local folder, or a run below BREWCLIP_STORAGE.
 
     Raises:
-        UserError: if it is a path and no folder is there, or a name and there is no run of it.
+        UserError: if there is no such folder or run.
     """
     if ":/" in name:
         if not name.startswith("models:/"):
-            check_reachable(name)  # or a server that is away would be asked for minutes
+            check_reachable(name)  # fail early: requests to an unreachable server are retried for minutes
         return name
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -69,26 +69,26 @@ def checkpoint_url(name: str) -> str:
 
 
 class Embedder:
-    """A system that embeds; made by `brewclip.load`. Whisper is loaded when the first recording comes.
+    """Embed speech and images with a system; built by `brewclip.load`. Whisper is loaded on first use.
 
     Args:
-        name: what it was loaded by.
+        name: name or URL that it was loaded by.
         config: its settings.
-        checkpoint: what was trained; None for plain CLIP.
-        device: to compute on.
+        checkpoint: trained weights; None for zero-shot CLIP.
+        device: device to compute on.
 
     Attributes:
-        identity: what its embeddings depend on: weights and step of what was trained, the frozen CLIP's hash
-            and settings.
+        identity: everything its embeddings depend on: trained weights and step, hash and settings of the
+            frozen CLIP.
 
     Raises:
-        UserError, ValueError, FileNotFoundError: if the frozen weights are not there or not those of the checkpoint.
+        UserError, ValueError, FileNotFoundError: if the frozen weights are missing or differ from the checkpoint's.
     """
 
     def __init__(self, name: str, config: Config, checkpoint: Checkpoint | None, device: torch.device) -> None:
         self.name, self.config, self.device = name, config, device
         self._clip = load_clip(config.model.clip)
-        # Plain CLIP hears nothing, so the width of the frames does not matter.
+        # Zero-shot CLIP has no acoustic channel, so the width of the frames does not matter.
         model = build_model(config, PromptedCLIP(self._clip.model), checkpoint.facts.audio_dim if checkpoint else 1)
         clip = identify_clip(self._clip)
         self.identity: dict[str, Any] = {
@@ -121,7 +121,7 @@ class Embedder:
             (n, E) float32, unit length.
 
         Raises:
-            ValueError: naming the first recording that cannot be used, and why.
+            ValueError: for the first recording that cannot be used, with the cause.
         """
         recordings = _listed(recordings, "recordings")
         return self._embed_in_batches(
@@ -138,7 +138,7 @@ class Embedder:
             (n, E) float32, unit length.
 
         Raises:
-            ValueError: naming the first image that cannot be used, and why.
+            ValueError: for the first image that cannot be used, with the cause.
         """
         images = _listed(images, "images")
         return self._embed_in_batches(
@@ -146,10 +146,10 @@ class Embedder:
         )
 
     def build_index(self, paths: Sequence[str | Path]) -> tuple[Index, list[str]]:
-        """Embed image files, under their paths as names.
+        """Embed image files into an index, named by their paths.
 
         Returns:
-            The index, and a line for each file that could not be used; those are left out.
+            The index, and a message per file that was skipped because it cannot be used.
         """
         names: list[str] = []
         problems: list[str] = []
@@ -173,12 +173,12 @@ class Embedder:
         """Find the k nearest images of each query, nearest first.
 
         Args:
-            index: made by this system.
-            queries: recordings as `embed_speech` takes them, or what it returned for them, (n, E).
-            k: images for each query; fewer if the index is smaller.
+            index: index built by this system.
+            queries: recordings as in `embed_speech`, or their embeddings, (n, E).
+            k: images per query; fewer if the index is smaller.
 
         Raises:
-            UserError: if another system made the index.
+            UserError: if the index was built by another system.
             ValueError: if k is less than 1, or a query cannot be used.
         """
         index.check_made_by(self.identity, self.name)
@@ -223,18 +223,18 @@ class Embedder:
             raise ValueError(f"image {name}: {error.detail}") from None
 
     def _decode(self, image: bytes, text: str, frames: NDArray[np.float16]) -> Pair:
-        """Decode as training does, whatever the settings of texts, frames and images are."""
+        """Decode a pair exactly as in training, so that all settings of texts, frames and images apply."""
         metadata = {"image_id": ""} | dict.fromkeys(TEXT_FIELDS.values(), text)
         return self._decoder(Sample("", metadata, image=image, features=array_to_npy(frames)))
 
 
-# The other half of a pair where there is only one.
+# Placeholders for the missing half of a pair.
 _NO_FRAMES = np.zeros((0, 2), np.float16)
 _BLANK_IMAGE = read_image(np.zeros((1, 1), np.uint8))
 
 
 def _listed(items: Any, name: str) -> Sequence[Any]:
-    """Refuse one thing where a list of them is wanted."""
+    """Check that the argument is a list, not a single item."""
     if isinstance(items, str | Path) or not hasattr(items, "__len__") or getattr(items, "ndim", 1) == 0:
         raise ValueError(f"{name} must be a list of them, not {type(items).__name__}")
     return items

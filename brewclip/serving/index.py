@@ -1,4 +1,4 @@
-"""An index of embedded images: kept as one .npz file, searched by cosine, bound to the system that made it."""
+"""Image index: one .npz file, searched by cosine similarity, bound to the system that built it."""
 
 import io
 import json
@@ -18,7 +18,7 @@ _LENGTH_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Match:
-    """An image found for a recording: its place from 1 on, its cosine, and its name in the index."""
+    """A retrieved image: its 1-based rank, its cosine similarity, and its name in the index."""
 
     rank: int
     score: float
@@ -27,13 +27,13 @@ class Match:
 
 @dataclass(frozen=True)
 class Index:
-    """Embedded images.
+    """An index of embedded images.
 
     Attributes:
-        names: one for each image.
+        names: one per image.
         features: (G, E) float32, unit length.
-        identity: of the system that embedded them, see `Embedder.identity`.
-        checkpoint: what that system was loaded by.
+        identity: identity of the system that embedded them, see `Embedder.identity`.
+        checkpoint: name or URL that this system was loaded by.
     """
 
     names: list[str]
@@ -42,7 +42,7 @@ class Index:
     checkpoint: str
 
     def save(self, path: Path) -> None:
-        """Write an .npz file; one of that name stays as it is until the new one is whole.
+        """Write an .npz file atomically: an existing file is replaced only by a complete one.
 
         Raises:
             UserError: if it cannot be written.
@@ -57,10 +57,10 @@ class Index:
 
     @staticmethod
     def load(path: Path) -> "Index":
-        """Read what `save` wrote; never unpickles.
+        """Read a file written by `save`, without pickle.
 
         Raises:
-            UserError: if there is no such file, or it is no index.
+            UserError: if the file is missing or not an index.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -69,20 +69,20 @@ class Index:
             if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(names):
                 raise ValueError(f"{len(names)} names for features of {features.dtype} {features.shape}")
             lengths = np.linalg.norm(features, axis=1)
-            if not (np.abs(lengths - 1) < _LENGTH_TOLERANCE).all():  # neither is one that is not finite
+            if not (np.abs(lengths - 1) < _LENGTH_TOLERANCE).all():  # also rejects NaN
                 bad = int(np.flatnonzero(~(np.abs(lengths - 1) < _LENGTH_TOLERANCE))[0])
                 raise ValueError(f"the features of {names[bad]!r} are not of unit length")
             return Index(names, features, facts["identity"], facts["checkpoint"])
         except FileNotFoundError:
             raise UserError(f"index {path} does not exist: make it with python -m brewclip index") from None
-        except Exception as error:  # whatever the bytes of a damaged zip lead to
+        except Exception as error:  # a damaged zip file can raise any exception
             raise UserError(f"{path} is not an index that can be read ({error}): make it again") from None
 
     def check_made_by(self, identity: dict[str, Any], checkpoint: str) -> None:
-        """Refuse a system that is not the one that made the index.
+        """Check that a system is the one that built the index.
 
         Raises:
-            UserError: saying which it was.
+            UserError: if it is another one.
         """
         if self.identity != identity:
             raise UserError(
@@ -91,7 +91,7 @@ class Index:
             )
 
     def nearest(self, queries: NDArray[np.float32], k: int) -> list[list[Match]]:
-        """Return the k nearest images of each query (n, E) of unit length, nearest first; equal ones in index order.
+        """Return the k nearest images of each query (n, E) of unit length, nearest first; ties in index order.
 
         Raises:
             ValueError: if k is less than 1, or the widths differ.
@@ -109,7 +109,7 @@ class Index:
 
 
 def _largest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return where the k largest scores are, largest first."""
+    """Return the indices of the k largest scores, largest first."""
     if k < len(scores):
         limit = np.partition(scores, len(scores) - k)[len(scores) - k]
         candidates = np.flatnonzero(scores >= limit)
@@ -119,7 +119,7 @@ def _largest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def _describe(identity: dict[str, Any], checkpoint: str) -> str:
-    """Return for people what made an index."""
+    """Return a readable description of the system that built an index."""
     settings = identity.get("frozen_settings", {})
     frozen = ", ".join(
         f"{name} {sha256[:8]} with {settings[name]['activation'] if name in settings else 'settings unknown'}"

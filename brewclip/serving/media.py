@@ -1,4 +1,4 @@
-"""Recordings and images as people hand them in: arrays, PIL images or paths, within limits."""
+"""Read recordings and images given by users: arrays, PIL images or paths, within size limits."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from brewclip.audio import MAX_BYTES, SAMPLE_RATE_HZ, UndecodableAudio, decode_a
 from brewclip.data.image_modes import to_rgb
 from brewclip.data.images import MAX_IMAGE_PIXELS
 
-MAX_SECONDS = 600.0  # longest recording, as when corpora are written
+MAX_SECONDS = 600.0  # longest recording, the limit of the corpora
 AudioInput = NDArray[np.floating] | str | Path
 ImageInput = Image.Image | NDArray[np.uint8] | str | Path
 
@@ -20,11 +20,11 @@ def read_recording(recording: AudioInput, number: int = 0) -> NDArray[np.float32
     """Return a recording as a waveform: float32 mono at 16 kHz.
 
     Args:
-        recording: such a waveform, or the path of a sound file.
-        number: of the recording in its list, for the message.
+        recording: mono waveform at 16 kHz, float in [-1, 1], or the path of a sound file.
+        number: index in its list, for the message.
 
     Raises:
-        ValueError: if it cannot be read, is empty, not finite or longer than ten minutes.
+        ValueError: if it cannot be read, is empty, not finite, out of range or longer than ten minutes.
     """
     if isinstance(recording, str | Path):
         try:
@@ -47,14 +47,14 @@ def read_recording(recording: AudioInput, number: int = 0) -> NDArray[np.float32
 
 
 def read_image(image: ImageInput, number: int = 0) -> bytes:
-    """Return an image as the bytes of an image file, not decoded yet.
+    """Return an image as the encoded bytes of an image file.
 
     Args:
         image: a PIL image, an array (H, W, 3) or (H, W) of uint8, or the path of a file.
-        number: of the image in its list, for the message.
+        number: index in its list, for the message.
 
     Raises:
-        ValueError: if it is none of these, cannot be read, or is too large.
+        ValueError: if it has another type, cannot be read, or is too large.
     """
     if isinstance(image, str | Path):
         return _read_file(Path(image))
@@ -68,10 +68,10 @@ _LOUDEST = 2.0  # resampling overshoots 1 a little; integer samples are far abov
 
 
 def _read_file(path: Path) -> bytes:
-    """Return the bytes of a file that is one, and not too large.
+    """Return the bytes of a file.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: if it is not a file, is too large, or cannot be read.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
@@ -85,7 +85,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def _encode(image: Image.Image | NDArray[np.uint8]) -> bytes:
-    """Return an image in memory as a file without loss, so that it goes the same way as all others."""
+    """Encode an image in memory without loss, so that it is decoded like image files."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
             raise TypeError(f"{image.dtype} of shape {image.shape}; uint8 of (H, W, 3) or (H, W) is needed")

@@ -1,4 +1,4 @@
-"""A small corpus with sound for tests of what people see and hear: recordings, and their features beside them."""
+"""A small corpus with sound for tests of reports and figures: recordings, and their features."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""Embeddings of a split: the same from one worker and from many, every image once, in stored order."""
+"""Embeddings of a split: equal for one worker and many, every image once, in stored order."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_every_recording_and_every_image_once(reader):
     assert len(result.speech_to_image_rank) == 18
 
 
-def test_a_split_without_features_says_what_to_run(tmp_path):
+def test_a_split_without_features_is_refused_with_the_command_to_run(tmp_path):
     manifest = write_split((tmp_path / "recordings").as_uri(), [[3]])
     with pytest.raises(UserError, match=r"run jobs/extract\.py first"):
         audio_dim_of(manifest)

@@ -1,4 +1,4 @@
-"""Folders of evaluations: another evaluation never overwrites one, the same one is found again, the latest is named."""
+"""Folders of evaluations: another evaluation never overwrites one, the same one is reused, the latest is named."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ def system(config: Config, name: str, sha256: str = "", **data: object) -> Syste
     return System(name, "", own, weights_sha256=sha256)
 
 
-def test_every_difference_has_a_folder_of_its_own(config):
+def test_every_difference_has_its_own_folder(config):
     def folder(*systems: System, baseline: str = "a", study: str = "scenes-test-asr") -> str:
         return open_folder(config, study, systems, ["test"], baseline=baseline).storage.url
 
@@ -43,14 +43,14 @@ def test_every_difference_has_a_folder_of_its_own(config):
     assert folder(system(config, "a"), system(config, "b")) != first, "another split"
 
 
-def test_names_of_systems_stand_in_the_folder(config):
+def test_folder_names_contain_system_names(config):
     one = open_folder(config, "scenes-test-asr", [system(config, "a"), system(config, "s3://b/runs/c")], ["test"])
     assert one.name.startswith("a--s3_b_runs_c-") and one.run_name == f"scenes-test-asr-{one.name}"
     many = open_folder(config, "scenes-test-asr", [system(config, f"run-{n}") for n in range(40)], ["test"])
     assert len(many.name) < 100
 
 
-def test_the_latest_is_named(config):
+def test_latest_json_names_the_latest_folder(config):
     with pytest.raises(UserError, match=r"no evaluation is finished at .*/evaluations/scenes-test-asr"):
         latest_evaluation(config.storage, "scenes-test-asr")
     for names in ("a", "b", "a"):

@@ -1,4 +1,4 @@
-"""The published numbers, against the paper where it is at hand."""
+"""The published numbers, checked against the paper if it is available."""
 
 import re
 
@@ -14,7 +14,7 @@ from brewclip.evaluation.published import (
 )
 
 
-def test_every_number_stands_in_the_paper(shared_directory):
+def test_every_number_is_in_the_paper(shared_directory):
     text = re.sub(r"<[^>]+>", "", (shared_directory / "paper.md").read_text())
     numbers = " ".join(re.findall(r"\d+\.\d", text))
     for table in (EARLIER, BREWCLIP):
@@ -25,7 +25,7 @@ def test_every_number_stands_in_the_paper(shared_directory):
         assert "/".join(map(str, pair)) in text
 
 
-def test_the_scenes_world_stands_beside_other_data():
+def test_the_scenes_world_is_compared_with_other_data():
     assert describe_source("spoken_coco") == "published, SpokenCOCO"
     assert describe_source("scenes_noisy") == "published, LN-COCO (other data)"
     assert describe_source("own") == "" and find_recalls("brewclip", "asr", "own") is None
@@ -33,12 +33,12 @@ def test_the_scenes_world_stands_beside_other_data():
 
 
 @pytest.mark.parametrize("transcript", ["asr", "ground_truth"])
-def test_the_acoustic_channel_reads_nothing(transcript):
+def test_the_acoustic_channel_reads_no_transcript(transcript):
     assert find_recalls("acoustic", transcript, "spoken_coco")[0] == 22.8
 
 
 def test_cross_corpus_numbers_fit_the_text():
-    """The corpora of read captions adapt to each other; what learned narratives does not."""
+    """The corpora of read captions transfer to each other; training on narratives does not transfer."""
     assert find_cross_corpus("spoken_coco", "flickr8k") == (None, 87.8, None, None, 93.8, None)
     zero_shot = find_recalls("zero_shot", "asr", "flickr8k")
     assert find_cross_corpus("localized_narratives", "flickr8k")[1] < zero_shot[1]

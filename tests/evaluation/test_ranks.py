@@ -1,4 +1,4 @@
-"""What is kept of an evaluation, and comparisons made from it."""
+"""Saved ranks of an evaluation, and comparisons computed from them."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def ranking(ranks: list[int], keys: list[str] | None = None) -> Ranking:
     return Ranking(names, RetrievalResult(array, array, 1.0 / array, 1.0 / array, names, 50), {"system": "x"})
 
 
-def test_bytes_hold_everything():
+def test_bytes_round_trip():
     before = ranking([1, 7, 12])
     after = Ranking.from_bytes(before.to_bytes())
     assert after.facts == {"system": "x"} and after.result.num_images == 50
@@ -44,7 +44,7 @@ def test_seeds_are_pooled_query_by_query():
     assert found.low >= 50 - 1e-9, "each query is right with one seed at least"
 
 
-def test_an_interval_sees_a_small_steady_gain():
+def test_a_paired_interval_detects_a_small_steady_gain():
     rng = np.random.default_rng(0)
     base = rng.integers(1, 20, 1000)
     better = np.where(rng.random(1000) < 0.05, 1, base)

@@ -1,4 +1,4 @@
-"""Tables as people read them."""
+"""Recall tables as text and Markdown."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_the_terminal_table_fits_80_columns():
     assert text.count("brewclip") == 2
 
 
-def test_published_numbers_stand_beside_ours():
+def test_published_numbers_are_shown_with_ours():
     text = page("spoken_coco")
     row = next(line for line in text.splitlines() if line.startswith("| brewclip"))
     assert row.startswith("| brewclip | 30.0 [") and row.endswith("| 40.7/67.1/77.5 | 54.2/79.6/87.8 |")
@@ -60,7 +60,7 @@ def test_published_numbers_stand_beside_ours():
     assert "other data" not in text
 
 
-def test_beside_the_scenes_world_they_are_of_other_data():
+def test_numbers_for_the_scenes_world_are_marked_as_other_data():
     text = page("scenes")
     assert "published, SpokenCOCO (other data), speech -> image R@1/5/10" in text
     assert "SpeechCLIP" not in text

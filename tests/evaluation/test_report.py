@@ -1,4 +1,4 @@
-"""The report: one file that shows what was evaluated, needs no network, and takes texts for texts."""
+"""The HTML report: complete, without network requests, and with texts escaped."""
 
 import base64
 import hashlib
@@ -29,7 +29,7 @@ UNHEARD = 4
 
 @pytest.fixture(scope="module")
 def requests_seen():
-    """A web server of this machine, and the paths that it was asked for."""
+    """A local web server, and the paths requested from it."""
     seen: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -71,7 +71,7 @@ def data_of(page: str) -> dict:
     return json.loads(text)
 
 
-def test_every_query_with_what_each_system_answered(page, results):
+def test_queries_have_ranks_and_nearest_images_of_each_system(page, results):
     data = data_of(page)
     first = results[0]
     assert data["systems"] == ["zero_shot", "brewclip"]
@@ -83,8 +83,8 @@ def test_every_query_with_what_each_system_answered(page, results):
             assert len(top) == 5
             assert (rank == 1) == (margin > 0) == (top[0] == query["image"])
             assert (query["image"] in top) == (rank <= 5)
-    assert data["queries"][1]["said"] == "image 1"
-    assert data["queries"][1]["wer"] == 1.0  # "image 1" was heard as "an image number 1": 2 put in for 2 words
+    assert data["queries"][1]["said"] == "scene 1"
+    assert data["queries"][1]["wer"] == 1.5  # "scene 1" was heard as "a scene of number 1": 3 inserted for 2 words
 
 
 def test_a_recording_that_a_system_left_out_has_no_answer(config, results):
@@ -107,8 +107,8 @@ def test_each_image_is_stored_once_and_is_small(page):
     assert all(base64.b64decode(text).startswith(b"\xff\xd8") for _, text in stored)
 
 
-def test_the_sound_is_that_of_the_query(page):
-    """Also behind a recording that the extraction left out, whose followers have other numbers in the corpus."""
+def test_the_sound_belongs_to_the_query(page):
+    """Also after a recording that the extraction skipped: later ones have other indices in the corpus."""
     sounds = dict(re.findall(r'id="sound-(\d+)">([^<]*)<', page))
     assert len(sounds) == NUM_IMAGES - 1
     for number, query in enumerate(data_of(page)["queries"]):
@@ -118,7 +118,7 @@ def test_the_sound_is_that_of_the_query(page):
         assert seconds == pytest.approx(0.5 + 0.1 * image, abs=0.01)
 
 
-def test_sound_that_does_not_fit_is_left_out_evenly_and_said(config, results, monkeypatch):
+def test_sounds_that_do_not_fit_are_left_out_evenly_with_a_note(config, results, monkeypatch):
     sizes = [len(QuerySamples(config, "test").sound((0, row), results[0].embeddings.keys[row])) for row in range(29)]
     monkeypatch.setattr(report, "SOUND_BYTES", sum(sizes) // 2)
     page = build_report(config, "test", results, 100)
@@ -129,7 +129,7 @@ def test_sound_that_does_not_fit_is_left_out_evenly_and_said(config, results, mo
     assert "of them fit into the page" in page
 
 
-def test_recordings_that_are_gone_leave_the_report_silent(config, results, tmp_path):
+def test_a_report_without_stored_recordings_has_no_sound(config, results, tmp_path):
     shutil.copytree(config.storage.removeprefix("file://"), tmp_path / "storage")
     shutil.rmtree(tmp_path / "storage/scenes/test")
     page = build_report(replace(config, storage=(tmp_path / "storage").as_uri()), "test", results, 3)
@@ -137,7 +137,7 @@ def test_recordings_that_are_gone_leave_the_report_silent(config, results, tmp_p
     assert len(data_of(page)["queries"]) == 3
 
 
-def test_texts_cannot_leave_their_place(page):
+def test_texts_cannot_become_markup(page):
     assert "<img src=http" not in page
     assert page.count("<script>") == 1
     for text in ("</script>", "a\u2028b", "<!--", "\ud800"):
@@ -237,7 +237,7 @@ def test_the_page_in_a_browser(page, results, requests_seen, tmp_path):
 
 
 def with_script(page: str, extra: str) -> str:
-    """Return the page with more in its script, and the policy that allows it."""
+    """Return the page with an extended script, and the policy that allows it."""
     (script,) = re.findall(r"(?s)<script>(.*?)</script>", page)
     both = script + extra
     digest = base64.b64encode(hashlib.sha256(both.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""What names of systems stand for, what cannot be ranked, and the same ranks from one worker and from four."""
+"""Resolution of system names, splits that cannot be ranked, and equal ranks from one worker and from four."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,14 +36,14 @@ def config_of(folder: Path, transcript: str = "asr") -> Config:
 
 
 def save_run(config: Config, name: str, *, named: bool = True, **model: object) -> None:
-    """Write a run without weights, which is all that a description reads."""
+    """Write a run without weights, which is enough for a description."""
     trained = replace(config, model=replace(config.model, **model), run=replace(config.run, name=name if named else ""))
     facts = CheckpointFacts(step=3, config=flatten(trained), frozen_sha256={}, audio_dim=AUDIO_DIM)
     storage = open_storage(f"{config.storage}/runs/{name}")
     save_checkpoint(storage, Checkpoint(facts, {}, {}), best=True, keep=1)
 
 
-def test_a_system_reads_what_stands_behind_its_name(tmp_path):
+def test_a_suffix_of_the_name_sets_the_transcript(tmp_path):
     config = config_of(tmp_path)
     save_run(config, "mine", variant="pipeline")
     asr, truth, plain = describe_systems(config, ["mine", "mine@ground_truth", "zero_shot@asr"])
@@ -65,7 +65,7 @@ def test_inputs_other_than_in_training_are_noted(tmp_path, capsys):
     assert not capsys.readouterr().out
 
 
-def test_two_seeds_of_a_variant_have_names_of_their_own(tmp_path):
+def test_two_seeds_of_a_variant_have_distinct_names(tmp_path):
     config = config_of(tmp_path)
     for name in ("scenes-pipeline-0", "scenes-pipeline-1"):
         save_run(config, name, named=False, variant="pipeline")
@@ -96,7 +96,7 @@ def test_steps_of_a_run_and_runs_of_one_name_are_distinguished(tmp_path):
         (["other_clip"], "trained with --model.clip ViT-L-14/openai, here it is scenes"),
     ],
 )
-def test_names_that_stand_for_nothing(tmp_path, names, message):
+def test_unknown_names_are_refused(tmp_path, names, message):
     config = config_of(tmp_path)
     save_run(config, "mine")
     if "other_clip" in names:
@@ -112,7 +112,7 @@ def embeddings(speech: np.ndarray, images: np.ndarray) -> Embeddings:
     return Embeddings(keys, keys, names, [], speech, [f"p{row}" for row in range(len(images))], images)
 
 
-def test_what_cannot_be_ranked_is_named(tmp_path):
+def test_features_that_cannot_be_ranked_are_refused(tmp_path):
     write_features(tmp_path.as_uri(), "test", 4, rounds=1)
     manifest = open_manifest(f"{tmp_path.as_uri()}/test")
     none, good = Rejections(manifest.url), np.ones((4, 3), np.float32)
@@ -193,12 +193,12 @@ def test_four_workers_give_the_ranks_of_one(tmp_path, capsys):
     assert_same_ranks(alone, shared)
     assert len(alone.embeddings.keys) == 38 and alone.bad_samples == shared.bad_samples == {"image": 1}
     assert "zero_shot: left out 1 of 39 recordings: image: cannot identify" in capsys.readouterr().out
-    kept = Ranking.from_bytes(alone.ranking.to_bytes())
-    assert kept.result.summary() == alone.metrics and kept.facts["bad_samples"] == {"image": 1}
+    restored = Ranking.from_bytes(alone.ranking.to_bytes())
+    assert restored.result.summary() == alone.metrics and restored.facts["bad_samples"] == {"image": 1}
 
 
 @pytest.mark.services
-def test_over_ray_it_is_the_same(tmp_path, ray_head, monkeypatch):
+def test_ray_gives_the_same_ranks(tmp_path, ray_head, monkeypatch):
     import ray
 
     from brewclip.cluster import connect

@@ -1,4 +1,4 @@
-"""The index on disk: written whole or not at all, and refused where a row is no embedding."""
+"""The index on disk: written atomically, and refused if a row is not of unit length."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def test_a_full_disk_leaves_the_old_index(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 3.0])
-def test_a_row_that_is_no_embedding_is_refused(tmp_path, value):
+def test_a_row_that_is_not_of_unit_length_is_refused(tmp_path, value):
     index = index_of(4)
     index.features[2] = value
     index.save(tmp_path / "index.npz")
@@ -40,6 +40,6 @@ def test_a_row_that_is_no_embedding_is_refused(tmp_path, value):
         Index.load(tmp_path / "index.npz")
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     index_of(4).save(tmp_path / "folder" / "index.npz")
     assert np.array_equal(Index.load(tmp_path / "folder" / "index.npz").features, index_of(4).features)

@@ -1,4 +1,4 @@
-"""`brewclip.load`, the index and `python -m brewclip`: the same features as training and evaluation see."""
+"""`brewclip.load`, the index and `python -m brewclip`: the same features as in training and evaluation."""
 
 import io
 import subprocess
@@ -39,7 +39,7 @@ CONFIG = replace(CONFIG, model=replace(CONFIG.model, ff_dim=32))
 def save_run(
     folder: Path, name: str, *, seed: int = 0, step: int = 7, clip_sha256: str = "", settings: dict | None = None
 ) -> str:
-    """Write a run whose weights are those that a seed starts with, and return its URL."""
+    """Write a run with the initial weights of a seed, and return its URL."""
     clip = load_clip("scenes")
     config = replace(CONFIG, run=replace(CONFIG.run, seed=seed, name=name))
     model = build_model(config, PromptedCLIP(clip.model), AUDIO_DIM)
@@ -58,7 +58,7 @@ def save_run(
 
 
 class MadeUpReader:
-    """Stands for Whisper, which takes seconds to load: frames from the samples, one sentence for all."""
+    """Fake Whisper, as the real one takes seconds to load: frames from the samples, one sentence for all."""
 
     def read(self, waveforms):
         frames = [np.resize(waveform, (5, AUDIO_DIM)).astype(np.float16) for waveform in waveforms]
@@ -82,14 +82,14 @@ def embedder(storage):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """A folder of six scenes, one below another folder, one file that is no image."""
+    """A folder of six scenes, one in a subfolder, one file that is no image."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "more").mkdir()
     for number in range(6):
         path = folder / ("more" if number == 5 else "") / f"{number}.png"
         draw_scene(sample_scene(world_seed("scenes/test"), number), 96).save(path)
     (folder / "broken.jpg").write_bytes(b"no image")
-    (folder / "notes.txt").write_text("not looked at")
+    (folder / "notes.txt").write_text("ignored")
     return folder
 
 
@@ -97,7 +97,7 @@ def waveform(seed: int, seconds: float = 0.5) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.5, 0.5, int(16_000 * seconds)).astype(np.float32)
 
 
-def test_images_equal_what_the_model_gives(embedder, images):
+def test_images_equal_the_model_output(embedder, images):
     path = images / "0.png"
     clip = load_clip("scenes")
     model = build_model(CONFIG, PromptedCLIP(clip.model), AUDIO_DIM).eval()
@@ -110,7 +110,7 @@ def test_images_equal_what_the_model_gives(embedder, images):
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
 
 
-def test_a_image_is_the_same_as_path_image_and_array(embedder, images):
+def test_an_image_is_the_same_as_path_image_and_array(embedder, images):
     path = images / "1.png"
     image = Image.open(path)
     found = embedder.embed_images([path, str(path), image, np.asarray(image.convert("RGB"))])
@@ -129,7 +129,7 @@ def test_speech_is_the_same_in_any_batch_and_as_a_file(embedder, tmp_path):
     assert not np.allclose(together[0], together[1], atol=1e-3), "the sound is heard"
 
 
-def test_nothing_gives_nothing(embedder):
+def test_empty_lists_give_empty_arrays(embedder):
     assert embedder.embed_speech([]).shape == embedder.embed_images([]).shape == (0, embedder.embed_dim)
 
 
@@ -152,7 +152,7 @@ def test_an_index_of_its_own_images_finds_each_first(embedder, images):
     assert found[0][0].score == pytest.approx(1, abs=1e-5)
 
 
-def test_an_index_survives_the_disk_and_refuses_another_system(embedder, storage, images, tmp_path):
+def test_a_saved_index_is_equal_and_refuses_another_system(embedder, storage, images, tmp_path):
     index, problems = embedder.build_index([images / "0.png", images / "broken.jpg"])
     assert len(problems) == 1 and "broken.jpg" in problems[0]
     index.save(tmp_path / "deep" / "index.npz")
@@ -167,7 +167,7 @@ def test_an_index_survives_the_disk_and_refuses_another_system(embedder, storage
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04" + bytes(50)])
-def test_a_file_that_is_no_index(content, tmp_path):
+def test_a_file_that_is_not_an_index(content, tmp_path):
     (tmp_path / "index.npz").write_bytes(content)
     with pytest.raises(UserError, match="not an index"):
         Index.load(tmp_path / "index.npz")
@@ -198,7 +198,7 @@ def test_names_that_load_understands(storage, monkeypatch):
         ("models:/spoken@best", "models:/spoken@best is looked up in MLflow: give --tracking.uri or set MLFLOW"),
     ],
 )
-def test_what_load_cannot_find_is_named_as_it_was_given(name, message, monkeypatch):
+def test_missing_checkpoints_are_named_as_given(name, message, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError) as caught:
         brewclip.load(name)
@@ -265,7 +265,7 @@ def test_images_that_cannot_be_used(embedder, images, message):
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_a_image_bomb_on_disk_is_refused_before_it_is_decoded(embedder, tmp_path):
+def test_an_image_bomb_on_disk_is_refused_before_it_is_decoded(embedder, tmp_path):
     (tmp_path / "bomb.png").write_bytes(png(12_000, 10_000))
     with pytest.raises(ValueError, match="12000 x 10000 pixels are too many"):
         embedder.embed_images([tmp_path / "bomb.png"])
