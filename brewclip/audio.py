@@ -1,4 +1,4 @@
-"""Recordings to waveforms and back: any sound file that libsndfile reads, as 16 kHz mono."""
+"""Decoding and encoding of recordings: any sound file that libsndfile reads, as 16 kHz mono."""
 
 import contextlib
 import io
@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 
 SAMPLE_RATE_HZ = 16_000
 MAX_BYTES = 1 << 28  # 256 MiB: ten minutes of 96 kHz stereo in 16 bits are 230 MB
-# A block that fails is lost whole. Blocks of 0.1 s for all files would take 13 (Ogg) to 68 % (MP3) longer.
+# A block that fails is lost entirely. Blocks of 0.1 s for all files would take 13 (Ogg) to 68 % (MP3) longer.
 _BLOCK_SECONDS, _BLOCK_SECONDS_IF_DAMAGED = 1.0, 0.05
 _SAMPLE_RATES_HZ = (1_000, 384_000)  # what a header may claim; a damaged one asks for absurd resampling
 _MAX_CHANNELS = 32
-# What may be decoded: ten minutes are 2^25 samples at 48 kHz. A waveform is held twice, as blocks and whole: 0.5 GB.
+# What may be decoded: ten minutes are 2^25 samples at 48 kHz. A waveform is held twice, as blocks and joined: 0.5 GB.
 _MAX_SAMPLES, _MAX_SAMPLES_OF_CHANNELS = 2**26, 2**28
 _MAX_CHUNKS = 10_000  # of a WAV or AIFF file, before its sound
-# Programs that write WAV to a pipe do not know its size: they say 0, all bits set, or (sox) almost 2 GiB.
+# Programs that write WAV to a pipe do not know its size: they write 0, all bits set, or (sox) almost 2 GiB.
 _SMALLEST_UNKNOWN_BYTES = 2**31 - 2**16
 _DECODER_LINE = re.compile(rb"\[[^\]]*libmpg123/|Note: |Warning: |\s*$")
 _STDERR_LOCK = threading.Lock()
 
 
 class UndecodableAudio(ValueError):
-    """A recording that gives no waveform.
+    """A recording that cannot be decoded to a waveform.
 
     Attributes:
-        cause: a short machine word to count by: "empty", "too_many_bytes", "too_long", "not_audio",
+        cause: a short identifier for counting: "empty", "too_many_bytes", "too_long", "not_audio",
             "corrupt", "no_samples".
     """
 
@@ -47,14 +47,14 @@ class UndecodableAudio(ValueError):
 
 @dataclass(frozen=True)
 class DecodedAudio:
-    """A waveform and whether it is whole.
+    """A waveform and whether it is complete.
 
     Attributes:
         waveform: float32 mono at `SAMPLE_RATE_HZ`, in [-1, 1].
-        missing_seconds: of what the file's header promised but could not be decoded; 0 for a whole file, and where
-            the length that is missing is unknown.
+        missing_seconds: duration that the header gives but that could not be decoded; 0 for a complete file, and where
+            the missing length is unknown.
         truncated: the file ends before its end mark (Ogg), so that an unknown length is missing.
-        decoder_warnings: lines that the MP3 decoder had to say; it has some for most files that players play well.
+        decoder_warnings: warning lines of the MP3 decoder; it has some for most files that players play well.
     """
 
     waveform: NDArray[np.float32]
@@ -64,7 +64,7 @@ class DecodedAudio:
 
 
 def decode_audio(data: bytes, *, max_seconds: float = 600.0) -> NDArray[np.float32]:
-    """Decode a sound file (flac, wav, ogg, mp3, ...); of a damaged one, what comes before the damage.
+    """Decode a sound file (flac, wav, ogg, mp3, ...); of a damaged one, the part before the damage.
 
     Args:
         data: the file.
@@ -80,7 +80,7 @@ def decode_audio(data: bytes, *, max_seconds: float = 600.0) -> NDArray[np.float
 
 
 def decode_audio_with_damage(data: bytes, *, max_seconds: float = 600.0) -> DecodedAudio:
-    """Decode as `decode_audio` does, and tell how much of a damaged file is missing."""
+    """Decode as `decode_audio` does, and return how much of a damaged file is missing."""
     if not data:
         raise UndecodableAudio("empty", "the recording has no bytes")
     if len(data) > MAX_BYTES:
@@ -107,7 +107,7 @@ def decode_audio_with_damage(data: bytes, *, max_seconds: float = 600.0) -> Deco
     if not len(samples):
         raise UndecodableAudio("no_samples", f"the recording lasts {decoded_seconds * 1000:.3f} ms, less than a sample")
     waveform = np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
-    return DecodedAudio(waveform, missing_seconds, _is_cut_ogg(data), len(decoder_lines))
+    return DecodedAudio(waveform, missing_seconds, _is_truncated_ogg(data), len(decoder_lines))
 
 
 def encode_flac(waveform: NDArray[np.floating]) -> bytes:
@@ -126,7 +126,7 @@ def encode_flac(waveform: NDArray[np.floating]) -> bytes:
 
 
 def _check_header(file: soundfile.SoundFile, max_seconds: float) -> float:
-    """Return how long the header says the recording is; infinite if it does not say."""
+    """Return the duration in seconds that the header gives; infinite if it gives none."""
     low_hz, high_hz = _SAMPLE_RATES_HZ
     if not low_hz <= file.samplerate <= high_hz or not 1 <= file.channels <= _MAX_CHANNELS:
         raise UndecodableAudio(
@@ -142,7 +142,7 @@ def _check_header(file: soundfile.SoundFile, max_seconds: float) -> float:
 
 
 def _check_length(file: soundfile.SoundFile, num_samples: int, max_seconds: float) -> None:
-    """Refuse a recording of so many samples in each channel if that is too long, or too many to decode."""
+    """Raise if so many samples in each channel are too long, or too many to decode."""
     if num_samples > max_seconds * file.samplerate:
         seconds = num_samples / file.samplerate
         raise UndecodableAudio("too_long", f"the recording lasts {seconds:.1f} s, the limit is {max_seconds:.0f} s")
@@ -191,11 +191,11 @@ def _downmix(block: NDArray[np.float32]) -> NDArray[np.float32]:
     return mono
 
 
-# ------------------------------------------------------------------ what a file promises and libsndfile does not tell
+# ------------------------------------------------------------------ lengths in headers, unreported by libsndfile
 
 
 def _find_sound(data: bytes) -> tuple[int, int]:
-    """Return where the sound of a WAV or AIFF file begins, and how many bytes of it the header promises.
+    """Return where the sound of a WAV or AIFF file begins, and its number of bytes by the header.
 
     (0, 0) for files of another kind.
     """
@@ -215,9 +215,9 @@ def _find_sound(data: bytes) -> tuple[int, int]:
 
 
 def _missing_share(data: bytes) -> float:
-    """Return the bytes that a WAV or AIFF file lacks of its sound, as a share of those that are there.
+    """Return the missing bytes of sound of a WAV or AIFF file, as a share of those present.
 
-    libsndfile believes the size of the file rather than the header's: half a file is a recording of half the length.
+    libsndfile trusts the size of the file over the header's: half a file is a recording of half the length.
     """
     start, promised = _find_sound(data)
     present = len(data) - start
@@ -226,9 +226,9 @@ def _missing_share(data: bytes) -> float:
 
 
 def _with_open_end(data: bytes) -> bytes:
-    """Return a WAV file whose header promises nothing, as a recorder leaves it that was cut off, with one that does.
+    """Return a WAV file without a length, as an interrupted recorder leaves it, with the largest length in its header.
 
-    libsndfile reads no sample of it, but all of a file whose size is given as the largest that there is.
+    libsndfile reads no sample without a length, but all of a file whose length is the largest possible.
     """
     start, promised = _find_sound(data)
     rest = len(data) - start
@@ -238,7 +238,7 @@ def _with_open_end(data: bytes) -> bytes:
     return b"RIFF" + b"\xff" * 4 + data[8 : start - 4] + b"\xff" * 4 + data[start:]
 
 
-def _is_cut_ogg(data: bytes) -> bool:
+def _is_truncated_ogg(data: bytes) -> bool:
     """Return whether the last whole page of an Ogg file is not marked as the last of its stream."""
     if data[:4] != b"OggS":
         return False
@@ -253,12 +253,12 @@ def _is_cut_ogg(data: bytes) -> bool:
     return not is_last
 
 
-# ------------------------------------------------------------------ what the MP3 decoder prints
+# ------------------------------------------------------------------ messages of the MP3 decoder
 
 
 @contextlib.contextmanager
 def _catch_decoder_lines(data: bytes) -> Iterator[list[bytes]]:
-    """Yield a list that gets, at the end, the lines which decoding an MP3 file wrote to stderr; they are not shown.
+    """Yield a list that receives, at the end, the lines that decoding an MP3 file wrote to stderr; they are not shown.
 
     libmpg123 prints to descriptor 2 and libsndfile has no switch for it, so the descriptor is another file meanwhile,
     for one thread at a time. What other threads write then appears a moment later.

@@ -30,7 +30,7 @@ class Flickr8kOptions(SourceOptions):
 
 
 def read_corpus(options: Flickr8kOptions) -> FileCorpus:
-    """Read lists and captions, and join them with the files that are there."""
+    """Read lists and captions, and join them with the existing files."""
     source = Source(options.source)
     return FileCorpus("flickr8k", source, join(source, recordings(source)), options.stored_side_pixels)
 
@@ -97,7 +97,7 @@ def read_texts(source: Source) -> dict[Caption, str]:
     for line in source.lines(name):
         label, _, text = line.partition("\t")
         image, _, number = label.strip().rpartition("#")
-        if not number.isdecimal():  # kept, so that it is counted: no list names such an image
+        if not number.isdecimal():  # included to be counted: no list names such an image
             image, number = label.strip(), "0"
         texts.setdefault((_without_copy_number(image), int(number)), text.strip())
     return texts

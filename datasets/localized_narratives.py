@@ -28,18 +28,18 @@ class NarrativesOptions(SourceOptions):
     """The COCO part of Localized Narratives."""
 
     dev_fraction: Annotated[float, FRACTION_BELOW_1] = 0.02
-    """Share of the images of train that make the split dev; 0 leaves train whole and writes no dev."""
+    """Share of the images of train that make the split dev; 0 writes no dev."""
 
 
 def read_corpus(options: NarrativesOptions) -> FileCorpus:
-    """Read the lists and join them with the files that are there."""
+    """Read the lists and join them with the existing files."""
     source = Source(options.source)
     listed = recordings(source, options.dev_fraction)
     return FileCorpus("localized_narratives", source, join(source, listed), options.stored_side_pixels)
 
 
 def recordings(source: Source, dev_fraction: float) -> Iterator[Recording]:
-    """Yield a recording for each narrative of train and val; one of the two may be missing whole.
+    """Yield a recording for each narrative of train and val; one of the two may be missing entirely.
 
     Raises:
         UserError: naming the lists that are missing.

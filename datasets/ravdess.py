@@ -1,9 +1,9 @@
-"""RAVDESS, its speech: two sentences spoken by 24 actors in eight emotions, of which four are kept; no images.
+"""RAVDESS speech: two sentences spoken by 24 actors in eight emotions, of which four are used; no images.
 
     python datasets/ravdess.py --source DIR --dest s3://bucket/ravdess
 
 DIR holds, at any depth, Actor_01/ to Actor_24/ with MM-VV-EE-II-SS-RR-AA.wav (or .flac): modality, channel, emotion,
-intensity, statement, repetition, actor. Actors 19 to 24 test, as published; those of --dev-actors make a split dev, all
+intensity, statement, repetition, actor. Actors 19 to 24 are test, as published; those of --dev-actors are dev, all
 others train. See docs/corpora/ravdess.md.
 """
 
@@ -43,10 +43,10 @@ class RavdessOptions(SourceOptions):
 
 
 def read_corpus(options: RavdessOptions) -> FileCorpus:
-    """List the clips; what is not of the four classes is left out and counted.
+    """List the clips; others than the four classes are left out and counted.
 
     Raises:
-        UserError: if an actor is in two splits, or was asked for and is not there.
+        UserError: if an actor is in two splits, or requested and missing.
     """
     check_actors(options)
     source = Source(options.source)
@@ -62,10 +62,10 @@ def check_actors(options: RavdessOptions) -> None:
 
 
 def remarks_on_splits(listed: list[Recording], options: RavdessOptions) -> list[str]:
-    """Return a line about a split test that is empty because its actors are not there.
+    """Return a note if the split test is empty because its actors are missing.
 
     Raises:
-        UserError: if the actors of a flag are not there.
+        UserError: if the actors of a flag are missing.
     """
     found = sorted({int(recording.speaker) for recording in listed if recording.split})
     names = ", ".join(map(str, found))

@@ -1,4 +1,4 @@
-"""The scenes world as a corpus: drawn images, described in words, spoken by a synthetic voice.
+"""The synthetic scenes corpus: drawn images with captions spoken by a synthetic voice.
 
     python datasets/scenes.py --dest s3://bucket/scenes
     python datasets/scenes.py --dest file:///tmp/scenes --num-train 2000 --style narrative --noise-snr-db 5
@@ -26,16 +26,16 @@ from brewclip.scenes.world import Scene, sample_scene, scene_generator, world_se
 
 Style = Literal["caption", "narrative", "emotion"]
 
-# Of the emotions: nobody who is tested was learned from, as with the actors of RAVDESS.
+# Of the emotions: no speaker of test is in train, as with the actors of RAVDESS.
 EMOTION_SPEAKERS = {"train": voices.SPEAKERS[:8], "dev": voices.SPEAKERS[8:9], "test": voices.SPEAKERS[9:]}
 
 
 @dataclass(frozen=True)
 class ScenesOptions(WriteOptions):
-    """What of the world is written."""
+    """Flags of the scenes corpus."""
 
     dest: str = "file:///tmp/brewclip/scenes"
-    """URL of the corpus, s3://bucket/corpus or file:///folder: splits lie below it."""
+    """URL of the corpus, s3://bucket/corpus or file:///folder: splits are stored below it."""
     samples_per_shard: Annotated[int, Range(0, 10**6)] = 100
     """Samples of one shard, the last of a round excepted."""
     num_train: Annotated[int, Range(0, 10**6)] = 400
@@ -51,12 +51,12 @@ class ScenesOptions(WriteOptions):
     image_side_pixels: Annotated[int, Range(16, 8192)] = 192
     """Side of the square images."""
     noise_snr_db: Annotated[float, Range(-100, 100)] = 99.0
-    """Babble is mixed in at this signal-to-noise ratio, in dB; 60 and more mix nothing in."""
+    """Babble is mixed in at this signal-to-noise ratio, in dB; 60 and more add no babble."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One recording to be made: caption `number` of scene `index` of a split."""
+    """One recording to synthesise: caption `number` of scene `index` of a split."""
 
     split: str
     index: int
@@ -64,7 +64,7 @@ class Item:
 
 
 class Scenes:
-    """The recipe: which scenes a split has, and how one is drawn and spoken."""
+    """The recipe: the scenes of each split, drawn and spoken."""
 
     corpus = "scenes"
 
@@ -90,7 +90,7 @@ class Scenes:
         return [[Item(split, index, number) for index in indices] for number in range(count[self.options.style])]
 
     def _indices(self, split: str) -> Iterator[int]:
-        """Yield scene numbers; a training scene that looks like a held-out one is passed over."""
+        """Yield scene numbers; a training scene with the signature of a held-out one is skipped."""
         index = found = 0
         while found < self.sizes[split]:
             if split != "train" or _scene(split, index).signature not in self.held_out:
@@ -134,7 +134,7 @@ class Scenes:
 
 
 def emotion_speaker(split: str, index: int) -> str:
-    """Return who says sentence `index` of a split in all emotions: one of its speakers, each with every sentence."""
+    """Return the speaker of sentence `index` of a split in all emotions; each speaker says every sentence."""
     speakers = EMOTION_SPEAKERS[split]
     return speakers[index // len(captions.EMOTION_SENTENCES) % len(speakers)]
 
@@ -150,7 +150,7 @@ def _jpeg(scene: Scene, side_pixels: int) -> bytes:
 
 
 def main() -> None:
-    """Write the splits that the flags ask for."""
+    """Write the splits that the flags request."""
     with exit_on_user_error(), exit_on_interrupt():
         options = parse_options(__doc__, ScenesOptions)
         print_summary(write_corpus(Scenes(options), options))

@@ -1,10 +1,10 @@
-"""Shards that exist already: tars in WebDataset's form, indexed where they are, or written anew where they must be.
+"""Existing WebDataset tars: adopted in place, or rewritten where necessary.
 
     python datasets/shards.py --source 's3://bucket/raw/{000..099}.tar' --dest s3://bucket/mine
     python datasets/shards.py --source train='/raw/train-*.tar' dev='/raw/val-*.tar' --dest file:///data/mine
 
-Samples are KEY.jpg|jpeg|png|webp, KEY.flac|wav|ogg|mp3 and KEY.json|txt|cls, if they are. Tars stay as they are if in
-each every sample has one recording, lies together, and has an image that no other sample of its split has. Without
+Samples are KEY.jpg|jpeg|png|webp, KEY.flac|wav|ogg|mp3 and, optionally, KEY.json|txt|cls. Tars are adopted if in each
+every sample is contiguous, has one recording, and has an image that no other sample of its split has. Without
 SPLIT= and --split-field, whole tars are drawn into train, dev and test. See docs/webdataset.md.
 """
 
@@ -27,7 +27,7 @@ from brewclip.data.storage import Storage, check_reachable, open_storage
 from brewclip.errors import ObjectMissing, UserError
 
 STATE = "shards.json"
-# Flags that say where, and how strictly, but not what a corpus holds.
+# Flags that do not change the content of a corpus.
 NOT_IN_A_CORPUS = {"source", "dest", "dry_run", "max_rejected_fraction", "identical_images"}
 
 
@@ -38,13 +38,13 @@ class ShardsOptions(WriteOptions):
     source: tuple[str, ...]
     """URLs (s3://, file://) or paths of tars, with {000..099} or *, or their folder; SPLIT=URL names their split."""
     image_ext: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
-    """Extensions of images; of two of one sample, the one named first here counts."""
+    """Extensions of images; of two of one sample, the one listed first here is used."""
     audio_ext: tuple[str, ...] = ("flac", "wav", "ogg", "mp3")
     """Extensions of recordings, likewise."""
     text_ext: tuple[str, ...] = ("txt", "cls")
-    """Extensions of texts; each is a field of that name, beside those of the json."""
+    """Extensions of texts; each is a field of that name, in addition to those of the json."""
     text_field: tuple[str, ...] = ("text", "caption", "txt")
-    """Fields that may hold what is said; the first that is there counts."""
+    """Fields that may hold the text; the first present is used."""
     id_field: str = ""
     """Field that names the image; without it, the key does, and equal bytes are one image."""
     split_field: str = ""
@@ -56,21 +56,21 @@ class ShardsOptions(WriteOptions):
     without_images: bool = False
     """Samples are recordings alone."""
     dev_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
-    """Share of dev, where nothing names the splits: of the tars, or of the images if they are written anew."""
+    """Share of dev, where nothing names the splits: of the tars, or of the images if they are rewritten."""
     test_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """Share of test, likewise."""
     seed: Annotated[int, SEED] = 0
     """Seed of the split, likewise."""
     rewrite: bool = False
-    """Write the samples anew even if the tars could stay as they are."""
+    """Rewrite the samples even if the tars could be adopted."""
     image_side_pixels: Annotated[int, Range(16, 8192, note="--keep-original-images reduces nothing")] = 336
-    """Images that are written anew are reduced to this short side."""
+    """Rewritten images are reduced to this short side."""
     keep_original_images: bool = False
-    """Keep the bytes of JPEG images that are written anew."""
+    """Keep the bytes of JPEG images that are rewritten."""
 
 
 def main() -> None:
-    """Read the tars once, say what becomes of them, and write manifests or samples."""
+    """Scan the tars once, print the plan, and write manifests or samples."""
     with exit_on_user_error(), exit_on_interrupt():
         options = parse_options(__doc__, ShardsOptions)
         check_options(options)
@@ -80,23 +80,23 @@ def main() -> None:
         if options.split_field and tars[0].split:
             raise UserError("--source gives the split of each tar, and --split-field as well: use one of them")
         if options.dry_run:
-            look_at_first(tars, options, draw)
+            preview_first(tars, options, draw)
         else:
             make_corpus(tars, options, draw)
 
 
-def look_at_first(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) -> None:
-    """Read the first tar alone and say what is in it; write nothing."""
+def preview_first(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) -> None:
+    """Scan the first tar alone and print its content; write nothing."""
     digest = scan_first(tars[0], rules_of(options))
     size = sum(tar.size_bytes for tar in tars) / 1e6
     print(f"{len(tars)} tars, {size:.1f} MB; the first has {digest.num_samples} samples, {describe([digest])}")
     check_rejected([digest], options)
     alone = make_plan(tars[:1], [digest], draw, by_field=bool(options.split_field), wish=wish(options))
-    print(f"written anew: {alone.obstacle}" if digest.obstacle or wish(options) else "it can stay as it is", flush=True)
+    print(f"to rewrite: {alone.obstacle}" if digest.obstacle or wish(options) else "it can be adopted", flush=True)
 
 
 def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) -> None:
-    """Scan the tars and adopt them, or write their samples anew."""
+    """Scan the tars and adopt them, or rewrite their samples."""
     dest = options.dest.rstrip("/")
     tasks = [ScanTask(tar, dest, rules_of(options)) for tar in tars]
     flags = {name: value for name, value in asdict(options).items() if name not in NOT_IN_A_CORPUS}
@@ -110,17 +110,20 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
     check_rejected(digests, options)
     for tar, digest in zip(tars, digests, strict=True):
         if digest.damage:
-            print(f"warning: {tar.url} is damaged ({digest.damage}): only what stands before is taken", flush=True)
+            print(
+                f"warning: {tar.url} is damaged ({digest.damage}): only samples before it are used",
+                flush=True,
+            )
     plan = make_plan(tars, digests, draw, by_field=bool(options.split_field), wish=wish(options))
     if plan.obstacle:
-        print(f"the samples are written anew: {plan.obstacle}", flush=True)
+        print(f"the samples are rewritten: {plan.obstacle}", flush=True)
         side_pixels = 0 if options.keep_original_images else options.image_side_pixels
         listed = tar_corpus(corpus, dest, tasks, digests, plan, draw, side_pixels)
         summary = write_corpus(listed, options)
         for cause, count in list_left_out(listed, dest).items():
             print(f"in no split: {count} {cause}", flush=True)
     else:
-        print("the tars stay where they are: they fit as they are", flush=True)
+        print("the tars are adopted in place", flush=True)
         warn_of_flags(tars, options)
         check_splits_of_images(digests, plan.splits, refuse_identical=options.identical_images == "refuse")
         summary = adopt(corpus, dest, tasks, digests, plan, plan_hash)
@@ -131,7 +134,7 @@ def make_corpus(tars: list[SourceTar], options: ShardsOptions, draw: SplitDraw) 
 
 
 def already_made(storage: Storage, plan_hash: str) -> bool:
-    """Return whether an earlier run made this corpus, and print its table.
+    """Return whether an earlier run wrote this corpus, and print its table.
 
     Raises:
         UserError: if the destination holds one of other tars or flags.
@@ -149,12 +152,12 @@ def already_made(storage: Storage, plan_hash: str) -> bool:
 
 
 def wish(options: ShardsOptions) -> str:
-    """Return why the user wants the samples written anew; empty if not."""
+    """Return why the user wants the samples rewritten; empty if not."""
     return "--rewrite asks for it" if options.rewrite else "--limit takes a part of them" if options.limit else ""
 
 
 def warn_of_flags(tars: list[SourceTar], options: ShardsOptions) -> None:
-    """Name flags that change nothing where tars stay as they are, and tars that not every machine may see."""
+    """Warn about flags without effect on adopted tars, and about tars on local disks."""
     if not options.dest.startswith("file:") and any(tar.url.startswith("file:") for tar in tars):
         print(f"warning: every machine that reads {options.dest} must see {tars[0].url} at this path", flush=True)
     if options.keep_original_images or options.image_side_pixels != ShardsOptions.image_side_pixels:
@@ -162,7 +165,7 @@ def warn_of_flags(tars: list[SourceTar], options: ShardsOptions) -> None:
 
 
 def check_rejected(digests: list[Digest], options: ShardsOptions) -> None:
-    """Stop if too large a share cannot be used, with what a damaged tar cost by its bytes.
+    """Raise if too large a share cannot be used, including the estimated losses in damaged tars.
 
     Raises:
         UserError: with the causes, and the first.
@@ -183,13 +186,13 @@ def check_rejected(digests: list[Digest], options: ShardsOptions) -> None:
 
 
 def describe(digests: list[Digest]) -> str:
-    """Return what was rejected by cause, what has no text, and what was passed over."""
+    """Describe rejections by cause, samples without text, and skipped members."""
     causes = Counter(row["cause"] for row in rejected_of(digests))
     words = ["rejected: " + (", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())) or "none")]
     without_text = sum(digest.sums["without_text"] for digest in digests)
     words += [f"{without_text} without a text"] if without_text else []
     warned = sum(digest.sums["with_decoder_warnings"] for digest in digests)
-    words += [f"{warned} on which the MP3 decoder had remarks"] if warned else []
+    words += [f"{warned} with MP3 decoder warnings"] if warned else []
     lost = sum(digest.num_lost for digest in digests)
     words += [f"about {lost} lost in damaged tars"] if lost else []
     others = sum(digest.num_others for digest in digests)

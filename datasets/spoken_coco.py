@@ -3,7 +3,7 @@
     python datasets/spoken_coco.py --source DIR --dest s3://bucket/spoken_coco
 
 DIR holds, at any depth: train2014/ and val2014/ (links will do), wavs/, and lists in one of three forms, of which the
-first that is there is read:
+first that exists is read:
   ksplit    SpokenCOCO_ksplit_{train,val,test}.json (Karpathy's split, as SpeechCLIP has it)
   unrolled  SpokenCOCO_{train,val,test}_unrolled_karpathy.json (the same split, one caption a row, as FaST-VGS has it)
   original  SpokenCOCO_{train,val}.json (no test split)
@@ -34,18 +34,18 @@ class SpokenCocoOptions(SourceOptions):
     """SpokenCOCO in one of its three forms."""
 
     variant: Variant = "auto"
-    """Which lists are read; auto takes Karpathy's split if it is there."""
+    """Which lists are read; auto reads Karpathy's split if it exists."""
 
 
 def read_corpus(options: SpokenCocoOptions) -> FileCorpus:
-    """Read the lists and join them with the files that are there."""
+    """Read the lists and join them with the existing files."""
     source = Source(options.source)
     listed = recordings(source, find_lists(source, options.variant))
     return FileCorpus("spoken_coco", source, join(source, listed), options.stored_side_pixels)
 
 
 def find_lists(source: Source, variant: Variant) -> dict[str, str]:
-    """Return split -> list file, of the variant asked for or the first that is there.
+    """Return split -> list file, of the requested variant or the first that exists.
 
     Raises:
         UserError: naming the files looked for.
@@ -55,7 +55,7 @@ def find_lists(source: Source, variant: Variant) -> dict[str, str]:
         if any(files.values()):
             missing = [LISTS[name].format(part) for part, split in SPLITS.items() if not files[split]]
             if missing and name != "original":
-                raise UserError(f"--source {source.location} has no {', '.join(missing)} beside the other lists")
+                raise UserError(f"--source {source.location} has no {', '.join(missing)} next to the other lists")
             return {split: file for split, file in files.items() if file}
     wanted = ", ".join(LISTS[name].format("train") for name in (LISTS if variant == "auto" else [variant]))
     raise UserError(f"--source {source.location} has none of {wanted}: is it the folder of SpokenCOCO?")

@@ -1,4 +1,4 @@
-"""A corpus of one's own: CSV, TSV, JSONL or Parquet tables with a row for each recording.
+"""Custom corpora: CSV, TSV, JSONL or Parquet tables with a row for each recording.
 
     python datasets/table.py --source /data/mine/table.csv --dest s3://bucket/mine
     python datasets/table.py --source s3://bucket/raw/table.parquet --dest file:///tmp/mine --test-fraction 0.2
@@ -7,13 +7,11 @@
 Columns: image, audio; optionally text, image_id, speaker, split, emotion; flags name others. Paths are relative to the
 table, or URLs; in Parquet, images and recordings may be in the table, as Hugging Face stores them. Rows with one image
 (or image_id) are its captions, in their order. Without a column `split`, files named like train-00000-of-00002.parquet
-say it, or else images are split by a seed; an image stays in its split when rows are added. See
+give it, or else images are split by a seed; an image stays in its split when rows are added. See
 docs/corpora/table.md.
 """
 
-import csv
 import fnmatch
-import io
 import json
 import posixpath
 import re
@@ -27,11 +25,11 @@ from brewclip.corpora.options import SourceOptions
 from brewclip.corpora.recipe import run_recipe
 from brewclip.corpora.rounds import FileCorpus, Recording, place_in_unit_interval, safe_id
 from brewclip.corpora.source import Source
+from brewclip.corpora.text_tables import cells_without_column, iter_columns, iter_csv_rows, iter_json_rows, value_of
 from brewclip.data.parquet import Blob, ParquetTable
 from brewclip.errors import UserError
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-DELIMITERS = (",", ";", "\t", "|")
 COLUMNS = ("image", "audio", "text", "image_id", "speaker", "emotion", "split")
 # Other people's names of the split that chooses the best checkpoint.
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "development": "dev"}
@@ -51,20 +49,20 @@ class TableOptions(SourceOptions):
     audio_column: str = "audio"
     """Column of the recordings, likewise."""
     text_column: str = "text"
-    """Column of what is said."""
+    """Column of the spoken text."""
     image_id_column: str = "image_id"
     """Column of the images' names: rows with the same one are captions of one image. Without it, the path is the
     name."""
     speaker_column: str = "speaker"
-    """Column of who speaks."""
+    """Column of the speakers."""
     emotion_column: str = "emotion"
     """Column of the emotions."""
     split_column: str = "split"
-    """Column of the splits; without it, names of files say them, or else a seed."""
+    """Column of the splits; without it, names of files give them, or else a seed."""
     split_from_file_name: bool = True
-    """Whether files named like train-00000-of-00002.parquet say the split."""
+    """Whether names of files like train-00000-of-00002.parquet give the split."""
     dev_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
-    """Share of images in the split dev, if neither a column nor a file name says it."""
+    """Share of images in the split dev, if neither a column nor a file name gives it."""
     test_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """Share of images in the split test, likewise."""
     seed: Annotated[int, SEED] = 0
@@ -74,7 +72,7 @@ class TableOptions(SourceOptions):
 
 
 class Row(NamedTuple):
-    """A row of a table: its values by the names of `COLUMNS`, and where it stands."""
+    """A row of a table: its values by the names of `COLUMNS`, its table and its number."""
 
     table: str
     number: int
@@ -82,7 +80,7 @@ class Row(NamedTuple):
 
 
 def read_corpus(options: TableOptions) -> FileCorpus:
-    """Read the tables; files and bytes are opened when samples are made."""
+    """Read the tables; files and bytes are opened when samples are built."""
     fractions = options.dev_fraction, options.test_fraction
     if sum(fractions) >= 1:
         raise UserError(f"--dev-fraction and --test-fraction are {fractions}: they must be below 1 together")
@@ -122,7 +120,7 @@ def find_tables(location: str) -> tuple[Source, list[str]]:
 
 
 def splits_of_files(tables: list[str]) -> dict[str, str]:
-    """Return table -> split where all tables say it, as Hugging Face names files; else nothing."""
+    """Return table -> split where all file names give it, as Hugging Face names files; else an empty dictionary."""
     matches = {name: FILE_OF_SPLIT.fullmatch(name.rpartition("/")[2]) for name in tables}
     return {name: _split_name(match[1]) for name, match in matches.items() if match} if all(matches.values()) else {}
 
@@ -133,7 +131,7 @@ def read_rows(source: Source, tables: list[str], options: TableOptions) -> Itera
     Raises:
         UserError: if a table is missing or damaged, or lacks a column that is needed or was named.
     """
-    csv.field_size_limit(2**31 - 1)  # a text may be longer than the 128 KiB that csv allows
+    required = [column for column in (options.image_column, options.audio_column) if column]
     for name in tables:
         suffix = posixpath.splitext(name)[1].lower()
         if suffix == ".parquet":
@@ -142,9 +140,12 @@ def read_rows(source: Source, tables: list[str], options: TableOptions) -> Itera
                 print(f"warning: {table.warning}", flush=True)
             rows = table.rows(_choose(source, name, table.columns, options))
         else:
-            loose = list(_json_rows(source, name) if suffix == ".jsonl" else _csv_rows(source, name, options))
-            columns = _choose(source, name, list(dict.fromkeys(_columns_of(loose))), options)
-            rows = ({wanted: _value(row, column) for wanted, column in columns.items()} | _rest(row) for row in loose)
+            loose = list(iter_json_rows(source, name) if suffix == ".jsonl" else iter_csv_rows(source, name, required))
+            columns = _choose(source, name, list(dict.fromkeys(iter_columns(loose))), options)
+            rows = (
+                {wanted: value_of(row, column) for wanted, column in columns.items()} | cells_without_column(row)
+                for row in loose
+            )
         for number, values in enumerate(rows, 1):
             yield Row(name, number, values)
 
@@ -213,7 +214,7 @@ def recordings(
 
 
 def remarks_on_splits(listed: list[Recording], splits: dict[str, str]) -> list[str]:
-    """Return a line where the names of files leave out what training or evaluation needs."""
+    """Return a note if splits from file names lack one that training or evaluation needs."""
     missing = [split for split in ("train", "dev", "test") if split not in {one.split for one in listed}]
     if not splits or not missing:
         return []
@@ -231,54 +232,10 @@ def _fits(name: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
-def _json_rows(source: Source, name: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(source.lines(name), 1):
-        row = source.json(name, line, number)
-        if not isinstance(row, dict):
-            raise UserError(f"--source {source.location.rstrip('/')}/{name}: line {number} is no JSON object")
-        yield row
-
-
-def _csv_rows(source: Source, name: str, options: TableOptions) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a CSV or TSV file, whose delimiter is the one that divides its first line in our columns."""
-    usual, text = "\t" if name.lower().endswith(".tsv") else ",", source.text(name)
-    needed = {column.lower() for column in (options.image_column, options.audio_column) if column}
-    first = text.partition("\n")[0]
-    fitting = [one for one in (usual, *DELIMITERS) if needed <= {cell.strip(' "').lower() for cell in first.split(one)}]
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=(fitting or [usual])[0], strict=True)
-        yield from reader
-    except csv.Error as error:
-        where, kind = f"{source.location.rstrip('/')}/{name}", name.rpartition(".")[2].upper()
-        raise UserError(f"--source {where} cannot be read as {kind}: {error}") from None
-
-
-def _columns_of(rows: list[dict[str, Any]], prefix: str = "") -> Iterator[str]:
-    """Yield the columns of rows; those of objects in them with a dot, too."""
-    for row in rows:
-        for column, value in row.items():
-            if column:
-                yield f"{prefix}{column}"
-                yield from _columns_of([value], f"{prefix}{column}.") if isinstance(value, dict) else ()
-
-
-def _value(row: dict[str, Any], column: str) -> Any:
-    if column in row or "." not in column:
-        return row.get(column)
-    first, _, rest = column.partition(".")
-    inner = row.get(first)
-    return _value(inner, rest) if isinstance(inner, dict) else None
-
-
-def _rest(row: dict[Any, Any]) -> dict[str, Any]:
-    """Return the cells that have no column, if there are any."""
-    return {"": row[None]} if None in row else {}
-
-
 def _file(row: Row, column: str) -> tuple[str, str, str]:
-    """Return where an image or recording lies, the row group if it is in the table, and its path as the table has it.
+    """Return location, row group (if it is in the table) and path in the table of an image or recording.
 
-    The path is relative to the source: a file that lies beside a table in a deeper folder has that folder before it.
+    The path is relative to the source: the folder of a table in a deeper folder precedes it.
     """
     value = row.values.get(column)
     if isinstance(value, dict):  # of JSON

@@ -1,1 +1,1 @@
-"""Shards that people have already: tars in WebDataset's form become a corpus, adopted as they are or written anew."""
+"""Import of existing WebDataset tars as a corpus: adopted unchanged, or rewritten."""

@@ -1,4 +1,4 @@
-"""Tars that stay where they are become splits: an index, a list of members for each, and the manifest."""
+"""Adoption of tars in place as splits: an index, a list of members for each, and the manifest."""
 
 import json
 import zlib
@@ -25,20 +25,20 @@ _THREADS = 16
 
 
 def name_of(row: dict[str, Any], label: str, keys_repeat: bool) -> str:
-    """Return the name of a sample that no other has: its key, with its tar before it where keys repeat."""
+    """Return the unique name of a sample: its key, prefixed by its tar where keys repeat."""
     return f"{label}/{row['key']}" if keys_repeat else row["key"]
 
 
 def adopt(
     corpus: str, dest: str, tasks: list[ScanTask], digests: list[Digest], plan: Plan, plan_hash: str
 ) -> dict[str, dict[str, Any]]:
-    """Write index, members and manifest of every split over tars that stay where they are.
+    """Write index, members and manifest of every split, and leave the tars in place.
 
     Returns:
         split -> {"samples": n, "rejected": {cause: n}, ...} for `print_summary`.
 
     Raises:
-        UserError: if a split has no sample, or is there already and of another plan.
+        UserError: if a split has no sample, or exists already with another plan.
     """
     summary = {}
     without_split = {task.tar.url for task, split in zip(tasks, plan.splits, strict=True) if not split}
@@ -53,12 +53,12 @@ def adopt(
 
 
 def rejected_of(digests: list[Digest]) -> list[dict[str, str]]:
-    """Return what cannot be used in any tar."""
+    """Return the rejections of all tars."""
     return [row for digest in digests for row in digest.rejected]
 
 
 def write_rejected(storage: Storage, rows: list[dict[str, str]]) -> None:
-    """List what cannot be used."""
+    """Write the list of rejections."""
     lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
     storage.write(REJECTED, "".join(lines).encode(errors="backslashreplace"))
 

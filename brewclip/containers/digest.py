@@ -1,4 +1,4 @@
-"""What the plan of a corpus needs to know of each tar: counts, hashes, obstacles; small enough for many tars."""
+"""Summary of a scanned tar for the plan of a corpus: counts, hashes, obstacles; small enough for many tars."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ _LONG_SECONDS = 30.0  # Whisper reads this much at a time
 
 @dataclass(frozen=True)
 class Digest:
-    """What the plan of a corpus needs to know of one tar.
+    """Summary of one scanned tar.
 
     Attributes:
         url: where the tar is, without compression.
-        size_bytes, sha256: of the tar there.
+        size_bytes, sha256: of the uncompressed tar.
         obstacle: why it cannot be adopted, in words; empty if it can.
         damage: where and how it is damaged; empty if it is not.
-        num_lost: samples that the damage cost beside the one that it hit, estimated by the bytes that follow.
-        num_others: members that are none of what was looked for.
-        splits: those that its json name.
+        num_lost: samples lost after the damaged one, estimated from the bytes that follow.
+        num_others: members of none of the expected kinds.
+        splits: those that its metadata name.
         rejected: rows of rejected.jsonl.
         sums: over the samples that can be used, as recipes count them.
         keys: (k,) uint64 hashes of the keys of these, each once.
@@ -50,7 +50,7 @@ class Digest:
 
 
 def make_digest(tar: SourceTar, header: dict[str, Any], rows: list[dict[str, Any]]) -> Digest:
-    """Return the digest of what was found in a tar."""
+    """Build the digest of a scanned tar."""
     good = [row for row in rows if "problem" not in row]
     sums = dict.fromkeys(("audio_ms", "damaged", "longer_than_30_seconds", "without_text", "with_decoder_warnings"), 0)
     for row in good:

@@ -1,7 +1,7 @@
-"""Whether tars can stay as they are, and which split each of them is in.
+"""Import plan: whether tars are adopted in place or rewritten, and the split of each.
 
-The rule: tars are adopted where they lie if in every one each sample has one recording and lies together, all samples
-of a tar are in one split, and no image comes twice in a split, by its name or by its bytes. Else all are written anew.
+Tars are adopted if in every one each sample has one recording and is contiguous, all samples of a tar are in one
+split, and no image occurs twice in a split, by its name or by its bytes. Otherwise all are rewritten.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from brewclip.errors import UserError
 
 @dataclass(frozen=True)
 class SplitDraw:
-    """How images are drawn into splits where nothing else says it: shares of dev and test, and a seed."""
+    """Random split of images where nothing else determines it: shares of dev and test, and a seed."""
 
     dev_fraction: float
     test_fraction: float
@@ -37,7 +37,7 @@ class SplitDraw:
         return "dev" if place < self.test_fraction + self.dev_fraction else "train"
 
     def splits_of_tars(self, labels: Sequence[str]) -> list[str]:
-        """Return the split of each tar; none if they are too few for each split to have one."""
+        """Return the split of each tar; an empty list if there are fewer tars than splits."""
         shares = {"test": self.test_fraction, "dev": self.dev_fraction}
         counts = {split: max(1, round(share * len(labels))) for split, share in shares.items() if share}
         if sum(counts.values()) >= len(labels):
@@ -54,12 +54,12 @@ class SplitDraw:
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of the tars.
+    """How tars are imported.
 
     Attributes:
-        obstacle: why they are written anew, in words; empty if they are adopted.
+        obstacle: why they are rewritten, in words; empty if they are adopted.
         splits: of each tar, if they are adopted.
-        keys_repeat: a key comes in several tars, so that names need the tar's as well.
+        keys_repeat: a key occurs in several tars, so that names must include the tar's.
     """
 
     obstacle: str
@@ -68,14 +68,14 @@ class Plan:
 
 
 def make_plan(tars: list[SourceTar], digests: list[Digest], draw: SplitDraw, *, by_field: bool, wish: str = "") -> Plan:
-    """Decide what becomes of tars.
+    """Decide how tars are imported.
 
     Args:
-        tars: where they are.
-        digests: what was found in each.
+        tars: their locations.
+        digests: one for each.
         draw: used where neither the user nor a field gives the split.
         by_field: a field of the samples names their split.
-        wish: why the user wants them written anew; empty if not.
+        wish: why the user wants them rewritten; empty if not.
     """
     keys = np.concatenate([digest.keys for digest in digests])
     keys_repeat = len(np.unique(keys)) < len(keys)
@@ -89,14 +89,14 @@ def make_plan(tars: list[SourceTar], digests: list[Digest], draw: SplitDraw, *, 
     elif drawn:
         splits = draw.splits_of_tars([tar.label for tar in tars])
         if not splits:
-            obstacle = obstacle or f"{len(tars)} tars are too few to draw whole ones into train, dev and test"
+            obstacle = obstacle or f"{len(tars)} tars are too few to assign whole tars to train, dev and test"
     else:
         splits = [tar.split for tar in tars]
     return Plan(obstacle or _find_repeated_image(digests, [] if drawn else splits), splits, keys_repeat)
 
 
 def _find_repeated_image(digests: list[Digest], splits: list[str]) -> str:
-    """Return which images come more than once in a split, in words; without splits, in all tars."""
+    """Describe images that occur more than once in a split, or, without splits, in all tars."""
     for split in sorted(set(splits)) or [""]:
         mine = [digest for digest, of in zip(digests, splits or [""] * len(digests), strict=True) if of == split]
         for what, hashes in (("name", [one.ids for one in mine]), ("bytes", [one.images for one in mine])):
@@ -104,12 +104,12 @@ def _find_repeated_image(digests: list[Digest], splits: list[str]) -> str:
             joined = joined[joined != 0]
             repeated = len(joined) - len(np.unique(joined))
             if repeated:
-                return f"{repeated} samples have an image that another sample has, too, by its {what}"
+                return f"{repeated} samples share an image with another sample, by its {what}"
     return ""
 
 
 def check_splits_of_images(digests: list[Digest], splits: list[str], *, refuse_identical: bool) -> None:
-    """Find images that lie in the tars of two splits: by their names never, by their bytes as the user wants it.
+    """Check for images in the tars of two splits: an error by name, and by bytes an error or a warning.
 
     Raises:
         UserError: with their number.
@@ -121,7 +121,7 @@ def check_splits_of_images(digests: list[Digest], splits: list[str], *, refuse_i
             held[split] = np.setdiff1d(np.concatenate(mine), np.zeros(1, np.uint64))
         for one, other in ((one, other) for one in held for other in held if one < other):
             common = len(np.intersect1d(held[one], held[other], assume_unique=True))
-            line = f"{common} images lie in {one} and in {other}, by their {what}"
+            line = f"{common} images are in {one} and in {other}, by their {what}"
             if common and (what == "name" or refuse_identical):
                 raise UserError(f"{line}: name no splits, and they are drawn by image")
             if common:

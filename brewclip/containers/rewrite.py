@@ -1,4 +1,4 @@
-"""Tars that cannot stay as they are: their recordings and images as a corpus that recipes write anew."""
+"""Rewriting of tars that cannot be adopted: their recordings and images as a corpus of a recipe."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class TarSource(Source):
     """Files within tars, named `URL#FIRST-STOP` by their first byte and the one after the last.
 
     Args:
-        location: what messages say of where they are.
+        location: name in messages.
     """
 
     def __init__(self, location: str) -> None:
@@ -51,10 +51,10 @@ def tar_corpus(
     draw: SplitDraw,
     image_side_pixels: int,
 ) -> FileCorpus:
-    """Return the corpus of what was found in tars.
+    """Build the corpus of the samples of scanned tars.
 
     Raises:
-        UserError: if no recording can be used, or an image lies in two splits.
+        UserError: if no recording can be used, or an image is in two splits.
     """
     source = TarSource(", ".join(task.tar.url for task in tasks[:3]) + (", ..." if len(tasks) > 3 else ""))
     return FileCorpus(corpus, source, _recordings(dest, tasks, digests, plan, draw), image_side_pixels)
@@ -63,7 +63,7 @@ def tar_corpus(
 def _recordings(
     dest: str, tasks: list[ScanTask], digests: list[Digest], plan: Plan, draw: SplitDraw
 ) -> Iterator[Recording]:
-    """Yield a recording for each row; all captions of an image have the bytes that came first."""
+    """Yield a recording for each row; all captions of an image share the bytes of the first."""
     storage = open_storage(dest)
     image_ids: dict[tuple[str, str, str], str] = {}
     images: dict[str, str] = {}
@@ -94,7 +94,7 @@ def _recordings(
 
 
 def list_left_out(corpus: FileCorpus, dest: str) -> dict[str, int]:
-    """List, beside the splits, what is in none of them; return the number of each cause."""
+    """Write the list of recordings without a split next to the splits; return the number of each cause."""
     rows = [rejection(recording, recording.problem, recording.audio) for recording in corpus.left_out]
     write_rejected(open_storage(dest), rows)
     return dict(sorted(Counter(row["cause"] for row in rows).items()))

@@ -1,6 +1,6 @@
-"""From the members of a tar to samples: grouped as WebDataset groups them, decoded once, and what is wrong with them.
+"""Grouping of tar members to samples as WebDataset groups them, each decoded once, with its problems.
 
-Members that have one key and lie together are a sample; what follows the first dot of a name tells what a member is.
+Consecutive members of one key are a sample; the name after its first dot gives the kind of a member.
 A recording `KEY.0.wav` belongs to `KEY.0.jpg` if there is one, and else to the only image of `KEY`.
 """
 
@@ -22,19 +22,19 @@ from brewclip.data.schema import BadSample
 from brewclip.data.tars import TarBytes, TarMember
 from brewclip.errors import UserError
 
-_META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset passes over
+_META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset skips
 _MOST_TEXT_BYTES = 2**24
-_MOST_RANGE_BYTES = 2 * MAX_BYTES  # read at once for a sample of an adopted tar, with what lies before it
+_MOST_RANGE_BYTES = 2 * MAX_BYTES  # read at once for a sample of an adopted tar, with the bytes before it
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the members of a sample are called.
+    """Naming rules of the members of a sample.
 
     Attributes:
         image_ext, audio_ext: extensions; of several members of one sample that differ in them alone, the first counts.
-        text_ext: extensions of members that are texts; each is a field of that name, beside those of the json.
-        text_field: fields that may hold what is said, the first that is there.
+        text_ext: extensions of members that are texts; each is a field of that name, in addition to those of the json.
+        text_field: fields that may hold the text; the first present is used.
         id_field: field that names the image; empty takes the key.
         split_field: field that names the split; empty if there is none.
         speaker_field, emotion_field: likewise.
@@ -69,7 +69,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class _Part:
-    """An image or a recording: where it lies, and what decoding it said."""
+    """An image or a recording: its position, and the results of decoding it."""
 
     span: Span
     rank: int
@@ -79,7 +79,7 @@ class _Part:
 
 @dataclass
 class _Group:
-    """What was found of one key; `fields` and parts by what precedes their extension."""
+    """Members of one key; `fields` and parts by what precedes their extension."""
 
     key: str
     images: dict[str, _Part] = field(default_factory=dict)
@@ -90,11 +90,11 @@ class _Group:
 
 
 class SampleFinder:
-    """Takes the members of a tar in their order and keeps what its samples are; holds no image or recording.
+    """Collect samples from the members of a tar in their order, without holding images or recordings.
 
     Attributes:
         obstacle: why the tar cannot be adopted, in words; empty if it can.
-        num_others: members that are none of what is looked for.
+        num_others: members of none of the expected kinds.
     """
 
     def __init__(self, rules: Rules, tar: TarBytes) -> None:
@@ -113,7 +113,7 @@ class SampleFinder:
         return bool(kind) and size <= (MAX_BYTES if kind in ("image", "audio") else _MOST_TEXT_BYTES)
 
     def add(self, member: TarMember) -> None:
-        """Take the next member, of which all bytes have passed."""
+        """Add the next member, whose bytes were all read."""
         key, suffix, kind = self._kind_of(member.name)
         if key is None:
             return
@@ -126,12 +126,12 @@ class SampleFinder:
         if self._open is None:
             self._open = self._groups.setdefault(key, _Group(key))
             if self._open.suffixes:
-                self._object(f"the members of {key!r} do not lie together")
+                self._object(f"the members of {key!r} are not contiguous")
         self._fill(self._open, member, suffix)
         self._tar.mark()
 
     def close(self, damage: str = "") -> None:
-        """End the sample whose members were taken; if the tar is damaged behind them, some of its own may be lost."""
+        """End the current sample; if the tar is damaged after it, some of its members may be lost."""
         group, self._open = self._open, None
         if group is None:
             return
@@ -144,10 +144,10 @@ class SampleFinder:
             start, self._end = self._end, self._tar.cut()
             self._ranges[group.key] = self._end
             if self._end[0] - start[0] > _MOST_RANGE_BYTES:
-                self._object(f"{self._end[0] - start[0]} bytes lie between {group.key!r} and the sample before it")
+                self._object(f"{self._end[0] - start[0]} bytes are between {group.key!r} and the sample before it")
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield what was found, a row for each recording; one with `problem` and `detail` cannot be used."""
+        """Yield a row for each recording; one with `problem` and `detail` cannot be used."""
         for group in self._groups.values():
             for row in self._rows_of(group):
                 yield row | ({"range": self._ranges[group.key]} if group.key in self._ranges else {})
@@ -156,7 +156,7 @@ class SampleFinder:
         self.obstacle = self.obstacle or obstacle
 
     def _kind_of(self, name: str) -> tuple[str | None, str, str]:
-        """Return key, suffix and kind of a member; no key for one that WebDataset passes over."""
+        """Return key, suffix and kind of a member; no key for one that WebDataset skips."""
         key, suffix = (None, None) if _META.match(name) else base_plus_ext(name)
         if key is None or suffix is None:
             return None, "", ""
@@ -205,7 +205,7 @@ class SampleFinder:
         if group.problem:
             raise BadSample(*group.problem)
         if not group.recordings:
-            raise BadSample("no_audio", f"no {'|'.join(self.rules.audio_ext)} beside {sorted(group.suffixes)}")
+            raise BadSample("no_audio", f"no {'|'.join(self.rules.audio_ext)} among {sorted(group.suffixes)}")
         recording, image = group.recordings[prefix], self._image_of(group, prefix)
         for part in (recording, image):
             if part and part.problem:
@@ -234,7 +234,7 @@ class SampleFinder:
         if self.rules.without_images:
             return None
         if not group.images:
-            raise BadSample("no_image", f"no {'|'.join(self.rules.image_ext)} beside {sorted(group.suffixes)}")
+            raise BadSample("no_image", f"no {'|'.join(self.rules.image_ext)} among {sorted(group.suffixes)}")
         found = group.images.get(prefix) or group.images.get("")
         if found is None and len(group.images) > 1:
             raise BadSample("several_images", f"none of {len(group.images)} images is named like a recording")
@@ -242,7 +242,7 @@ class SampleFinder:
 
 
 def _read_part(member: TarMember, what: str, rank: int, extension: str) -> _Part:
-    """Decode an image or a recording, and keep what is to be known of it."""
+    """Decode an image or a recording, and return its facts."""
     facts: dict[str, Any] = {}
     problem = None
     try:

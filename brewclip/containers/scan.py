@@ -1,7 +1,7 @@
-"""One read over each tar, over Ray: what its samples are, where they lie, and whether the tar can stay as it is.
+"""Scan of tars over Ray, each read once: its samples, their positions, and whether the tar can be adopted.
 
-What was found in a tar is kept below `parts/` of the destination until the corpus is whole, so that an interrupted run
-goes on with the tars that are left. A compressed tar is stored again without compression, below `tars/`.
+The scan of a tar is stored below `parts/` of the destination until the corpus is complete, so that an interrupted run
+resumes with the remaining tars. A compressed tar is stored uncompressed below `tars/`.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class ScanTask:
     Attributes:
         tar: where it is.
         dest: URL of the corpus.
-        rules: what its members are called.
+        rules: naming rules of its members.
     """
 
     tar: SourceTar
@@ -45,23 +45,23 @@ class ScanTask:
 
     @property
     def plan(self) -> str:
-        """A hash of all that decides what is found, but for the bytes of the tar."""
+        """Hash of all that determines the result, except the bytes of the tar."""
         return hashlib.sha256(repr((self.tar.url, self.tar.size_bytes, self.rules)).encode()).hexdigest()[:16]
 
     @property
     def part_name(self) -> str:
-        """Name of the object that keeps what was found."""
+        """Name of the object that stores the scan."""
         return f"parts/{self.plan}.jsonl"
 
 
 def scan_tars(label: str, tasks: list[ScanTask]) -> list[Digest]:
-    """Read all tars over the CPUs of the cluster; those that an earlier run read are not read again.
+    """Scan all tars over the CPUs of the cluster; reuse the scans of an earlier run.
 
     Returns:
-        What was found, in the order of the tasks.
+        Digests, in the order of the tasks.
 
     Raises:
-        UserError: if something is no tar at all.
+        UserError: if a file is no tar.
     """
     connect()
     import ray
@@ -113,11 +113,11 @@ def _scan_on_worker(task: ScanTask, meter: TaskMeter) -> Digest:
 
 
 def scan_tar(task: ScanTask, advance: Callable[[int], None]) -> Digest:
-    """Read a tar, unless an earlier run did, and keep what was found.
+    """Scan a tar, unless an earlier run did, and store the scan.
 
     Args:
         task: which.
-        advance: told how many more bytes are read.
+        advance: called with the number of further bytes read.
 
     Raises:
         UserError: if it is no tar, or changes while it is read.
@@ -134,13 +134,13 @@ def scan_tar(task: ScanTask, advance: Callable[[int], None]) -> Digest:
 
 
 def read_scan(storage: Storage, task: ScanTask) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what is known of a tar, and its rows; raises `ObjectMissing` if it was not read."""
+    """Return header and rows of the stored scan of a tar; raises `ObjectMissing` if there is none."""
     header, *rows = [orjson.loads(line) for line in storage.read(task.part_name).split(b"\n")]
     return header, rows
 
 
 def scan_first(tar: SourceTar, rules: Rules) -> Digest:
-    """Read one tar in this process and write nothing."""
+    """Scan one tar in this process and write nothing."""
     pieces, beginning = _open(tar, lambda count: None)
     if is_compressed(beginning):
         pieces = iter_decompressed(pieces, beginning)
@@ -195,11 +195,11 @@ def find_samples(
     Args:
         url: of the tar.
         pieces: its bytes.
-        rules: what its members are called.
-        damage: what is known of it already.
+        rules: naming rules of its members.
+        damage: damage found before.
 
     Returns:
-        What is to be known of the tar, and a row for each recording.
+        The header of the scan, and a row for each recording.
 
     Raises:
         UserError: if it is no tar.
@@ -232,10 +232,10 @@ def find_samples(
 
 
 def plan_of(tasks: list[ScanTask], flags: dict[str, Any]) -> str:
-    """Return a hash of all that decides a corpus: its tars, the rules, and some flags."""
+    """Return a hash of all that determines a corpus: its tars, the rules, and some flags."""
     return hashlib.sha256(json.dumps([[task.plan for task in tasks], flags], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def rules_of(options: Any) -> Rules:
-    """Return the rules that are among the flags of a recipe."""
+    """Return the naming rules among the flags of a recipe."""
     return Rules(**{name: getattr(options, name) for name in asdict(Rules())})

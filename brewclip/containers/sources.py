@@ -1,4 +1,4 @@
-"""Which tars a user means: braces and wildcards, on S3 or on disk, and the splits that they are given to."""
+"""Expansion of --source to tars: braces and wildcards, on S3 or on disk, with their splits."""
 
 import fnmatch
 import glob
@@ -21,13 +21,13 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class SourceTar:
-    """One tar of somebody else.
+    """One tar to import.
 
     Attributes:
         url: absolute.
         size_bytes: as it is stored.
-        label: what tells it from the others: its path below their common folder, without `.tar`.
-        split: that the user gives it to; empty if nothing was said.
+        label: its unique name: the path below the common folder of all, without `.tar`.
+        split: given by the user; empty if none.
     """
 
     url: str
@@ -88,7 +88,7 @@ def find_tars(words: Sequence[str]) -> list[SourceTar]:
 
 
 def _labels(urls: list[str]) -> list[str]:
-    """Return the paths of tars below their common folder, without what they end in where that is enough."""
+    """Return the paths of tars below their common folder, without their extensions where they stay unique."""
     folders = [url.split("/")[:-1] for url in urls]
     common = 0
     while all(len(folder) > common and folder[common] == folders[0][common] for folder in folders):

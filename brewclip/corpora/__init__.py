@@ -1,1 +1,1 @@
-"""Corpora: reading a download, writing shards, extracting Whisper features."""
+"""Corpora: read a download, write shards, extract Whisper features."""

@@ -1,7 +1,7 @@
-"""Whisper reads a corpus once: splits of recordings in, splits of features and transcripts out, over Ray.
+"""Feature extraction over Ray: splits of recordings to splits of Whisper features and transcripts.
 
-This is the driver's side: what is to be done, handing it out, progress, the manifest. Workers run `extractor`. A shard
-of features is written whole or not at all, and kept when the job is interrupted. The keys stay the same.
+This is the driver's side: planning, scheduling, progress, the manifest. Workers run `extraction_worker`. A shard of
+features is written atomically, and reused after an interruption. The keys stay the same.
 """
 
 import json
@@ -24,8 +24,8 @@ from brewclip.progress import ProgressReporter
 
 _USUAL_SPLITS = ("train", "dev", "test")
 _POLL_SECONDS = 2.0
-_END_SECONDS = 20.0  # how long workers may take to leave a part that is interrupted
-_CONTROL = "control"  # calls that are answered while a part is extracted
+_END_SECONDS = 20.0  # how long workers may take to end an interrupted part
+_CONTROL = "control"  # concurrency group of calls during extraction
 
 # A split of a few shards is divided further, so that there is work for several workers, and an interruption costs
 # little. The parts follow from the corpus alone: the order of training is a function of the shards.
@@ -37,11 +37,11 @@ def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str
     """Extract the splits of a corpus over all CPUs or GPUs of the cluster; each worker loads Whisper once.
 
     Returns:
-        split -> samples, rejected {cause: n}, and unheard {reason: n}: recordings kept without a transcript.
+        split -> samples, rejected {cause: n}, and unheard {reason: n}: recordings stored without a transcript.
 
     Raises:
         UserError: if there is no such split, or its features were made with other settings.
-        KeyboardInterrupt: after the workers have left their parts; finished parts are kept.
+        KeyboardInterrupt: after the workers have ended their parts; finished parts are reused.
     """
     import ray
 
@@ -66,7 +66,7 @@ def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str
 
 
 def splits_to_extract(config: Config) -> tuple[str, ...]:
-    """Return the splits of the settings, or else those that the corpus has, the usual ones first.
+    """Return the splits in the settings, or else those of the corpus, the usual ones first.
 
     Raises:
         ManifestError: if one that is set is not there, or there is none.
@@ -86,7 +86,7 @@ def splits_to_extract(config: Config) -> tuple[str, ...]:
 def plan_parts(source: Manifest) -> list[Part]:
     """Divide a split into parts, one for each shard of features, in the order of the source.
 
-    Shards of a large split are taken whole. Those of a small one are divided evenly, into parts of at least 32 samples.
+    Shards of a large split are not divided. Those of a small one are divided evenly, into parts of at least 32 samples.
     """
     most = max(_LEAST_SAMPLES, -(-len(source) // _LEAST_PARTS))
     parts: list[Part] = []
@@ -104,7 +104,7 @@ def plan_parts(source: Manifest) -> list[Part]:
 
 
 def image_side(config: Config) -> int:
-    """Return the short side of stored images in pixels: the one set, or the one that suits the CLIP model.
+    """Return the short side of stored images in pixels: the one set, or the one for the CLIP model.
 
     Letterboxed images are reduced by their long side, so those stored have twice the side that the model takes.
     """
@@ -144,7 +144,7 @@ def _task(config: Config, source: Manifest, image_side_pixels: int) -> Extractio
 
 
 def _is_done(task: ExtractionTask, *, overwrite: bool) -> bool:
-    """Return whether the features are there; those of an earlier version of the corpus are removed.
+    """Return whether the features exist; those of an earlier version of the corpus are removed.
 
     Raises:
         UserError: if they were made with other settings, and are not to be overwritten.
@@ -157,19 +157,19 @@ def _is_done(task: ExtractionTask, *, overwrite: bool) -> bool:
     if not different:
         return True
     if different == ["source_sha256"]:
-        print(f"extract: {task.source_url} was written anew since it was extracted: extracting it again", flush=True)
+        print(f"extract: {task.source_url} was rewritten since its extraction: extracting it again", flush=True)
     elif not overwrite:
         changes = ", ".join(f"{name} {found[name]!r}, now {wanted[name]!r}" for name in different)
         raise UserError(
             f"{task.target_url} was extracted with other settings ({changes}): take those, or extract it again with "
             "--extraction.overwrite"
         )
-    storage.delete(MANIFEST)  # first: from here on the split is not whole
+    storage.delete(MANIFEST)  # first: from here on the split is incomplete
     return False
 
 
 def _settings(task: ExtractionTask) -> dict[str, Any]:
-    """Return what the manifest keeps of a task, and a finished split is compared by."""
+    """Return the settings of a task that are stored in the manifest and compared with those of a finished split."""
     left_out = ("source_url", "target_url", "batch_size")
     return {name: value for name, value in asdict(task).items() if name not in left_out}
 
@@ -177,7 +177,7 @@ def _settings(task: ExtractionTask) -> dict[str, Any]:
 def _run_parts(
     label: str, task: ExtractionTask, parts: list[Part], actors: list[Any]
 ) -> Iterator[tuple[ShardRecord | None, dict[str, Any]]]:
-    """Hand out parts one by one to whichever worker is free, and yield their results."""
+    """Schedule parts one by one on free workers, and yield their results."""
     import ray
 
     progress = ProgressReporter(label, sum(part.extent.count for part in parts), "recordings")
@@ -212,7 +212,7 @@ def _result_of(reference: Any) -> tuple[ShardRecord | None, dict[str, Any]]:
 
 
 def _count_in_parts(actors: Iterable[Any]) -> int:
-    """Return how many recordings the workers have read of the parts at hand; one that does not answer counts none."""
+    """Return how many recordings of running parts were read; a worker that does not answer counts none."""
     import ray
 
     references = [actor.num_done.options(concurrency_group=_CONTROL).remote() for actor in actors]
@@ -222,12 +222,12 @@ def _count_in_parts(actors: Iterable[Any]) -> int:
         try:
             total += ray.get(reference)
         except ray.exceptions.RayError:
-            continue  # it is being started again
+            continue  # it is being restarted
     return total
 
 
 def _interrupt(actors: list[Any]) -> None:
-    """Let the workers leave their parts, so that no temporary file of theirs stays."""
+    """Ask the workers to end their parts, so that they remove their temporary files."""
     import ray
 
     references = [actor.interrupt.options(concurrency_group=_CONTROL).remote() for actor in actors]

@@ -1,6 +1,6 @@
-"""Extraction on a worker: one part of a split through frozen Whisper, written as one shard of features.
+"""Feature extraction on a worker: one part of a split through frozen Whisper, written as one shard.
 
-The driver's side, which plans the parts and hands them out, is `extraction`.
+The driver's side, which plans and schedules the parts, is `extraction`.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
 
 _BATCHES_AT_ONCE = 4  # of several batches, recordings of one length are decoded together
-# Extraction of other rules is not continued by these: part of a shard's identity.
+# Part of a shard's identity: shards of another version are not reused.
 _READER_VERSION = 2
 
 
 class Interrupted(Exception):
-    """The driver asked for an end; the part at hand is not written."""
+    """The driver interrupted extraction; the current part is not written."""
 
 
 @dataclass(frozen=True)
 class ExtractionTask:
-    """What decides the features of one split.
+    """Settings that determine the features of one split.
 
     Attributes:
         source_url: split of recordings.
@@ -43,10 +43,10 @@ class ExtractionTask:
         target_url: split of features.
         whisper: name of the model.
         language: code such as "en"; empty detects it for each recording.
-        frames: `speech` keeps the frames of the whole recording, `first_30_seconds` what the released code used.
+        frames: `speech` stores the frames of the whole recording, `first_30_seconds` those the released code used.
         batch_size: chunks decoded together; does not change what is read.
         image_side_pixels: short side that images are reduced to; 0 keeps the original bytes.
-        exact_images: that side is what a CLIP's own transform makes, see `reduce_image`.
+        exact_images: that side is the result of a CLIP's own transform, see `reduce_image`.
     """
 
     source_url: str
@@ -62,14 +62,14 @@ class ExtractionTask:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive samples of a source shard, and the shard that their features go to."""
+    """Consecutive samples of a source shard, and the shard of their features."""
 
     name: str
     round: int
     extent: Extent
 
     def identity(self, task: ExtractionTask) -> str:
-        """Return a hash of all that decides the bytes of the shard."""
+        """Return a hash of all that determines the bytes of the shard."""
         left_out = ("source_url", "target_url", "batch_size")
         settings = {name: value for name, value in asdict(task).items() if name not in left_out}
         content = json.dumps([_READER_VERSION, settings, asdict(self)], sort_keys=True)
@@ -77,9 +77,9 @@ class Part:
 
 
 class Extractor:
-    """Holds Whisper on one worker and extracts part after part.
+    """Ray actor that holds Whisper and extracts part after part.
 
-    `num_done` and `interrupt` answer while a part is being extracted: run them in a thread of their own.
+    `num_done` and `interrupt` answer while a part is being extracted: run them in a separate thread.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -90,16 +90,16 @@ class Extractor:
         self._idle.set()
 
     def num_done(self) -> int:
-        """Return the number of recordings of the part at hand that were read."""
+        """Return the number of recordings read of the current part."""
         return self._num_done
 
     def interrupt(self) -> None:
-        """End the part at hand after its batch, and return when it has ended; `extract` raises `Interrupted`."""
+        """End the current part after its batch, and return when it has ended; `extract` raises `Interrupted`."""
         self._interrupted.set()
         self._idle.wait()
 
     def extract(self, task: ExtractionTask, part: Part) -> tuple[ShardRecord | None, dict[str, Any]]:
-        """Extract one part, unless it was; return its record and what was rejected or left without a transcript.
+        """Extract one part, unless it exists; return its record, and notes on rejections and missing transcripts.
 
         Raises:
             UserError: if Whisper's weights cannot be loaded, or storage refuses.
@@ -137,7 +137,7 @@ class Extractor:
             raise Interrupted
 
     def _prepared_reader(self, task: ExtractionTask) -> Any:
-        """Return the reader of this worker, its weights loaded at the first part."""
+        """Return the reader of this worker, with weights loaded at the first part."""
         import torch
 
         from brewclip.models.whisper import SpeechReader
@@ -177,7 +177,7 @@ def _prepared(
 
 
 def shrink_image(data: bytes, side_pixels: int, *, exact: bool) -> bytes:
-    """Reduce an image to what is stored beside features.
+    """Reduce an image to the size stored with features.
 
     Args:
         data: an encoded image.

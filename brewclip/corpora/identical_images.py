@@ -1,9 +1,8 @@
-"""Images that are the same byte for byte under several names: listed within a split, refused across splits.
+"""Detection of identical images under several names: listed within a split, refused across splits.
 
-A recall over a gallery that holds an image twice has two right answers and counts one of them; an image of train
-that is also one of test was learned from. Names do not tell, so the bytes are compared: the workers, who read every
-image anyway, note a digest of what is stored, and `images.parquet` beside the manifest keeps the digests for the
-splits that are written later.
+A recall over a gallery that holds an image twice has two right answers and counts one of them; an image of test that
+is also in train leaks. Names do not show this, so bytes are compared: workers, which read every image anyway, compute
+a digest of what is stored, and `images.parquet` next to the manifest stores the digests for splits written later.
 """
 
 import hashlib
@@ -23,12 +22,12 @@ from brewclip.errors import ObjectMissing, UserError
 
 DIGESTS = "images.parquet"
 LIST = "identical_images.jsonl"
-_MOST_BYTES_READ_BEFORE = 2**30  # by the driver; what it does not compare, the workers do
+_MOST_BYTES_READ_BEFORE = 2**30  # by the driver; workers compare the rest
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """An image that lies in two splits, by a name in each."""
+    """An image in two splits, with its name in each."""
 
     image: str
     split: str
@@ -45,13 +44,13 @@ def add_digests(images: dict[str, str], new: dict[str, str], label: str) -> None
         label: corpus and split, for the message.
 
     Raises:
-        UserError: if one name stands for two images, which would be taken for captions of one.
+        UserError: if one name has two images, whose captions would be merged.
     """
     for image_id in images.keys() & new.keys():
         if images[image_id] != new[image_id]:
             raise UserError(
                 f"{label} has two different images of the name {image_id!r}: "
-                "give every image a name of its own, in a table by a column image_id"
+                "give every image its own name, in a table by a column image_id"
             )
     images |= new
 
@@ -59,25 +58,25 @@ def add_digests(images: dict[str, str], new: dict[str, str], label: str) -> None
 def compare_and_save(
     storage: Storage, images: dict[str, str], label: str, others: dict[str, Storage], *, refuse: bool
 ) -> dict[str, int]:
-    """Keep the digests of a split beside its shards, and print what is the same under several names.
+    """Save the digests of a split next to its shards, and print a warning about identical images.
 
     Args:
         storage: folder of the split.
         images: image_id -> digest, hexadecimal.
         label: corpus and split.
-        others: splits that are written already; one without digests is passed over.
-        refuse: whether an image that another split holds, too, is an error.
+        others: splits that are written already; one without digests is skipped.
+        refuse: whether an image that another split holds is an error.
 
     Returns:
         Counts for the manifest; none for a split without images.
 
     Raises:
-        UserError: naming one of the images that other splits hold, too.
+        UserError: naming one of the images that other splits hold.
     """
     if not images:
         return {}
     shared = list(_find_shared(label.rpartition("/")[2], images, others))
-    _complain(shared, refuse)
+    _report_shared(shared, refuse)
     table = pa.table({"image_id": sorted(images), "blake2b": [images[name] for name in sorted(images)]})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -90,8 +89,8 @@ def compare_and_save(
         lines = "".join(json.dumps({"image_ids": ids}, ensure_ascii=False) + "\n" for ids in several)
         storage.write(LIST, lines.encode())
         print(
-            f"warning: {label}: {len(several)} images are there under several names, e.g. {', '.join(several[0][:3])}; "
-            f"each name counts as an image of its own; all of them: {storage.url}/{LIST}",
+            f"warning: {label}: {len(several)} images have several names, e.g. {', '.join(several[0][:3])}; "
+            f"each name counts as its own image; all of them: {storage.url}/{LIST}",
             flush=True,
         )
     return {"images_of_several_names": len(several), "images_of_other_splits": len(shared)}
@@ -125,7 +124,7 @@ def check_files(corpus: FileCorpus, *, refuse: bool) -> None:
             other = first.setdefault(_digest(corpus.source, image), image)
             if split_of[other] != split_of[image]:
                 shared.append(_Shared(image, split_of[image], other, split_of[other]))
-    _complain(shared, refuse)
+    _report_shared(shared, refuse)
 
 
 def _find_shared(split: str, images: dict[str, str], others: dict[str, Storage]) -> Iterator[_Shared]:
@@ -140,7 +139,7 @@ def _find_shared(split: str, images: dict[str, str], others: dict[str, Storage])
                 yield _Shared(ids[digest], split, name, other)
 
 
-def _complain(shared: list[_Shared], refuse: bool) -> None:
+def _report_shared(shared: list[_Shared], refuse: bool) -> None:
     if not shared:
         return
     one = shared[0]

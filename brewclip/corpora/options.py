@@ -1,4 +1,4 @@
-"""The flags that recipes share, and what they may be."""
+"""Flags that recipes share, and their validation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from brewclip.config.ranges import FRACTION, Range, check_ranges
 from brewclip.errors import UserError
 
-# Flags that say where, how much and how strictly, but not what a sample holds.
+# Flags that do not change the content of a sample.
 NOT_IN_A_SAMPLE = {
     *("dest", "source", "split", "limit", "dry_run", "max_rejected_fraction", "samples_per_shard", "identical_images"),
 }
@@ -18,17 +18,17 @@ class WriteOptions:
     """Flags that every recipe has."""
 
     dest: str
-    """URL of the corpus, s3://bucket/corpus or file:///folder: splits lie below it."""
+    """URL of the corpus, s3://bucket/corpus or file:///folder: splits are stored below it."""
     samples_per_shard: Annotated[int, Range(0, 10**6, note="0 is as many as fit the corpus")] = 0
     """Samples of one shard; 0 makes about 64 shards of a split, each of 16 to 1,000 samples."""
     limit: Annotated[int, Range(0, 10**9, note="0 takes all")] = 0
     """Samples of each round at most; 0 takes all."""
     dry_run: bool = False
-    """Count what would be written, and write nothing."""
+    """Count the samples, and write nothing."""
     max_rejected_fraction: Annotated[float, FRACTION] = 0.05
     """Largest share of samples that may be rejected, in 0..1."""
     identical_images: Literal["warn", "refuse"] = "warn"
-    """What to do about images that have the same bytes in two splits; published splits are what they are."""
+    """What to do about images that have the same bytes in two splits; published splits cannot be changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class SourceOptions(WriteOptions):
     split: tuple[str, ...] = ()
     """Splits to write; none given writes all."""
     image_side_pixels: Annotated[int, Range(16, 8192, note="--keep-original-images reduces nothing")] = 336
-    """Images are reduced to this short side; the default is what the largest CLIP (ViT-L-14-336) needs."""
+    """Images are reduced to this short side; the default suits the largest CLIP (ViT-L-14-336)."""
     keep_original_images: bool = False
     """Keep the bytes of JPEG images instead of reducing them."""
 
@@ -52,7 +52,7 @@ class SourceOptions(WriteOptions):
 
 
 def check_options(options: WriteOptions) -> None:
-    """Check the flags of a recipe that is run from Python, and what their ranges do not say.
+    """Check the flags of a recipe that is run from Python, beyond their ranges.
 
     Raises:
         UserError: one line that names the flag.

@@ -1,6 +1,6 @@
-"""What all recipes of `datasets/` share: the command line, writing in parallel over Ray, resuming, counting.
+"""Runner of the recipes in `datasets/`: command line, parallel writing over Ray, resuming, counting.
 
-A recipe says which samples a split has and makes one of them; everything else happens here. The bytes of a shard
+A recipe lists the samples of a split and builds one of them; everything else is here. The bytes of a shard
 are a function of the recipe and its items alone, so that a corpus written twice can be compared by its hashes.
 """
 
@@ -30,13 +30,13 @@ from brewclip.errors import UserError
 from brewclip.progress import ProgressReporter
 
 REJECTED = "rejected.jsonl"
-_PROBES = 8  # samples made to guess the size of all
+_PROBES = 8  # samples built to estimate the size of all
 
 Form = TypeVar("Form", bound="SourceOptions")
 
 
 class Recipe(Protocol):
-    """One corpus: plain data, so that it travels to the workers."""
+    """One corpus: plain data, so that it can be pickled to workers."""
 
     corpus: str
 
@@ -44,10 +44,10 @@ class Recipe(Protocol):
         """Return the names of the splits."""
 
     def rounds(self, split: str) -> list[list[Any]]:
-        """Return, for caption k = 0, 1, ..., the items of that round: images at most once in each."""
+        """Return, for caption k = 0, 1, ..., the items of that round; an image is at most once in a round."""
 
     def make_sample(self, item: Any) -> Sample:
-        """Make the sample of an item; raises `BadSample` if it cannot be used."""
+        """Build the sample of an item; raises `BadSample` if it cannot be used."""
 
 
 def run_recipe(usage: str | None, form: type[Form], read: Callable[[Form], FileCorpus]) -> None:
@@ -72,7 +72,7 @@ def run_recipe(usage: str | None, form: type[Form], read: Callable[[Form], FileC
 
 @contextlib.contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Leave with exit code 130 and one line at Ctrl-C; a second one does not wait for the workers."""
+    """Exit with code 130 and one line at Ctrl-C; a second one does not wait for the workers."""
     try:
         yield
     except KeyboardInterrupt:
@@ -81,10 +81,10 @@ def exit_on_interrupt() -> Iterator[None]:
 
 
 def write_corpus(recipe: Recipe, options: WriteOptions, splits: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Write the splits of a corpus; finished shards and splits are kept.
+    """Write the splits of a corpus; finished shards and splits are reused.
 
     Args:
-        recipe: what is written.
+        recipe: the corpus.
         options: the flags.
         splits: those to write; none given writes all.
 
@@ -92,7 +92,7 @@ def write_corpus(recipe: Recipe, options: WriteOptions, splits: Sequence[str] = 
         split -> {"samples": n, "rejected": {cause: n}, ...} for `print_summary`.
 
     Raises:
-        UserError: if there is no such split, the destination cannot be used or holds something else, or too many
+        UserError: if there is no such split, the destination cannot be used or holds other data, or too many
             samples are rejected.
     """
     check_options(options)
@@ -152,21 +152,21 @@ def _write_split(
     details |= compare_and_save(storage, images, label, others, refuse=options.identical_images == "refuse")
     facts = {"corpus": recipe.corpus, "split": split, "kind": "recordings", "num_images": len(image_ids)}
     written = finish_split(storage, records, **facts, details=details)
-    _say_what_decoders_said(label, sums)
+    _print_decoder_warnings(label, sums)
     return {"state": "written", "samples": written.num_samples, "images": len(image_ids)} | details
 
 
-def _say_what_decoders_said(label: str, sums: Counter[str]) -> None:
+def _print_decoder_warnings(label: str, sums: Counter[str]) -> None:
     if sums["decoder_warnings"]:
         print(
-            f"{label}: the MP3 decoder had {sums['decoder_warnings']} remarks on "
-            f"{sums['with_decoder_warnings']} recordings, which are kept; see decoder_warnings in their metadata",
+            f"{label}: the MP3 decoder gave {sums['decoder_warnings']} warnings for "
+            f"{sums['with_decoder_warnings']} recordings, which are used; see decoder_warnings in their metadata",
             flush=True,
         )
 
 
 def _json_lines(rows: list[dict[str, str]]) -> bytes:
-    """Return rows as lines of JSON in which names stay as they are read; half a surrogate pair is escaped."""
+    """Return rows as lines of JSON with names unchanged; half a surrogate pair is escaped."""
     lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
     return "".join(lines).encode(errors="backslashreplace")
 
@@ -176,7 +176,7 @@ def _is_bad(item: Any) -> bool:
 
 
 def _count(tasks: list[ShardTask]) -> dict[str, Any]:
-    """Return what is known before a file is opened."""
+    """Return the counts that are known before a file is opened."""
     items = [item for task in tasks for item in task.items]
     bad = [item for item in items if _is_bad(item)]
     usable = [item for item in items if not _is_bad(item)]
@@ -199,7 +199,7 @@ def _already_written(storage: Storage, plan: str) -> dict[str, Any]:
 
 
 def _check_known(recipe: Recipe, counts: dict[str, dict[str, Any]], options: WriteOptions) -> None:
-    """Stop, before Ray starts, what could only end with too many rejections."""
+    """Raise, before Ray starts, if the known rejections are already too many."""
     for split, known in counts.items():
         rejected = Counter(known["rejected"])
         total = known["samples"] + rejected.total()
@@ -231,9 +231,9 @@ def _check_writable(dest: str) -> None:
 
 
 def _check_space(recipe: Recipe, dest: str, plans: dict[str, tuple[Storage, list[ShardTask]]]) -> None:
-    """Compare the free space of a local destination with the size of a few samples times their number.
+    """Compare the free space of a local destination with the size estimated from a few samples.
 
-    Samples that are synthesised are not probed: making one takes seconds.
+    Synthesised samples are not probed: building one takes seconds.
     """
     storage = open_storage(dest)
     items = [item for _, tasks in plans.values() for task in tasks for item in task.items if not _is_bad(item)]
@@ -256,7 +256,7 @@ def _check_space(recipe: Recipe, dest: str, plans: dict[str, tuple[Storage, list
 
 
 def _write_left_out(corpus: FileCorpus, dest: str) -> None:
-    """List, beside the splits, what the corpus has in none of them."""
+    """Write the list of recordings without a split next to the splits."""
     rows = [rejection(recording, recording.problem, recording.image) for recording in corpus.left_out]
     open_storage(dest).write(REJECTED, _json_lines(rows))
 

@@ -1,6 +1,6 @@
-"""Rounds of a corpus and their samples: what the recipes of `datasets/` have in common.
+"""Corpora of files as rounds of recordings, and the samples built from them.
 
-The formats themselves are in `datasets/`; `source.py` finds and reads files, `recipe.py` writes shards.
+The formats are in `datasets/`; `source.py` finds and reads files, `recipe.py` writes shards.
 """
 
 import hashlib
@@ -30,15 +30,15 @@ class Recording:
     """One recording of a corpus, and the image that it describes.
 
     Attributes:
-        split: where it goes; empty leaves it out of the corpus, and `problem` says why.
+        split: its split; empty leaves it out of the corpus, and `problem` gives the cause.
         image_id: of the image, or of the recording itself if there is none; as `safe_id` makes it.
         audio: file name below the source, or a URL.
         image: likewise; empty for a recording without an image.
         text, speaker, emotion: empty if unknown.
         caption_id: the corpus's own name of the recording; empty takes the key.
-        problem: why it cannot be used, a short word to count by; empty if nothing is known against it.
-        key: set when rounds are made.
-        group: what it is read together with (a row group of a Parquet file); empty for files of its own.
+        problem: why it cannot be used, a short word for counting; empty if no problem is known.
+        key: set when rounds are built.
+        group: recordings that are read together (a row group of a Parquet file); empty for separate files.
     """
 
     split: str
@@ -51,24 +51,23 @@ class Recording:
     caption_id: str = ""
     problem: str = ""
     key: str = ""
-    group: str = field(default="", repr=False)  # where it lies does not decide what a sample holds
+    group: str = field(default="", repr=False)  # location does not change the content of a sample
 
 
 class FileCorpus:
-    """A corpus of files: a `Recipe` made from the list of its recordings.
+    """A corpus of files: a `Recipe` built from the list of its recordings.
 
-    Images come in an order that has nothing to do with their names, the same on every machine; those of one group
-    stay together.
+    Images are in an order independent of their names, the same on every machine; those of one group stay together.
 
     Args:
         corpus: its name.
         source: where the files are.
         recordings: in the corpus's own order; the k-th of an image goes to round k.
         image_side_pixels: short side that images are reduced to; 0 keeps their bytes.
-        remarks: what a user should know of the splits, a line each; for the end of the recipe.
+        remarks: notes on the splits for the user, a line each, printed at the end.
 
     Raises:
-        UserError: if no recording is listed, none of them can be used, or an image lies in two splits.
+        UserError: if no recording is listed, none of them can be used, or an image is in two splits.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class FileCorpus:
 
 
 def join(source: Source, recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """Yield the recordings with the names of their files as they lie, or marked if one is missing."""
+    """Yield the recordings with the full names of their files, or marked if one is missing."""
     for recording in recordings:
         audio, image = source.find(recording.audio), recording.image and source.find(recording.image)
         missing = "missing_recording" if not audio else "missing_image" if recording.image and not image else ""
@@ -130,30 +129,30 @@ def join(source: Source, recordings: Iterable[Recording]) -> Iterator[Recording]
 
 
 def check_splits(recordings: Iterable[Recording]) -> None:
-    """Prove that no image, by its name or by its file, lies in two splits.
+    """Check that no image, by its name or by its file, is in two splits.
 
     Raises:
         UserError: with the number of those that do, and one of them.
     """
     first_split: dict[tuple[str, str], str] = {}
-    torn: dict[str, tuple[str, str]] = {}
+    conflicts: dict[str, tuple[str, str]] = {}
     for recording in recordings:
         for identity in (("id", recording.image_id), ("file", recording.image)):
             split = first_split.setdefault(identity, recording.split) if identity[1] else recording.split
             if split != recording.split:
-                torn[recording.image or recording.image_id] = (split, recording.split)
-    if torn:
-        name, (one, other) = next(iter(torn.items()))
-        count = "one image lies" if len(torn) == 1 else f"{len(torn)} images lie"
+                conflicts[recording.image or recording.image_id] = (split, recording.split)
+    if conflicts:
+        name, (one, other) = next(iter(conflicts.items()))
+        count = "one image is" if len(conflicts) == 1 else f"{len(conflicts)} images are"
         raise UserError(f"{count} in two splits, e.g. {name!r} in {one} and {other}: give every image one split")
 
 
 def to_flac(data: bytes) -> tuple[bytes, dict[str, Any]]:
-    """Decode a recording once and encode it as 16 kHz mono FLAC; of a damaged one, what decodes.
+    """Decode a recording once and encode it as 16 kHz mono FLAC; of a damaged one, the part that decodes.
 
     Returns:
-        FLAC bytes, and duration_seconds with, for a damaged one, missing_seconds, or truncated if the length that is
-        missing is unknown; decoder_warnings, the lines that the MP3 decoder had to say.
+        FLAC bytes, and duration_seconds with, for a damaged one, missing_seconds, or truncated if the missing length
+        is unknown; decoder_warnings, the number of warning lines of the MP3 decoder.
 
     Raises:
         BadSample: if nothing decodes, or it is not 0.1 s to 10 minutes long.
@@ -182,7 +181,7 @@ def decode_recording(data: bytes) -> tuple[NDArray[np.float32], dict[str, Any]]:
 
 
 def safe_id(name: str) -> str:
-    """Return a name that can be a key: letters, digits and -_+=@ as they are, anything else as `_` and a hash.
+    """Return a name that can be a key: letters, digits and -_+=@ unchanged, anything else as `_` and a hash.
 
     Different names give different ids; a file name loses its extension.
     """
@@ -196,7 +195,7 @@ def safe_id(name: str) -> str:
 
 
 def place_in_unit_interval(image_id: str, seed: int) -> float:
-    """Return a number in 0..1 that depends on image and seed alone: more images move none to another split."""
+    """Return a number in 0..1 that depends on image and seed alone, so that new images move none to another split."""
     digest = hashlib.blake2b(f"{seed}/{image_id}".encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
@@ -207,7 +206,7 @@ def _in_rounds(recordings: list[Recording]) -> dict[str, list[list[Recording]]]:
         images.setdefault(recording.image_id, []).append(recording)
     rounds: dict[str, list[list[Recording]]] = {}
 
-    def place(image_id: str) -> tuple[float, str]:  # rows of one group have one place, and stay in their order
+    def place(image_id: str) -> tuple[float, str]:  # rows of one group share a place and keep their order
         together = images[image_id][0].group or image_id
         return place_in_unit_interval(together, 0), together
 

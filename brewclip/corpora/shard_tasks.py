@@ -1,6 +1,6 @@
-"""The shards of a recipe as tasks over Ray: how a split is cut in shards, how one is written, how far all of them are.
+"""Shards of a recipe as Ray tasks: division of a split into shards, writing of one, progress of all.
 
-A task is plain data, and its result a function of it alone: a task that is repeated writes the same bytes.
+A task is plain data, and its result a function of it alone: a repeated task writes the same bytes.
 """
 
 import errno
@@ -31,15 +31,15 @@ _REPORT_EVERY_SECONDS = 1.0
 
 
 class SampleMaker(Protocol):
-    """What a worker needs of a recipe."""
+    """The part of a recipe that a worker uses."""
 
     def make_sample(self, item: Any) -> Sample:
-        """Make the sample of an item; raises `BadSample` if it cannot be used."""
+        """Build the sample of an item; raises `BadSample` if it cannot be used."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to be written; `plan` is a hash of all that decides its bytes."""
+    """One shard to be written; `plan` is a hash of all that determines its bytes."""
 
     url: str
     name: str
@@ -50,14 +50,14 @@ class ShardTask:
 
 @dataclass
 class ShardNotes:
-    """What a worker noticed of the samples of a shard.
+    """Statistics of the samples of a shard.
 
     Attributes:
         plan: of the task.
         rejected: lines of rejected.jsonl.
         images: image_id -> digest of the bytes that are stored, hexadecimal; of samples with an image.
         image_ids: of all samples, in their order.
-        sums: over the samples: audio_ms, and how many are damaged, long, or made the decoder speak.
+        sums: over the samples: audio_ms, and how many are damaged, long, or have decoder warnings.
     """
 
     plan: str
@@ -95,8 +95,8 @@ def divide_into_shards(
     Args:
         url: folder of the split.
         rounds: the items of each round.
-        samples_per_shard: 0 follows the size of the split, and of nothing else.
-        flags: all that decides, beside the items, what a sample holds.
+        samples_per_shard: 0 derives it from the size of the split alone.
+        flags: all settings, besides the items, that determine the content of a sample.
     """
     most = samples_per_shard or automatic_samples_per_shard(sum(map(len, rounds)))
     for number, items in enumerate(rounds):
@@ -120,9 +120,9 @@ def run_tasks(
     """Yield each task with its result as it is done; a few more are submitted than there are CPUs.
 
     Args:
-        recipe: travels to the workers once.
+        recipe: sent to the workers once.
         tasks: of one split.
-        advance: told, about once a second, how many more samples are done.
+        advance: called about once a second with the number of further samples done.
     """
     import ray
 
@@ -173,7 +173,7 @@ def write_task(
 
 
 def rejection(item: Any, cause: str, detail: str) -> dict[str, str]:
-    """Return a line of rejected.jsonl; the same in every run."""
+    """Return a row of rejected.jsonl, identical in every run."""
     detail = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", detail)  # soundfile and PIL print addresses
     if isinstance(item, Recording):
         return {"key": item.key or item.image_id, "file": item.audio, "cause": cause, "detail": detail}
@@ -198,7 +198,7 @@ def _samples(recipe: SampleMaker, task: ShardTask, notes: ShardNotes, meter: Tas
 def _advance(
     meter: TaskMeter, waiting: dict[Any, ShardTask], seen: dict[str, int], advance: Callable[[int], None]
 ) -> None:
-    """Count how far the tasks are that run; one that was repeated counts from its start again."""
+    """Report the progress of running tasks; a repeated task counts from its start again."""
     names = [task.name for task in waiting.values()]
     counts = meter.counts(names)
     if counts is not None:

@@ -1,4 +1,4 @@
-"""The files of a corpus as it lies on disk or on object storage: found by name, read as text, JSON or bytes."""
+"""Files of a corpus on disk or object storage: found by name, read as text, JSON or bytes."""
 
 import json
 import os
@@ -28,7 +28,7 @@ _SPECIAL_FILES = (
 
 
 class Source:
-    """The files of a corpus in a directory or below a URL; they may lie deeper than the corpus says.
+    """Files of a corpus in a directory or below a URL, at any depth.
 
     Args:
         location: path of a directory, `file:///folder` or `s3://bucket/prefix`.
@@ -59,7 +59,7 @@ class Source:
         return sorted(names, key=lambda name: (name.count("/"), name))
 
     def local_size(self, name: str) -> int:
-        """Return the size in bytes of a file on disk; 0 for one that is not there, empty, or on object storage."""
+        """Return the size in bytes of a file on disk; 0 for one that is missing, empty, or on object storage."""
         storage, name = _split_url(name) if "://" in name else (self.storage, name)
         if not isinstance(storage, FolderStorage) or parse_cell(name):
             return 0
@@ -69,7 +69,7 @@ class Source:
             return 0
 
     def is_missing(self, name: str, *, list_objects: bool) -> bool:
-        """Return whether a file is known not to be there.
+        """Return whether a file is known to be missing.
 
         Args:
             name: as `read` takes it.
@@ -105,7 +105,7 @@ class Source:
         return ""
 
     def require(self, *tails: str) -> str:
-        """Return the first of these files that is there.
+        """Return the first of these files that exists.
 
         Raises:
             UserError: naming all of them, if none is.
@@ -113,10 +113,10 @@ class Source:
         return self.require_all(tails)[0]
 
     def require_all(self, *alternatives: Sequence[str]) -> list[str]:
-        """Return, of each group of alternatives, the first file that is there.
+        """Return, of each group of alternatives, the first file that exists.
 
         Raises:
-            UserError: naming all groups of which no file is there.
+            UserError: naming all groups of which no file exists.
         """
         found = [next(filter(None, map(self.find, tails)), "") for tails in alternatives]
         missing = [" or ".join(tails) for tails, name in zip(alternatives, found, strict=True) if not name]
@@ -127,7 +127,7 @@ class Source:
         return found
 
     def text(self, name: str) -> str:
-        """Return a text file whole, without byte order mark, its line ends made the same.
+        """Return a whole text file, without byte order mark, with uniform line ends.
 
         Raises:
             UserError: if it is missing or not UTF-8.
@@ -140,7 +140,7 @@ class Source:
             raise UserError(f"{self.location}/{name} is not UTF-8 text: {error}") from None
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a text file that are not blank, holding little of it; they end at a line feed only.
+        """Yield the lines of a text file that are not blank, read piecewise; they end at a line feed only.
 
         Raises:
             UserError: if it is missing, not a file or not UTF-8, or a line is longer than 64 MiB.
@@ -206,12 +206,12 @@ class Source:
 
 
 def _special_file(storage: Storage, name: str) -> str:
-    """Return what a name on disk is that is neither a file nor missing; to open a pipe could last for ever."""
+    """Describe a name on disk that is neither a file nor missing; opening a pipe could block forever."""
     if not isinstance(storage, FolderStorage):
         return ""
     try:
         mode = (storage.folder / name).stat().st_mode
-    except OSError:  # reading it says why
+    except OSError:  # reading it reports the cause
         return ""
     if stat.S_ISREG(mode):
         return ""

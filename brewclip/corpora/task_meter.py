@@ -1,21 +1,21 @@
-"""How far tasks are on Ray's workers, and whether they are to go on: one small actor that the driver and they share."""
+"""Progress and stopping of tasks on Ray workers, through one small actor shared with the driver."""
 
 import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 _ANSWER_SECONDS = 1.0
-_STOP_SECONDS = 20.0  # within which workers leave their tasks
+_STOP_SECONDS = 20.0  # within which workers end their tasks
 
 
 class Stopped(Exception):
-    """The driver wants no more of a task."""
+    """The driver stopped a task."""
 
 
 class TaskMeter:
-    """Made by the driver, and sent to the workers with their tasks.
+    """Handle to the actor; created by the driver and sent to the workers with their tasks.
 
-    Workers ask whether they are to stop, since `ray.cancel` would raise KeyboardInterrupt anywhere on them: within a
+    Workers ask whether to stop, since `ray.cancel` would raise KeyboardInterrupt anywhere on them: within a
     callback of libsndfile it is printed and forgotten, and the recording is truncated without notice.
     """
 
@@ -25,10 +25,10 @@ class TaskMeter:
         self._counts: Any = ray.remote(_Counts).options(num_cpus=0, max_restarts=-1).remote()
 
     def report(self, name: str, count: int) -> None:
-        """Note on a worker how far a task is.
+        """Report the progress of a task from a worker.
 
         Raises:
-            Stopped: if the driver wants no more of it.
+            Stopped: if the driver stopped the tasks.
         """
         import ray
 
@@ -37,7 +37,7 @@ class TaskMeter:
                 raise Stopped
 
     def counts(self, names: Sequence[str]) -> list[int] | None:
-        """Return how far tasks are, 0 for one that has not begun; None if that is not known just now."""
+        """Return the progress of tasks, 0 for one that has not started; None if the actor does not answer."""
         import ray
 
         try:
@@ -46,7 +46,7 @@ class TaskMeter:
             return None
 
     def end(self, references: Sequence[Any]) -> None:
-        """Let workers leave the tasks that still run, so that they remove their temporary files."""
+        """Stop the running tasks, so that workers remove their temporary files."""
         import ray
 
         if references:

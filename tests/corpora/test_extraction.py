@@ -103,7 +103,7 @@ def test_features_of_other_settings_or_another_corpus_are_not_reused(tmp_path, c
         _is_done(task(side=336), overwrite=False)
     write_recordings(f"{storage}/mine", "train", [3])
     assert not _is_done(task(), overwrite=False)
-    assert "was written anew since it was extracted" in capsys.readouterr().out
+    assert "was rewritten since its extraction" in capsys.readouterr().out
     write_features(task())
     assert not _is_done(task(side=336), overwrite=True)
     assert not _is_done(task(), overwrite=False), "the manifest went first"

@@ -248,7 +248,7 @@ def test_an_image_with_two_names_is_listed(source: Path, capsys: pytest.CaptureF
     same_image(source, 1, 0)
     summary = write(options(source))
     assert (summary["train"]["images_of_several_names"], summary["test"]["images_of_several_names"]) == (1, 0)
-    assert "out/train: 1 images are there under several names, e.g. 0-" in capsys.readouterr().out
+    assert "out/train: 1 images have several names, e.g. 0-" in capsys.readouterr().out
     (row,) = map(json.loads, (source / "out/train/identical_images.jsonl").read_text().splitlines())
     assert row == {"image_ids": sorted([safe_id("0.jpg"), safe_id("1.jpg")])}
     assert verify_split((source / "out/train").as_uri()) == []

@@ -158,7 +158,7 @@ def test_ctrl_c_and_mp3_leave_one_line_each(
     assert (again.returncode, again.stderr) == (0, "")
     assert "mpg123" not in again.stdout
     (line,) = [line for line in again.stdout.splitlines() if "MP3" in line]
-    assert line.startswith("mp3/train: the MP3 decoder had ") and "recordings, which are kept" in line
+    assert line.startswith("mp3/train: the MP3 decoder gave ") and "recordings, which are used" in line
     assert open_manifest(f"{bucket}/mp3/train").summary.details["damaged"] == 24
 
 

@@ -436,7 +436,7 @@ def test_distant_samples_are_not_read_as_one_range(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(samples, "_MOST_RANGE_BYTES", 60_000)
     write_tar(tmp_path / "a.tar", [*one("000", 0), ("000.mp4", bytes(50_000)), *one("001", 1)])
     obstacle, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
-    assert "bytes lie between '001' and the sample before it" in obstacle
+    assert "bytes are between '001' and the sample before it" in obstacle
     assert sorted(make_all(corpus, "train")[0]) == ["000-0", "001-0"]
 
 
@@ -473,7 +473,7 @@ def test_identical_images_of_several_samples_are_one_image(tmp_path: Path) -> No
     write_tar(tmp_path / "a.tar", [*one("000", 0, png=same), *one("001", 1)])
     write_tar(tmp_path / "b.tar", [*one("002", 2, png=same), *one("003", 3)])
     obstacle, corpus = rewritten(tmp_path, f"train={tmp_path}/{{a,b}}.tar")
-    assert obstacle == "1 samples have an image that another sample has, too, by its bytes"
+    assert obstacle == "1 samples share an image with another sample, by its bytes"
     assert [len(items) for items in corpus.rounds("train")] == [3, 1]
     samples, _ = make_all(corpus, "train")
     assert {"000-0", "000-1", "001-0", "003-0"} == set(samples)
@@ -491,7 +491,7 @@ def test_non_contiguous_members_are_grouped(tmp_path: Path) -> None:
     first, second = one("000", 0), one("001", 1)
     write_tar(tmp_path / "a.tar", [first[0], second[0], first[1], second[1]])
     obstacle, corpus = rewritten(tmp_path, f"train={tmp_path}/a.tar")
-    assert "the members of '000' do not lie together" in obstacle
+    assert "the members of '000' are not contiguous" in obstacle
     samples, causes = make_all(corpus, "train")
     assert sorted(samples) == ["000-0", "001-0"]
     assert not causes

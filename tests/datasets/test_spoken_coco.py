@@ -89,7 +89,7 @@ def test_karpathys_split_is_preferred_and_both_of_its_forms_agree(original: Path
 def test_an_image_in_two_splits_is_refused(original: Path) -> None:
     for part in ("train", "val", "test"):
         write_json(original, f"SpokenCOCO_ksplit_{part}.json", [row(9, 1, "train")])
-    with pytest.raises(UserError, match=r"one image lies in two splits, e.g. 'train2014/COCO.*9.jpg' in train and"):
+    with pytest.raises(UserError, match=r"one image is in two splits, e.g. 'train2014/COCO.*9.jpg' in train and"):
         read(original)
 
 

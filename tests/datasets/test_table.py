@@ -158,10 +158,10 @@ def test_without_a_split_column_images_are_split_by_the_seed(tmp_path: Path) -> 
 def test_an_image_in_two_splits_is_refused(tmp_path: Path) -> None:
     listed = rows()
     listed[1]["split"] = "test"
-    with pytest.raises(UserError, match=r"one image lies in two splits, e\.g\. 'images/K.*' in train and test"):
+    with pytest.raises(UserError, match=r"one image is in two splits, e\.g\. 'images/K.*' in train and test"):
         read(write_table(tmp_path, "t.csv", listed))
     by_file = [row | {"image_id": str(number)} for number, row in enumerate(listed)]  # two ids hide one file
-    with pytest.raises(UserError, match="one image lies in two splits"):
+    with pytest.raises(UserError, match="one image is in two splits"):
         read(write_table(tmp_path, "t.csv", by_file))
 
 
