@@ -21,6 +21,7 @@ INSTEAD = {
     "outcomes": "rankings, results",
 }
 
+
 def parts(name: str) -> set[str]:
     """Return the words of a name in snake or camel case, in lower case."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}

@@ -141,7 +141,7 @@ class SampleFinder:
         if len(rows) > 1:
             self._object(f"{group.key!r} holds {len(rows)} recordings")
         elif "problem" not in rows[0]:
-            start, self._end = self._end, self._tar.cut()
+            start, self._end = self._end, self._tar.end_range()
             self._ranges[group.key] = self._end
             if self._end[0] - start[0] > _MOST_RANGE_BYTES:
                 self._object(f"{self._end[0] - start[0]} bytes are between {group.key!r} and the sample before it")

@@ -1,4 +1,4 @@
-"""Images and recordings as WebDataset shards: written once with a manifest, read by position."""
+"""Datasets of images and recordings in WebDataset shards: written once with a manifest, read by position."""
 
 from brewclip.data.pipeline import as_webdataset
 

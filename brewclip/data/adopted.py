@@ -1,11 +1,11 @@
-"""Samples in the tars of somebody else: what each of them holds, and where, so that such a tar is read as it is.
+"""Adopted tars: which samples a foreign tar holds, and at which bytes, so that it is read unchanged.
 
 For a shard `train-00-000007.tar` of the table, `members/train-00-000007.jsonl` has a line for each of its samples:
 
     {"key": "000071-0", "image": [1536, 9021, "png"], "audio": [9728, 52012, "wav"], "metadata": {"image_id": ...}}
 
-The numbers are the first byte and the one after the last within the tar. What our own samples must say of themselves
-(image_id, caption_id, split, duration_seconds) stands here, as such tars lack it.
+The numbers are the first byte and the one after the last within the tar. The required fields of our own samples
+(image_id, caption_id, split, duration_seconds) are stored here, as such tars lack them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +25,8 @@ class AdoptedSample(NamedTuple):
     Attributes:
         key: ours, not the tar's: no dot, no slash.
         metadata: as in `Sample`.
-        image: where the image lies, or None for a recording alone.
-        audio: where the recording lies.
+        image: position of the image, or None for a recording alone.
+        audio: position of the recording.
     """
 
     key: str
@@ -58,19 +58,21 @@ def parse_members(data: bytes) -> list[AdoptedSample]:
 def slice_samples(
     parts: Iterable[memoryview | BadSample], members: Sequence[AdoptedSample], starts: Sequence[int]
 ) -> Iterator[Sample | BadSample]:
-    """Yield the samples that lie in some bytes of an adopted tar, as views of these bytes.
+    """Yield the samples in some bytes of an adopted tar, as views of these bytes.
 
     Args:
-        parts: the bytes of each sample, or what is wrong with them.
-        members: what each of them holds.
+        parts: the bytes of each sample, or the error of one that is damaged.
+        members: content of each of them.
         starts: where the bytes of each begin within the tar.
     """
     for part, member, start in zip(parts, members, starts, strict=False):
         if isinstance(part, BadSample):
             yield part
         else:
-            yield Sample(member.key, member.metadata, _cut(part, member.image, start), _cut(part, member.audio, start))
+            yield Sample(
+                member.key, member.metadata, _slice(part, member.image, start), _slice(part, member.audio, start)
+            )
 
 
-def _cut(part: memoryview, span: Span | None, start: int) -> Any:
+def _slice(part: memoryview, span: Span | None, start: int) -> Any:
     return None if span is None else part[span[0] - start : span[1] - start]

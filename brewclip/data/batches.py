@@ -1,4 +1,4 @@
-"""From stored samples to batches of tensors: images decoded and cropped, words tokenised, frames padded."""
+"""Decoding and collation: stored samples to batches of tensors, with images cropped, text tokenised, frames padded."""
 
 import functools
 import hashlib
@@ -13,11 +13,11 @@ from torch import Tensor
 from brewclip.data.images import ImageCache, decode_image
 from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, read_features
 
-_KEPT_TEXTS = 2**15  # 20 MB at 77 tokens; an epoch of more makes all of them again
+_CACHED_TEXTS = 2**15  # 20 MB at 77 tokens; an epoch of more tokenises all of them again
 
 
 class InputLengths(NamedTuple):
-    """How long text and speech of a sample are, and how much of them the model does not get.
+    """Lengths of text and speech of a sample, and how much of each is truncated.
 
     Attributes:
         tokens, truncated_tokens: of the text, with start and end token; zero where no text is read.
@@ -44,7 +44,7 @@ class Pair:
         tokens: (L,) int64, or (W, L) for a text in W chunks.
         audio: (frames, dim) float16, Whisper features.
         text: what the pipeline channel reads.
-        lengths: before anything was cut.
+        lengths: before truncation.
     """
 
     key: str
@@ -80,19 +80,19 @@ class Batch:
 
 
 class PairDecoder:
-    """Turns a stored sample into a `Pair`.
+    """Decode a stored sample to a `Pair`.
 
     Args:
         tokenize: list of n texts -> (n, L) int64, zero behind the end token; with a second argument, L is that.
         image_size: side of the square image, in pixels.
         transcript: which text is read, a key of `TEXT_FIELDS`.
-        max_audio_frames: longest speech kept; 0 keeps all.
+        max_audio_frames: longest speech; more is truncated; 0 keeps all.
         text_room_tokens: longest text that the model reads, with start and end token; 0 if it reads none.
         long_text: `truncate` keeps the first tokens of a longer text, `chunks` divides it.
         image_transform: `crop`, `squash` or `letterbox`, see `decode_image`.
-        fill: colour beside a letterboxed image, red, green and blue in 0..255.
+        fill: colour of the bars of a letterboxed image, red, green and blue in 0..255.
         interpolation: `bicubic` or `bilinear`.
-        cache_bytes: bound of the decoded images that are kept, so that a later epoch need not decode them.
+        cache_bytes: bound of the cache of decoded images, so that a later epoch need not decode them.
         audio_dim: width of the features that the model takes; 0 takes any.
     """
 
@@ -118,7 +118,7 @@ class PairDecoder:
         self.text_room_tokens, self.long_text = text_room_tokens, long_text
         self.audio_dim = audio_dim
         self.image_transform, self.fill, self.interpolation = image_transform, fill, interpolation
-        self._tokens_of = functools.lru_cache(_KEPT_TEXTS)(self._make_tokens)
+        self._tokens_of = functools.lru_cache(_CACHED_TEXTS)(self._make_tokens)
         self._image_cache = ImageCache(cache_bytes) if cache_bytes else None
 
     def __call__(self, sample: Sample) -> Pair:
@@ -136,9 +136,9 @@ class PairDecoder:
         text = self._text(sample)
         image = self._image(sample.image)
         tokens, num_tokens, truncated_tokens = self._tokens_of(text)
-        kept = audio[: self.max_audio_frames or None]
-        lengths = InputLengths(num_tokens, truncated_tokens, len(audio), len(audio) - len(kept))
-        return Pair(sample.key, str(sample.metadata["image_id"]), image, tokens, kept, text, lengths)
+        truncated = audio[: self.max_audio_frames or None]
+        lengths = InputLengths(num_tokens, truncated_tokens, len(audio), len(audio) - len(truncated))
+        return Pair(sample.key, str(sample.metadata["image_id"]), image, tokens, truncated, text, lengths)
 
     def _image(self, data: bytes | None) -> np.ndarray:
         def decode() -> np.ndarray:
@@ -147,12 +147,12 @@ class PairDecoder:
         return decode() if data is None or self._image_cache is None else self._image_cache.get(data, decode)
 
     def _make_tokens(self, text: str) -> tuple[Tensor, int, int]:
-        """Return the tokens of a text, how many it has in full, and how many of them the model does not read."""
+        """Return the tokens of a text, their number before truncation, and how many are truncated."""
         tokens, room = self.tokenize([text])[0], self.text_room_tokens
         if not room:
             return tokens, 0, 0
         full = tokens
-        if tokens[-1] != 0:  # no place is free: perhaps the tokenizer cut it; a byte has at most one token
+        if tokens[-1] != 0:  # full: perhaps truncated by the tokenizer; a byte has at most one token
             full = self.tokenize([text], 2 * len(text.encode()) + 2)[0]
         num_tokens = int(full.nonzero().max()) + 1
         if num_tokens <= room:
@@ -183,7 +183,7 @@ def _chunks(tokens: Tensor, room: int, length: int) -> Tensor:
 
 
 def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
-    """Put pairs together on a device.
+    """Collate pairs to a batch on a device.
 
     Args:
         pairs: at least one.
@@ -222,5 +222,5 @@ def _stack_tokens(tokens: list[Tensor]) -> Tensor:
 
 
 def number_of(image_id: str) -> int:
-    """Return a number that stands for an image_id: the first 63 bits of its blake2b."""
+    """Return the number of an image_id: the first 63 bits of its blake2b."""
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,4 +1,4 @@
-"""Objects as files below a folder (file://)."""
+"""Storage in a local folder (file://)."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ class FolderStorage:
         with self._named(name), open(self.folder / name, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(start)
-            # Asked for more than there is, Python would first take memory for all of it.
+            # Python would allocate all requested bytes first, even beyond the end of the file.
             return file.read(max(0, min(stop, size) - start)), size
 
     def size(self, name: str) -> int:

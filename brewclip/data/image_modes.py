@@ -1,7 +1,7 @@
-"""Pixels of any mode as the 8-bit RGB that a viewer shows.
+"""Conversion of image modes to the 8-bit RGB that a viewer shows.
 
-Transparent images lie on white, as on a web page. 16-bit images keep their high byte. Colour profiles (ICC) are not
-applied, since CLIP's own transform applied none in training.
+Transparent images are composited on white, as on a web page. 16-bit images keep their high byte. Colour
+profiles (ICC) are not applied, since CLIP's own transform applied none in training.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Args:
         image: of any mode that Pillow decodes. CMYK is converted as Pillow does it, without a profile; a JPEG's is
-            inverted first, as Adobe writes it and browsers take it.
+            inverted first, as Adobe writes it and browsers read it.
 
     Raises:
         BadSample: if nothing says which value is white: 32-bit integers, floats outside 0..1.

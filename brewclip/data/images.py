@@ -1,4 +1,4 @@
-"""Images: decoded within limits, made square as CLIP wants them, reduced for storage, kept for the next epoch."""
+"""Images: decoding within limits, CLIP's square transforms, reduction for storage, and a cache for later epochs."""
 
 import functools
 import hashlib
@@ -18,8 +18,8 @@ MAX_IMAGE_PIXELS = 100_000_000
 # The decoders of these formats hold the image several times: 100 megapixels of WebP took 1.6 GB, of JPEG 0.8 GB.
 _MOST_PIXELS = {"WEBP": 50_000_000, "AVIF": 50_000_000, "JPEG2000": 50_000_000}
 _LONGEST_SIDE = 1_000_000  # Pillow keeps an address for each row: 1 x 100,000,000 pixels took 2 GB
-# Of Pillow's formats those that photographs come in. Others hand the file to programs (EPS to Ghostscript), or are
-# told by their extension only.
+# Pillow's formats of photographs. Others pass the file to programs (EPS to Ghostscript), or are recognised by their
+# extension only.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # Sides of the square images that open_clip's towers and the scenes CLIP take.
 CLIP_SIDES = (96, 224, 240, 256, 280, 288, 320, 336, 378, 384, 448)
@@ -28,7 +28,7 @@ CLIP_SIDES = (96, 224, 240, 256, 280, 288, 320, 336, 378, 384, 448)
 _JPEG_QUALITY, _NO_SUBSAMPLING = 95, 0
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _LONGEST_JPEG_SIDE = 65_500  # libjpeg writes no longer one
-# Images longer than this many times their short side are cut before they are resized: of a 1 x 65535 image, the
+# Images longer than this many times their short side are cropped before they are resized: of a 1 x 65535 image, the
 # resized one would have 3.3 billion pixels, of which the crop takes 50,176.
 _LONG_ASPECT = 16
 _FILTER_PIXELS = 2  # how far the bicubic filter reaches to either side, in pixels of the smaller scale
@@ -36,7 +36,7 @@ _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 
 
 def open_image(data: bytes | None) -> Image.Image:
-    """Decode an image to RGB as a viewer shows it: turned as its camera says, the first frame of several.
+    """Decode an image to RGB as a viewer shows it: rotated by its EXIF orientation, the first frame of several.
 
     Args:
         data: an image file of one of `FORMATS`. For its pixels see `image_modes.to_rgb`.
@@ -69,14 +69,14 @@ def decode_image(
     fill: tuple[int, int, int] = (0, 0, 0),
     interpolation: str = "bicubic",
 ) -> np.ndarray:
-    """Decode an image and make it a square.
+    """Decode an image and transform it to a square.
 
     Source: open_clip.image_transform, whose resize modes are `shortest`, `squash` and `longest`.
 
     Args:
         data: an encoded image.
         side_pixels: of the square.
-        transform: `crop` reduces the short side and cuts out the middle; `squash` reduces each side by itself;
+        transform: `crop` reduces the short side and crops the centre; `squash` reduces each side by itself;
             `letterbox` reduces the long side and keeps the whole image between bars.
         fill: colour of the bars.
         interpolation: `bicubic` or `bilinear`.
@@ -137,7 +137,7 @@ def stored_size(size: tuple[int, int], side_pixels: int, *, exact: bool) -> tupl
     Args:
         size: width and height.
         side_pixels: of the short side.
-        exact: take the size that a CLIP of that side makes, and think of no other.
+        exact: return the size for a CLIP of that side, without regard to other CLIPs.
 
     Returns:
         Width and height; those of the original if its short side is not longer.
@@ -181,7 +181,7 @@ def _crop(image: Image.Image, side_pixels: int, resampling: Image.Resampling) ->
 
 
 def _crop_long(image: Image.Image, side_pixels: int, resampling: Image.Resampling) -> Image.Image:
-    """Return what `_crop` does for an image of an extreme aspect ratio, resizing only what the crop shows."""
+    """Crop an image of an extreme aspect ratio as `_crop` does, resizing only what the crop shows."""
     scaled = _cropped_size(image.size, side_pixels)
     axis = 0 if scaled[0] > scaled[1] else 1
     scale = image.size[axis] / scaled[axis]
@@ -209,10 +209,10 @@ def _letterbox(
 
 
 class ImageCache:
-    """Decoded images by the digest of their bytes, up to a bound; safe to share by threads.
+    """Cache of decoded images by the digest of their bytes, up to a bound; thread-safe.
 
-    An epoch meets every image once, and captions of one image meet it several times. What is in stays: to drop it
-    for what comes later would leave nothing for the next epoch.
+    An epoch reads every image once, or several times for several captions. Nothing is evicted: replacing entries by
+    later images would leave no hits for the next epoch.
 
     Args:
         memory_bytes: bound of the decoded images.
@@ -224,7 +224,7 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def get(self, data: bytes | memoryview, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the image of some bytes, not to be written to; `decode` makes it unless it is there."""
+        """Return the read-only image of some bytes; call `decode` if it is not cached."""
         digest = hashlib.blake2b(data, digest_size=16).digest()
         image = self._images.get(digest)
         if image is not None:

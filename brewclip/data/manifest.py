@@ -1,15 +1,15 @@
-"""The manifest of a split: what shards there are, and where in them every sample lies.
+"""Manifest of a split: its shards, and the position of every sample in them.
 
-Three objects beside the shards, so that a split of a million shards opens in seconds:
+Three objects next to the shards, so that a split of a million shards opens in seconds:
 
 - `manifest.json`: schema version, kind, counts, hashes of the other two; written last, so that a split either
   has a manifest and is whole, or does not exist;
 - `shards.parquet`: a row for each shard: name, round, samples, size in bytes, sha256, crc32 of its index;
 - `index.bin`: for each sample in the order of the shards, where its bytes end in the shard (u64) and their
-  crc32 (u32), little-endian. The part of one shard is found by counting and read when it is needed.
+  crc32 (u32), little-endian. The part of one shard is located by counting and read when it is needed.
 
-Shards of somebody else that were adopted stay where they are: the table has their URLs, and `members/` beside it what
-their samples hold (see `adopted`).
+Adopted shards stay in their place: the table has their URLs, and `members/` next to it lists what their samples hold
+(see `adopted`).
 """
 
 import functools
@@ -43,7 +43,7 @@ SHARDS = "shards.parquet"
 INDEX = "index.bin"
 INDEX_ENTRY = np.dtype([("end", "<u8"), ("crc32", "<u4")])
 _WHOLE_INDEX_BYTES = 2**22  # of 350,000 samples
-_KEPT_MEMBERS = 16  # shards whose list of members is held: 400 bytes a sample
+_CACHED_MEMBERS = 16  # shards whose list of members is cached: 400 bytes a sample
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Summary:
 
 
 class Manifest:
-    """A split as it is stored: counts at hand, offsets read shard by shard when they are needed.
+    """A stored split: counts in memory, offsets read shard by shard when they are needed.
 
     Attributes:
         url: folder of the split.
@@ -94,7 +94,7 @@ class Manifest:
         self._members_crc32: Any = table.get("members_crc32")
         self.first_sample: np.ndarray = np.concatenate([[0], np.cumsum(self.num_samples)])
         self._read_index = functools.lru_cache(maxsize=4096)(self._read_index_uncached)
-        self._read_members = functools.lru_cache(_KEPT_MEMBERS)(self._read_members_uncached)
+        self._read_members = functools.lru_cache(_CACHED_MEMBERS)(self._read_members_uncached)
         self._open_folder = functools.lru_cache(maxsize=64)(open_storage)
         self._whole_index: bytes | None = None
         self._lock = threading.Lock()
@@ -108,7 +108,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(asdict(self.summary), sort_keys=True).encode()).hexdigest()
 
     def counts(self) -> list[tuple[str, int, int]]:
-        """Return name, count by manifest.json and count by the table of shards of each thing that is counted."""
+        """Return (name, count in manifest.json, count in the table of shards) of each count."""
         summary = self.summary
         return [
             ("num_samples", summary.num_samples, int(self.first_sample[-1])),
@@ -126,7 +126,7 @@ class Manifest:
         return str(self._sha256[shard])
 
     def is_adopted(self, shard: int) -> bool:
-        """Return whether a shard is a tar of somebody else, which has other members than ours."""
+        """Return whether a shard is an adopted tar, which has other members than ours."""
         return self._urls is not None and bool(self._urls[shard].as_py())
 
     def url_of(self, shard: int) -> str:
@@ -141,7 +141,7 @@ class Manifest:
             ) from error
 
     def label_of(self, shard: int) -> str:
-        """Return what lists of samples call a shard: its name, or the URL of a tar that lies elsewhere."""
+        """Return the name of a shard in reports: its file name, or the URL of an adopted tar."""
         return self.url_of(shard) if self.is_adopted(shard) else self.name_of(shard)
 
     def place_of(self, shard: int) -> tuple[Storage, str]:
@@ -153,7 +153,7 @@ class Manifest:
         return storage, unquote(name) if isinstance(storage, FolderStorage) else name
 
     def members_of(self, shard: int) -> list[AdoptedSample]:
-        """Return what the samples of an adopted shard hold, in their order.
+        """Return the members of the samples of an adopted shard, in their order.
 
         Raises:
             ManifestError: if the stored list is not the one that was written.
@@ -252,7 +252,7 @@ def open_manifest(url: str, *, retry_seconds: float = 180.0) -> Manifest:
 
 
 def resolve_url(folder_url: str, url: str) -> str:
-    """Return the absolute URL of what lies at a URL relative to a folder, such as `../../raw/000.tar`.
+    """Return the absolute URL of a URL relative to a folder, such as `../../raw/000.tar`.
 
     Raises:
         ValueError: if it is no URL.

@@ -1,6 +1,6 @@
-"""What manifest.json and shards.parquet must be, whoever wrote them: checked before anything is made of their numbers.
+"""Validation of manifest.json and shards.parquet, whoever wrote them, before their numbers are used.
 
-The functions raise `ValueError` with one line; `manifest` says which split it is about.
+The functions raise `ValueError` with one line; `manifest` adds which split it is.
 """
 
 import io
@@ -14,7 +14,7 @@ from brewclip.data.schema import first_line, is_deeper
 
 MAX_MANIFEST_BYTES = 2**24
 _MOST_DEPTH = 32  # of objects and lists in details
-_MOST_BYTES_OF_A_ROW = 4096  # of shards.parquet, beside a megabyte for its schema
+_MOST_BYTES_OF_A_ROW = 4096  # of shards.parquet, plus a megabyte for its schema
 _MOST_LETTERS = 2048  # of a name or URL
 _BLOCK_BYTES = 512  # no sample of a tar takes fewer
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -37,7 +37,7 @@ _COLUMNS_OF_ADOPTED = {"url": None, "members_crc32": (0, 2**32 - 1)}
 
 
 def parse_fields(data: bytes) -> dict[str, Any]:
-    """Parse manifest.json as an object of JSON, without a look at its fields.
+    """Parse manifest.json as a JSON object, without validating its fields.
 
     Raises:
         ValueError: if it is something else.
@@ -169,7 +169,7 @@ def _check_values(table: Any, columns: dict[str, tuple[int, int] | None]) -> dic
 
 
 def check_index(offsets: np.ndarray, size_bytes: int) -> None:
-    """Check where the samples of a shard begin and end.
+    """Check the offsets of the samples of a shard.
 
     Args:
         offsets: (n + 1,) int64, the first is zero.

@@ -1,4 +1,4 @@
-"""Writing of a manifest: the table of shards, the index, and last manifest.json."""
+"""Writer of a manifest: the table of shards, the index, and last manifest.json."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from brewclip.data.storage import Storage
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the writer knows of one finished shard.
+    """Record of one finished shard.
 
     Attributes:
         name: file name of the tar.
@@ -24,8 +24,8 @@ class ShardRecord:
         size_bytes: size of the tar.
         sha256: of the tar, hexadecimal.
         index: entries of `INDEX_ENTRY`, one for each sample.
-        notes: what the writer wants to find again when it continues or finishes the split; not in the manifest.
-        url: where an adopted tar is, relative to the folder of the split or absolute; empty for one that lies in it.
+        notes: state of the writer for resuming or finishing the split; not in the manifest.
+        url: where an adopted tar is, relative to the folder of the split or absolute; empty for one inside it.
         members_crc32: of the list of an adopted tar's members.
     """
 

@@ -1,14 +1,14 @@
-"""Which sample stands at which position: a pure function, computed where it is asked for, never replayed.
+"""Order of the training samples: a pure function from position to sample, computed on demand, never replayed.
 
 Positions count samples from the start of training: global batch n holds the positions n*B .. n*B + B - 1, and an
-epoch follows the last one without a gap. The order within an epoch is made of keyed permutations that are
+epoch follows the last one without a gap. The order within an epoch consists of keyed permutations that are
 evaluated for single positions, so that a billion samples need no table:
 
-    round        the rounds of an epoch stand one after the other, so no image comes twice in one
-    block        consecutive samples, one range request; the blocks of a round are permuted
-    lane         the permuted round is cut in S equal stretches, read side by side
-    window       a few blocks of a lane, within which samples are permuted
-    position q   lane q mod S, row q div S: a batch takes equally from all lanes
+    round           the rounds of an epoch follow one another, so no image occurs twice in one
+    block           consecutive samples, one range request; the blocks of a round are permuted
+    lane            one of S equal parts of the permuted round, read in parallel
+    shuffle window  a few blocks of a lane, within which samples are permuted
+    position q      lane q mod S, row q div S: a batch takes equally from all lanes
 
 Nothing depends on the number of workers; a worker owns the slots i of a batch with i mod S in its share of lanes.
 """
@@ -25,26 +25,26 @@ _ALWAYS_ALLOWED_LANES = 8
 _ROWS_OF_LANE = 32
 _BYTES_OF_LANE = 2**23
 _BLOCK_BYTES = 2**21
-_BYTES_OF_ALL_WINDOWS = 2**28  # half of the default of --data.memory-bytes: the other half fetches ahead
-_WINDOW_BLOCKS = 4
+_BYTES_OF_ALL_SHUFFLE_WINDOWS = 2**28  # half of the default of --data.memory-bytes: the other half fetches ahead
+_SHUFFLE_WINDOW_BLOCKS = 4
 _MIN_BLOCKS_OF_LANE = 8
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the samples of some positions lie; arrays of one shape, int64.
+    """Where the samples of some positions are stored; arrays of one shape, int64.
 
     Attributes:
         shard: row of the manifest.
         index: number of the sample within its shard.
-        lane: stretch of the round that it is read from.
-        window: number of the window of that lane, unique over the whole run.
+        lane: part of the round that it is read from.
+        shuffle_window: number of the shuffle window of that lane, unique over the whole run.
     """
 
     shard: np.ndarray
     index: np.ndarray
     lane: np.ndarray
-    window: np.ndarray
+    shuffle_window: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Window:
+class ShuffleWindow:
     """A few blocks of a lane, within which samples are permuted.
 
     Attributes:
-        lane: stretch of the round that it is read from.
-        number: as in `Place`.
+        lane: part of the round that it is read from.
+        number: `shuffle_window` of `Place`.
         end: first position of the same lane after it.
         extents: what must be read for all of it, in ascending order.
     """
@@ -74,7 +74,7 @@ class Window:
 
 
 class SampleOrder:
-    """The order of the samples of a split, for one seed and one global batch size.
+    """Order of the samples of a split, for one seed and one global batch size.
 
     Args:
         manifest: the split; only its counts are used.
@@ -86,7 +86,7 @@ class SampleOrder:
             round (a shorter lane has small blocks, and each costs a request), at most 256, but 8 are always allowed;
             also the largest number of workers.
         block_samples: samples of a block: about 2 MiB, less where a lane would have too few blocks to shuffle, or
-            where the windows of all lanes would hold more than 256 MiB.
+            where the shuffle windows of all lanes would hold more than 256 MiB.
     """
 
     def __init__(self, manifest: Manifest, seed: int, global_batch_size: int) -> None:
@@ -104,11 +104,11 @@ class SampleOrder:
         most = min(global_batch_size, _MAX_LANES, max(_ALWAYS_ALLOWED_LANES, long_enough))
         self.num_lanes = max(n for n in range(1, most + 1) if global_batch_size % n == 0)
         shortest_lane = max(1, shortest_round // self.num_lanes)
-        block_bytes = min(_BLOCK_BYTES, _BYTES_OF_ALL_WINDOWS // (self.num_lanes * _WINDOW_BLOCKS))
+        block_bytes = min(_BLOCK_BYTES, _BYTES_OF_ALL_SHUFFLE_WINDOWS // (self.num_lanes * _SHUFFLE_WINDOW_BLOCKS))
         self.block_samples = max(1, min(block_bytes // mean_bytes, shortest_lane // _MIN_BLOCKS_OF_LANE))
-        self.window_rows = self.block_samples * _WINDOW_BLOCKS
-        self.window_bytes = self.window_rows * mean_bytes
-        self._windows_of_turn = self.num_samples // self.window_rows + 2
+        self.shuffle_window_rows = self.block_samples * _SHUFFLE_WINDOW_BLOCKS
+        self.shuffle_window_bytes = self.shuffle_window_rows * mean_bytes
+        self._shuffle_windows_of_turn = self.num_samples // self.shuffle_window_rows + 2
         self.num_rounds = len(rounds)
 
     def batch_positions(self, step: int) -> np.ndarray:
@@ -117,7 +117,7 @@ class SampleOrder:
         return np.arange(start, start + self.global_batch_size, dtype=np.int64)
 
     def check(self, world_size: int) -> None:
-        """Find out whether there is a global batch, and a lane for each worker.
+        """Check that there is a global batch, and a lane for each worker.
 
         Raises:
             ValueError: if there are fewer samples than a batch, or more workers than lanes.
@@ -134,7 +134,7 @@ class SampleOrder:
             )
 
     def slots_of(self, rank: int, world_size: int) -> np.ndarray:
-        """Return which places of every global batch a worker fills, ascending.
+        """Return which slots of every global batch a worker fills, ascending.
 
         Raises:
             ValueError: as `check`.
@@ -144,11 +144,11 @@ class SampleOrder:
         return slots[(slots % self.num_lanes) % world_size == rank]
 
     def epoch_of(self, step: int) -> float:
-        """Return how many epochs lie before a step."""
+        """Return how many epochs precede a step."""
         return step * self.global_batch_size / self.num_samples
 
     def locate(self, positions: np.ndarray) -> Place:
-        """Return where the samples of these positions lie.
+        """Return where the samples of these positions are stored.
 
         Args:
             positions: int64 of any length, 0 or more.
@@ -169,30 +169,31 @@ class SampleOrder:
         offset, count = int(self._round_starts[number]), self._round_size(number)
         row, lane = np.divmod(within - offset, self.num_lanes)
         lane_start, lane_rows = self._lane(count, lane)
-        window, start, size = self._window(lane, row, lane_rows)
-        key = _mix(_key(self.seed, turn, 1) ^ _mix(lane.astype(np.uint64) << np.uint64(40) ^ window.astype(np.uint64)))
+        shuffle_window, start, size = self._shuffle_window(lane, row, lane_rows)
+        window_key = lane.astype(np.uint64) << np.uint64(40) ^ shuffle_window.astype(np.uint64)
+        key = _mix(_key(self.seed, turn, 1) ^ _mix(window_key))
         shuffled = lane_start + start + permute(row - start, size, key)
         shard, index = self._resolve(turn, shuffled)
-        return np.stack([shard, index, lane, turn * self._windows_of_turn + window])
+        return np.stack([shard, index, lane, turn * self._shuffle_windows_of_turn + shuffle_window])
 
-    def window_of(self, position: int) -> Window:
-        """Return the window that holds a position, and what must be read for all of it."""
-        turn, row, lane, lane_start, number, start, size = self._window_at(position)
+    def shuffle_window_of(self, position: int) -> ShuffleWindow:
+        """Return the shuffle window that holds a position."""
+        turn, row, lane, lane_start, number, start, size = self._shuffle_window_at(position)
         shard, index = self._resolve(turn, np.arange(lane_start + start, lane_start + start + size))
         end = position + (start + size - row) * self.num_lanes
-        return Window(lane, turn * self._windows_of_turn + number, end, _merge(shard, index))
+        return ShuffleWindow(lane, turn * self._shuffle_windows_of_turn + number, end, _merge(shard, index))
 
     def extents_of(self, position: int) -> list[Extent]:
-        """Return what must be read for the whole window that holds a position, in ascending order."""
-        return self.window_of(position).extents
+        """Return what must be read for the whole shuffle window that holds a position, in ascending order."""
+        return self.shuffle_window_of(position).extents
 
-    def _window_at(self, position: int) -> tuple[int, int, int, int, int, int, int]:
-        """Return turn, row and lane of a position, where the lane starts, and its window's number, start and rows."""
+    def _shuffle_window_at(self, position: int) -> tuple[int, int, int, int, int, int, int]:
+        """Return turn, row, lane and lane start of a position, and number, start and rows of its shuffle window."""
         turn, number, within = self._turn_of(position)
         row, lane = divmod(within, self.num_lanes)
         lane_start, lane_rows = self._lane(self._round_size(number), np.array([lane]))
-        window, start, size = self._window(np.array([lane]), np.array([row]), lane_rows)
-        return turn, row, lane, int(lane_start[0]), int(window[0]), int(start[0]), int(size[0])
+        shuffle_window, start, size = self._shuffle_window(np.array([lane]), np.array([row]), lane_rows)
+        return turn, row, lane, int(lane_start[0]), int(shuffle_window[0]), int(start[0]), int(size[0])
 
     def _turn_of(self, position: int) -> tuple[int, int, int]:
         """Return the turn, its round, and the position within that round."""
@@ -208,18 +209,18 @@ class SampleOrder:
         short, longer = divmod(count, self.num_lanes)
         return lane * short + np.minimum(lane, longer), short + (lane < longer)
 
-    def _window(
+    def _shuffle_window(
         self, lane: np.ndarray, row: np.ndarray, lane_rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return number, first row and rows of the windows; each lane's first is cut so that they change in turn."""
-        phase = (lane * self.window_rows) // self.num_lanes
-        window = (row + phase) // self.window_rows
-        start = np.maximum(window * self.window_rows - phase, 0)
-        stop = np.minimum((window + 1) * self.window_rows - phase, lane_rows)
-        return window, start, stop - start
+        """Return number, first row and rows of shuffle windows; the first of a lane is shorter, to stagger lanes."""
+        phase = (lane * self.shuffle_window_rows) // self.num_lanes
+        shuffle_window = (row + phase) // self.shuffle_window_rows
+        start = np.maximum(shuffle_window * self.shuffle_window_rows - phase, 0)
+        stop = np.minimum((shuffle_window + 1) * self.shuffle_window_rows - phase, lane_rows)
+        return shuffle_window, start, stop - start
 
     def _resolve(self, turn: int, shuffled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Map places in the permuted round to shard and index; the short last block stands at a random place."""
+        """Map places in the permuted round to shard and index; the short last block is at a random place."""
         number = turn % self.num_rounds
         count, width = self._round_size(number), self.block_samples
         blocks = count // width

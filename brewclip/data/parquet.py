@@ -1,9 +1,9 @@
-"""Parquet files as Hugging Face writes them: recordings and images as cells of bytes, read one by one.
+"""Parquet files as Hugging Face writes them, with recordings and images as cells of bytes, read one by one.
 
-The driver reads all columns but those of bytes, and names the cells; workers read the bytes from there, a page of a
-column at a time. pyarrow writes pages of up to 1,024 values however large these are, so what a worker holds depends on
-the row groups: reading 600 MB of images and recordings took 0.2 GB of memory with groups of 100 rows, which is what
-Hugging Face writes, and 1.7 GB with one group of 1,200 rows.
+The driver reads all columns except those of bytes, and names the cells; workers read the bytes, a page of a column at
+a time. pyarrow writes pages of up to 1,024 values of any size, so the memory of a worker depends on the row groups:
+reading 600 MB of images and recordings took 0.2 GB of memory with groups of 100 rows, which is what Hugging Face
+writes, and 1.7 GB with one group of 1,200 rows.
 """
 
 import io
@@ -28,7 +28,7 @@ _LARGE_GROUP_BYTES = 2**28
 
 
 class Cell(NamedTuple):
-    """Where the bytes of a recording or image lie: a column of a row group of a file, and the row in that group."""
+    """Position of the bytes of a recording or image: a column of a row group of a file, and the row in that group."""
 
     file: str
     column: str
@@ -40,7 +40,7 @@ class Cell(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """A value of a column that holds bytes: where they lie, if there are any, and the path that stands beside them."""
+    """A value of a column of bytes: their position, if there are any, and the path stored with them."""
 
     cell: Cell | None
     path: str
@@ -127,7 +127,7 @@ class ParquetTable:
         return [valid for batch in batches for valid in _column(batch, column).is_valid().to_pylist()]
 
     def _bytes_column(self, column: str) -> str:
-        """Return the column of bytes that a column is or has; empty if it is of another kind."""
+        """Return the column of bytes of a column or of its field `bytes`; empty if it has none."""
         kind = _type_of(self._schema, column)
         if _is_binary(kind):
             return column
@@ -140,7 +140,7 @@ class ParquetTable:
 
 
 class ParquetCells:
-    """Reads cells; those of one column and row group, asked for in their order, in one pass."""
+    """Reader of cells; those of one column and row group, requested in order, are read in one pass."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -181,7 +181,7 @@ class _Scan:
 
 
 class _StorageFile(io.RawIOBase):
-    """An object as a file that can be read from any place."""
+    """An object as a seekable file."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         super().__init__()

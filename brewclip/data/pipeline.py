@@ -1,4 +1,4 @@
-"""A split of ours as a `webdataset` pipeline, for whoever trains something else on it."""
+"""A split as a `webdataset` pipeline, for training other models on it."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -20,20 +20,20 @@ def as_webdataset(
     """Return the samples of a split as a `webdataset` pipeline: `as_webdataset(url).shuffle(1000).decode("pil")`.
 
     A sample is a dictionary with `__key__`, `__url__`, and the bytes of its members by extension: `jpg`, `flac` (or
-    `npy` after extraction) and `json`; of an adopted tar, what it has for `jpg` and `flac`, such as `png` and `wav`.
-    Bytes are read through this package's storage, with its settings of S3, and compared with the manifest.
+    `npy` after extraction) and `json`; of an adopted tar, its own extensions for `jpg` and `flac`, such as `png` and
+    `wav`. Bytes are read through this package's storage, with its settings of S3, and compared with the manifest.
 
     Shards are divided among the nodes of torch.distributed and the workers of a DataLoader; a worker without a shard
     has no sample.
 
     Args:
         url: folder of the split, s3://bucket/corpus/split or file:///folder.
-        shuffle_shards: size of the buffer in which shards are shuffled, anew in each epoch; 0 keeps their order.
+        shuffle_shards: size of the buffer in which shards are reshuffled in each epoch; 0 keeps their order.
         seed: of that shuffle, to repeat a run (a DataLoader then needs `persistent_workers=True`, as its new workers
             would begin with the first epoch again); None shuffles differently each time.
         handler: called with a `BadSample` for each that cannot be used, as in `webdataset`: such as
             `webdataset.warn_and_continue`; None raises it.
-        cache_directory: folder where whole shards are kept after their first use; empty keeps none.
+        cache_directory: folder where whole shards are cached after their first use; empty caches none.
 
     Raises:
         ManifestError: if there is no whole split.
@@ -56,7 +56,7 @@ def as_webdataset(
 
 
 class _ReadShards:
-    """A stage that turns shards into samples; it travels to workers, so it opens the manifest where it runs."""
+    """Stage from shards to samples; it is pickled to workers, so it opens the manifest where it runs."""
 
     def __init__(self, url: str, handler: Callable[[Exception], bool], cache_directory: str) -> None:
         self.url, self.handler, self.cache_directory = url, handler, cache_directory

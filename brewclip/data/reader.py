@@ -1,7 +1,7 @@
-"""Reading samples of a split by number: range requests at the manifest's offsets, every byte checked.
+"""Reader of the samples of a split by number: range requests at the manifest's offsets, every byte checked.
 
-The size of a shard and the crc32 of each sample are compared with the manifest whenever they are read, so nothing that
-was cut, flipped or exchanged passes for a sample.
+The size of a shard and the crc32 of each sample are compared with the manifest whenever they are read, so no
+truncated, flipped or exchanged bytes pass for a sample.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from brewclip.errors import ManifestError, ObjectMissing, TooManyBadSamples
 
 Decoded = TypeVar("Decoded")
 RawSample = memoryview | Sample | BadSample
-"""Tar bytes of a sample of ours, or a sample of an adopted shard as views of what was read, or why there is none."""
+"""Tar bytes of a sample of ours, a sample of an adopted shard as views of what was read, or an error."""
 _EXTENT_BYTES = 4 * 2**20
 _SMALLEST_COUNT_FOR_A_SHARE = 1000
 _LISTED_REJECTIONS = 1000
 
 
 class Rejections:
-    """Samples that could not be used: counted by cause, the first thousand listed. Safe to share by threads."""
+    """Counts of rejected samples by cause, and a list of the first thousand. Thread-safe."""
 
     def __init__(self, url: str, max_fraction: float = 1.0) -> None:
         self.url, self.max_fraction = url, max_fraction
@@ -42,7 +42,7 @@ class Rejections:
 
     @property
     def total(self) -> int:
-        """Number of samples that could not be used, each time counted that it was met."""
+        """Number of rejected samples; one that is read several times counts each time."""
         return sum(self.counts.values())
 
     def add(self, shard: str, index: int, error: BadSample) -> None:
@@ -53,7 +53,7 @@ class Rejections:
                 self.listed.append({"shard": shard, "index": index, "cause": error.cause, "detail": str(error)})
 
     def check(self, samples_seen: int) -> None:
-        """Stop above the set share of the samples seen, of a thousand at least.
+        """Raise above the set share of the samples seen, of a thousand at least.
 
         Raises:
             TooManyBadSamples: with counts and the first ten.
@@ -71,7 +71,7 @@ class Rejections:
 def check_samples(
     data: memoryview, offsets: np.ndarray, checksums: np.ndarray, first: int
 ) -> Iterator[memoryview | BadSample]:
-    """Cut bytes into samples; a `BadSample` where the checksum differs.
+    """Split bytes into samples; yield a `BadSample` where the checksum differs.
 
     Args:
         data: begins where the first sample does.
@@ -87,11 +87,11 @@ def check_samples(
 
 
 class SplitReader:
-    """Reads samples of one split; safe to share by threads.
+    """Reader of the samples of one split; thread-safe.
 
     Args:
         manifest: the split.
-        cache_directory: folder where whole shards are kept after their first use; empty reads ranges from storage.
+        cache_directory: folder where whole shards are cached after their first use; empty reads ranges from storage.
     """
 
     def __init__(self, manifest: Manifest, cache_directory: str = "") -> None:
@@ -172,7 +172,7 @@ class SplitReader:
             Path(partial).unlink(missing_ok=True)
 
     def disagreement(self, shard: int, what: str) -> str:
-        """Return the message about a shard that does not fit the manifest: which, what is wrong, and by what."""
+        """Return the error message about a shard that disagrees with the manifest."""
         return f"shard {self.manifest.url_of(shard)} {what}: it is not the one of {self.manifest.url}/manifest.json"
 
 
@@ -185,7 +185,7 @@ def iter_split(
     world_size: int = 1,
     num_threads: int = 4,
 ) -> Iterator[tuple[tuple[int, int], Decoded]]:
-    """Yield ((shard, index), decoded sample) for a worker's share of a split, once each, in the order it is stored.
+    """Yield ((shard, index), decoded sample) for a worker's share of a split, once each, in stored order.
 
     Samples that cannot be used are counted in `rejections` and left out.
     """
@@ -219,7 +219,7 @@ def _decode_all(
 
 
 def extents_between(manifest: Manifest, first: int, stop: int) -> Iterator[Extent]:
-    """Cut the samples first..stop of a split into extents of a few MB that stay within a shard."""
+    """Divide the samples first..stop of a split into extents of a few MB that stay within a shard."""
     mean_bytes = max(1, manifest.summary.size_bytes // max(1, len(manifest)))
     most = max(1, _EXTENT_BYTES // mean_bytes)
     shard = int(manifest.first_sample.searchsorted(first, side="right")) - 1

@@ -1,6 +1,6 @@
-"""Objects of an S3 bucket (s3://), through boto3.
+"""Storage in an S3 bucket (s3://), through boto3.
 
-Reads and writes outlive outages: they are repeated with growing, jittered pauses until `retry_seconds` have passed.
+Reads and writes survive outages: they are retried with growing, jittered pauses until `retry_seconds` have passed.
 Credentials come from botocore's chain, which renews them; they are never stored or printed here.
 """
 
@@ -22,7 +22,7 @@ from brewclip.errors import ObjectMissing, StorageError
 
 Answer = TypeVar("Answer")
 _LONGEST_PAUSE_SECONDS = 5.0
-# An answer of fewer bytes than this in the time is given up and asked for again.
+# A response of fewer bytes than this in the time is abandoned and requested again.
 _SLOWEST_BYTES, _SLOWEST_SECONDS = 30_000, 30.0
 _READ_BYTES = 2**14
 _LARGEST_UNWATCHED_BYTES = 2**16
@@ -30,7 +30,7 @@ _PASSING_STATUS = frozenset((408, 425, 429))
 
 
 class _Unfinished(Exception):
-    """An answer that is too slow, too short or without its range; it is asked for again."""
+    """A response that is too slow, too short or without its range; it is requested again."""
 
 
 class _BeyondTheEnd(StorageError):
@@ -151,8 +151,8 @@ def _client_of(process_id: int, variables: frozenset[tuple[str, str]]) -> Any:
     import boto3
     from botocore.config import Config
 
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # else it tells where it found the credentials
-    return boto3.session.Session().client(  # a session of its own: boto3's default one keeps what it read first
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # else it logs where it found the credentials
+    return boto3.session.Session().client(  # own session: boto3's default one caches what it read first
         "s3",
         config=Config(
             connect_timeout=5,
@@ -170,7 +170,7 @@ def _client() -> Any:
 
 
 def _explain(error: Exception, url: str) -> tuple[StorageError | None, bool]:
-    """Turn an error of boto3 into one line, and say whether it may pass; None for what is not storage's."""
+    """Convert an error of boto3 to one line, and return whether it may pass; None if it is not storage's."""
     import botocore.exceptions as aws
     from boto3.exceptions import S3UploadFailedError
     from urllib3.exceptions import HTTPError
@@ -222,7 +222,7 @@ def _explain_refusal(error: Any, url: str) -> tuple[StorageError, bool]:
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch") or status in (401, 403):
         return StorageError(f"{url}: S3 refuses the key ({code}): check AWS_ACCESS_KEY_ID and its rights"), False
     if code == "InvalidRange" or status == 416:
-        return _BeyondTheEnd(f"{url} ends before the range that was asked for"), False
+        return _BeyondTheEnd(f"{url} ends before the requested range"), False
     passing = (
         status >= 500
         or status in _PASSING_STATUS

@@ -1,6 +1,6 @@
-"""What a sample is: one pair of image and recording, as the members `<key>.jpg`, `<key>.flac`, `<key>.json`.
+"""Schema of a sample: one pair of image and recording, as the members `<key>.jpg`, `<key>.flac`, `<key>.json`.
 
-After extraction the same key holds `<key>.jpg`, `<key>.npy` (Whisper features) and a json that says more.
+After extraction the same key holds `<key>.jpg`, `<key>.npy` (Whisper features) and a json with more fields.
 """
 
 import functools
@@ -24,9 +24,9 @@ REQUIRED_FIELDS: dict[str, type | tuple[type, ...]] = {
     "duration_seconds": (int, float),
 }
 HEARD_FIELDS = ("transcript", "unfiltered_transcript")
-"""What Whisper heard, without and with what its checks reject; both may be empty."""
+"""Whisper's transcripts, without and with what its checks reject; both may be empty."""
 TEXT_FIELDS = dict(zip(("asr", "asr_unfiltered", "ground_truth"), (*HEARD_FIELDS, "text"), strict=True))
-"""Where the metadata have the text that a setting `data.transcript` names."""
+"""Setting `data.transcript` -> field of the metadata that holds this text."""
 _BLOCK_BYTES = 512
 _HEADER = struct.Struct("100s24x11s21x1s100x5s")  # name, size in octal digits, kind of member, magic
 _MOST_EXTENDED_BYTES, _MOST_LENGTH_DIGITS = 2**20, 7  # of a header before a member, and of the length of its records
@@ -36,13 +36,13 @@ _EXTENSIONS = frozenset({"jpg", "flac", "npy", "json"})
 _MOST_METADATA_BYTES = 2**20  # an hour of speech is 60,000 letters
 _MAX_DEPTH = 200  # levels of objects and lists in metadata; Python's json cannot write a thousand of them
 _MOST_DIMENSIONS, _LONGEST_SIDE = 4, 2**40  # of an array; an empty one may claim any length for its other sides
-_MOST_LETTERS = 200  # of what another library says
+_MOST_LETTERS = 200  # of another library's message
 _NUMBERS = "fiub"  # kinds of numpy's types that hold one number
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used; `cause` is a short word to count by."""
+    """A sample that cannot be used; `cause` is a short word for counting."""
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")
@@ -67,7 +67,7 @@ class Sample(NamedTuple):  # made five times faster than a frozen dataclass, and
     features: bytes | None = None
 
     def copied(self) -> "Sample":
-        """Return the sample with bytes of its own, to keep or send, in place of views of what was read."""
+        """Return a copy of the sample that owns its bytes instead of viewing what was read, to store or send."""
         parts = (part if part is None else bytes(part) for part in (self.image, self.audio, self.features))
         return Sample(self.key, self.metadata, *parts)
 
@@ -99,7 +99,7 @@ def array_to_npy(array: np.ndarray) -> bytes:
 
 
 def npy_to_array(data: bytes | memoryview) -> np.ndarray:
-    """Read .npy bytes; never unpickles, and takes no memory but for the numbers that are there.
+    """Read .npy bytes; never unpickles, and allocates only for the numbers that are there.
 
     Raises:
         BadSample: if the bytes are not just one array of numbers.
@@ -144,7 +144,7 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def _what_else(start: bytes) -> str:
-    """Return what bytes are that are no .npy file of version 1.0, the one that numpy writes for plain numbers."""
+    """Describe bytes that are no .npy file of version 1.0, the one that numpy writes for plain numbers."""
     if start.startswith(_NPY_VERSION_1[:-2]):
         return f"an .npy file of version {start[6:7].hex()}.{start[7:8].hex()}, which plain numbers do not need"
     return f"no .npy file but {'an .npz or other zip archive' if start[:2] == b'PK' else repr(start)}"
@@ -166,7 +166,7 @@ def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"]
 
 
 def first_line(error: object) -> str:
-    """Return the first line of what an error says, no longer than a line may be."""
+    """Return the first line of an error's message, of at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:_MOST_LETTERS]
 
 
@@ -186,7 +186,7 @@ def unpack_sample(data: bytes | memoryview, *, copy: bool = True) -> Sample:
     Args:
         data: exactly the bytes of the members of one sample, as `pack_sample` wrote them.
         copy: False leaves image, recording and features as views of `data`: for decoding at once, where copying
-            costs more than all the rest, not for keeping or sending.
+            costs more than all the rest, not for storing or sending.
 
     Raises:
         BadSample: if the bytes are not whole members of one sample.
@@ -197,9 +197,9 @@ def unpack_sample(data: bytes | memoryview, *, copy: bool = True) -> Sample:
         name, size, start = _read_header(view, position)
         member_key, _, extension = name.rpartition("/")[2].partition(".")
         if extension not in _EXTENSIONS or extension in parts or (key and member_key != key):
-            raise BadSample("tar", f"unexpected member {name!r} beside {key!r}")
+            raise BadSample("tar", f"unexpected member {name!r} next to {key!r}")
         if start + size > len(view):
-            raise BadSample("tar", f"member {name!r} is cut short")
+            raise BadSample("tar", f"member {name!r} is truncated")
         body = view[start : start + size]
         key, parts[extension] = member_key, bytes(body) if copy else body
         position = start + size + -size % _BLOCK_BYTES

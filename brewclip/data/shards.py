@@ -1,7 +1,7 @@
-"""Writing a split: tars built whole, hashed, uploaded, and then the manifest over all of them.
+"""Writer of a split: tars are built, hashed and uploaded, then the manifest of all of them is written.
 
-A shard that was finished leaves a record below `parts/`, so that an interrupted writer continues; the records
-go away when the manifest is written.
+A finished shard leaves a record below `parts/`, so that an interrupted writer resumes; the records are removed when
+the manifest is written.
 """
 
 import base64
@@ -38,7 +38,7 @@ def write_shard(
     samples: Iterable[Sample],
     notes: dict[str, Any] | None = None,
 ) -> ShardRecord | None:
-    """Write samples as one shard, whole or not at all, and leave its record.
+    """Write samples as one shard, atomically, and save its record.
 
     Memory holds one sample at a time; the tar grows in a temporary file.
 
@@ -47,13 +47,13 @@ def write_shard(
         name: file name of the tar.
         round_number: which caption of its image each sample is.
         samples: at least one, for there to be a shard.
-        notes: kept in the record; may be filled while `samples` is consumed.
+        notes: stored in the record; may be filled while `samples` is consumed.
 
     Returns:
         The record, or None if there was no sample.
 
     Raises:
-        ValueError: for a sample with a bad key or metadata, or a key that comes twice.
+        ValueError: for a sample with a bad key or metadata, or a key that occurs twice.
     """
     ends, checksums, keys = [], [], set()
     sha256, size = hashlib.sha256(), 0

@@ -1,6 +1,6 @@
-"""Object storage behind one small interface: s3://bucket/prefix through boto3, file:///folder on disk.
+"""Interface of object storage: s3://bucket/prefix through boto3, file:///folder on disk.
 
-Every object is written whole or not at all.
+Every object is written atomically.
 """
 
 from pathlib import Path
@@ -49,7 +49,7 @@ class Storage(Protocol):
         """Return the names that begin with the prefix, sorted."""
 
     def list_folders(self) -> list[str]:
-        """Return the folders right below the URL, sorted, without what is in them."""
+        """Return the folders directly below the URL, sorted, without their content."""
 
     def delete(self, name: str) -> None:
         """Remove the object; one that is missing is no error."""

@@ -1,7 +1,7 @@
-"""The training stream: global batches by step number, prefetched, in an order that no worker count changes.
+"""Training stream: prefetched global batches by step number, in an order independent of the number of workers.
 
-Which sample stands where is decided in `order`, what is read when in `windows`; no state outlives an iterator, so
-starting at any step is the same as having come there.
+`order` decides which sample is at which position, `prefetch` what is read when; no state outlives an iterator, so
+starting at a step equals having reached it.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from brewclip.errors import ManifestError
 Decoded = TypeVar("Decoded")
 Item = TypeVar("Item")
 Task = tuple[Future[RawSamples], int, int]
-"""What holds a sample, its shard and its index."""
+"""Future that holds a sample, its shard and its index."""
 _FETCH_THREADS = 4  # eight take turns on Python's lock and cost twice the time of two
 _DECODE_AHEAD_STEPS = 3
 _SAMPLES_OF_TASK = 64  # a task for each sample costs more than unpacking it
@@ -29,7 +29,7 @@ _POSITIONS_LOCATED_AT_ONCE = 4096  # 1 us each; in batches of 128 it is 25 us
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the same items, each made by a thread while the one before it is used; errors come where they belong."""
+    """Yield the items, each computed in a thread while the previous one is used; errors are raised in their place."""
     none = object()
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
         coming = thread.submit(next, items, none)
@@ -48,12 +48,12 @@ class Stream(Generic[Decoded]):
             `BadSample` if it cannot.
         rejections: counts the samples that could not be used, and stops above its share.
         rank, world_size: which worker this is.
-        memory_bytes: bound of the raw bytes held or on their way; a split that is no larger is read only once.
+        memory_bytes: bound of the raw bytes held or being read; a split that is no larger is read only once.
         num_threads: threads that decode.
 
     Raises:
         ValueError: if there are fewer samples than a batch, more workers than lanes, or too little memory for
-            one window of each lane.
+            one shuffle window of each lane.
     """
 
     def __init__(
@@ -70,17 +70,18 @@ class Stream(Generic[Decoded]):
     ) -> None:
         self.slots = order.slots_of(rank, world_size)
         num_lanes = len(np.unique(self.slots % order.num_lanes))
-        if num_lanes * order.window_bytes > memory_bytes:
+        if num_lanes * order.shuffle_window_bytes > memory_bytes:
             raise ValueError(
-                f"--data.memory-bytes {memory_bytes} cannot hold one window of {order.window_bytes} bytes for each of "
-                f"{num_lanes} lanes: at least {num_lanes * order.window_bytes}, or more workers"
+                f"--data.memory-bytes {memory_bytes} cannot hold one shuffle window of {order.shuffle_window_bytes} "
+                f"bytes for each of {num_lanes} lanes: at least {num_lanes * order.shuffle_window_bytes}, "
+                "or more workers"
             )
         self.reader, self.order, self.decode, self.rejections = reader, order, decode, rejections
         self.memory_bytes, self.num_threads = memory_bytes, num_threads
         self.peak_bytes = 0
 
     def iter_from(self, step: int) -> Iterator[tuple[int, list[Decoded]]]:
-        """Yield (step, decoded samples of this worker in the order of their slots), without end, from a step on."""
+        """Yield (step, decoded samples of this worker in the order of their slots) from a step on, without end."""
         fetchers = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
         decoders = ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode")
         source = open_source(self.reader, self.order, self._positions(step), self.memory_bytes, fetchers)
@@ -89,7 +90,7 @@ class Stream(Generic[Decoded]):
         try:
             decoding = deque(itertools.islice(steps, 1 + _DECODE_AHEAD_STEPS))
             while True:
-                source.fetch_ahead()
+                source.prefetch()
                 self.peak_bytes = max(self.peak_bytes, source.peak_bytes)
                 batch = [sample for future in decoding.popleft() for sample in future.result()]
                 source.give_back()
@@ -116,12 +117,14 @@ class Stream(Generic[Decoded]):
             ]
 
     def _iter_places(self, step: int) -> Iterator[tuple[np.ndarray, Place]]:
-        """Yield positions of this worker and where their samples lie, step after step."""
+        """Yield positions of this worker and where their samples are stored, step after step."""
         at_once = max(1, _POSITIONS_LOCATED_AT_ONCE // len(self.slots))
         while True:
             positions = np.stack([self._positions(step + ahead) for ahead in range(at_once)])
             place = self.order.locate(positions.ravel())
-            rows = [part.reshape(positions.shape) for part in (place.shard, place.index, place.lane, place.window)]
+            rows = [
+                part.reshape(positions.shape) for part in (place.shard, place.index, place.lane, place.shuffle_window)
+            ]
             for ahead in range(at_once):
                 yield positions[ahead], Place(*(part[ahead] for part in rows))
             step += at_once

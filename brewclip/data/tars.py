@@ -1,7 +1,7 @@
-"""Reading tars of somebody else once, from their first byte to the last: members, checksums, and what is damaged.
+"""Sequential reader of foreign tars: members, checksums, and damage.
 
-Made for tars that nobody has checked: whatever a header claims, memory holds no more than a member that the caller
-wants and 1 MiB of names. `tarfile` would read an extended header of any size.
+It reads untrusted tars: whatever a header claims, memory holds no more than a member that the caller wants and 1 MiB
+of names. `tarfile` would read an extended header of any size.
 """
 
 import bz2
@@ -29,7 +29,7 @@ _OPENERS: dict[bytes, Callable[[BinaryIO], Any]] = {
 
 
 class DamagedTar(ValueError):
-    """A tar that cannot be read on from some byte.
+    """A tar that cannot be read from some byte on.
 
     Attributes:
         position: of that byte.
@@ -58,20 +58,20 @@ class TarMember:
 
 
 class TarBytes:
-    """The bytes of a tar in their order, hashed as they pass, cut in ranges that follow one another.
+    """The bytes of a tar in order, hashed as they are read, in consecutive ranges.
 
     Args:
         pieces: the bytes, in pieces of any size.
 
     Attributes:
-        position: bytes that have passed.
+        position: bytes read so far.
         sha256: of these.
     """
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._rest = pieces, memoryview(b"")
         self.position, self.sha256 = 0, hashlib.sha256()
-        self._crc32 = self._crc32_after_mark = 0  # since the last cut, and since the last mark
+        self._crc32 = self._crc32_after_mark = 0  # since the last end_range, and since the last mark
         self._marked = (0, 0)
 
     def read(self, size: int) -> bytes:
@@ -80,19 +80,19 @@ class TarBytes:
         return parts[0].tobytes() if len(parts) == 1 else b"".join(parts)
 
     def skip(self, size: int) -> int:
-        """Pass over the next bytes; return how many there were."""
+        """Skip the next bytes; return how many there were."""
         return sum(len(part) for part in self._take(size))
 
     def drain(self) -> None:
-        """Pass over all that is left."""
+        """Skip all remaining bytes."""
         while self.skip(_PIECE_BYTES):
             pass
 
     def mark(self) -> None:
-        """Remember that the range that is open may end here."""
+        """Mark this position as the possible end of the open range."""
         self._marked, self._crc32_after_mark = (self.position, self._crc32), 0
 
-    def cut(self) -> tuple[int, int]:
+    def end_range(self) -> tuple[int, int]:
         """End the range at the last mark, where the next one begins; return its end and its crc32."""
         self._crc32 = self._crc32_after_mark
         return self._marked
@@ -113,18 +113,18 @@ class TarBytes:
 
 
 def iter_tar(tar: TarBytes, wanted: Callable[[str, int], bool]) -> Iterator[TarMember]:
-    """Yield the regular files of a tar, each when all of its bytes have passed; hash what follows them.
+    """Yield the regular files of a tar, each when all of its bytes are read; hash what follows them.
 
     Source: the formats that Python's `tarfile` reads (ustar, GNU, pax), less sparse files.
 
     Args:
         tar: at its first byte.
-        wanted: tells by name and size whether the bytes of a file are needed.
+        wanted: returns by name and size whether the bytes of a file are needed.
 
     Raises:
-        DamagedTar: where it cannot be read on; the members before were yielded.
+        DamagedTar: where it is damaged; the members before were yielded.
     """
-    name, size = "", -1  # what an extended header says of the file after it
+    name, size = "", -1  # from an extended header, for the file after it
     while True:
         start = tar.position
         block = tar.read(_BLOCK_BYTES)
@@ -174,7 +174,7 @@ def _read_extended(tar: TarBytes, info: tarfile.TarInfo, start: int) -> bytes:
 
 
 def _parse_pax(body: bytes, name: str, start: int) -> tuple[str, int]:
-    """Return name and size that a pax header gives to the file after it; a size of -1 if it gives none."""
+    """Return name and size of the next file from a pax header; a size of -1 if it gives none."""
     size, position = -1, 0
     body = body.rstrip(b"\0")
     while position < len(body):
@@ -222,7 +222,7 @@ def iter_decompressed(pieces: Iterator[bytes], beginning: bytes) -> Iterator[byt
 
 
 class _PieceFile(io.RawIOBase):
-    """A file of pieces that come one after the other."""
+    """A readable file over an iterator of pieces."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._rest = pieces, memoryview(b"")

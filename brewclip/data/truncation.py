@@ -1,4 +1,4 @@
-"""How much text and speech of a split did not fit into the model, counted while it is read."""
+"""Truncation counts: how much text and speech of a split did not fit into the model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -11,9 +11,9 @@ class TruncationCounts:
     """Counts over samples; those of a text include its start and end token.
 
     Attributes:
-        texts, truncated_texts: samples whose text is read, and those of them whose text was cut.
+        texts, truncated_texts: samples whose text is read, and those of them whose text was truncated.
         tokens, truncated_tokens: of these texts.
-        recordings, truncated_recordings: samples, and those of them whose speech was cut.
+        recordings, truncated_recordings: samples, and those of them whose speech was truncated.
         frames, truncated_frames: of these recordings, 20 ms each.
     """
 
@@ -44,7 +44,7 @@ class TruncationCounts:
         )
 
     def shares(self) -> dict[str, float]:
-        """Return what share of texts, tokens, recordings and frames was cut, in 0..1."""
+        """Return the truncated shares of texts, tokens, recordings and frames, in 0..1."""
         return {
             name: getattr(self, f"truncated_{name}") / max(1, getattr(self, name))
             for name in ("texts", "tokens", "recordings", "frames")
@@ -61,6 +61,6 @@ class TruncationCounts:
         return f"{text}; {speech}"
 
 
-def _part(cut: int, whole: int, name: str, truncated_units: int, units: int, unit: str) -> str:
+def _part(truncated: int, whole: int, name: str, truncated_units: int, units: int, unit: str) -> str:
     share = 100 * truncated_units / max(1, units)
-    return f"{cut:,} of {whole:,} {name} cut, {truncated_units:,} of {units:,} {unit} ({share:.1f} %)"
+    return f"{truncated:,} of {whole:,} {name} truncated, {truncated_units:,} of {units:,} {unit} ({share:.1f} %)"

@@ -1,4 +1,4 @@
-"""Checking a split as it is stored, byte for byte, and saying everything that is wrong with it."""
+"""Verification of a stored split, byte for byte, with a report of every problem."""
 
 import hashlib
 from collections import deque
@@ -28,10 +28,10 @@ def verify_split(url: str, *, num_threads: int = 4, progress: Callable[[int], No
     Args:
         url: folder of the split.
         num_threads: shards checked at once; of each, 64 MiB are held in memory.
-        progress: told how many samples were checked.
+        progress: called with the number of samples checked.
 
     Returns:
-        One line for each thing that is wrong, in the order of the shards; empty if the split is as it was written.
+        One line for each problem, in the order of the shards; empty if the split is as it was written.
 
     Raises:
         StorageError: if storage refuses or cannot be reached.
@@ -48,14 +48,14 @@ def verify_split(url: str, *, num_threads: int = 4, progress: Callable[[int], No
         widths.append(report.widths)
         progress(report.num_samples)
     places = [first + np.arange(len(some)) for first, some in zip(manifest.first_sample, hashes, strict=False)]
-    problems += _find_twins(manifest, np.concatenate(places), np.concatenate(hashes))
+    problems += _find_repeated_keys(manifest, np.concatenate(places), np.concatenate(hashes))
     problems += _find_other_widths(manifest, np.concatenate(places), np.concatenate(widths))
     return [" ".join(problem.splitlines()) for problem in problems]
 
 
 @dataclass(frozen=True)
 class _ShardReport:
-    """What is wrong with a shard, and facts of each sample; zeros for one that cannot be read.
+    """Problems of a shard, and facts of each sample; zeros for one that cannot be read.
 
     Attributes:
         problems: a line each.
@@ -82,7 +82,7 @@ def _iter_reports(manifest: Manifest, num_threads: int) -> Iterator[_ShardReport
             yield waiting.popleft().result()
 
 
-def _find_twins(manifest: Manifest, places: np.ndarray, hashes: np.ndarray) -> Iterator[str]:
+def _find_repeated_keys(manifest: Manifest, places: np.ndarray, hashes: np.ndarray) -> Iterator[str]:
     """Name samples that have the key of another, in the same shard or not."""
     order = np.lexsort((places, hashes))
     same = (hashes[order[1:]] == hashes[order[:-1]]) & (hashes[order[1:]] != 0)
@@ -102,13 +102,13 @@ def _find_other_widths(manifest: Manifest, places: np.ndarray, widths: np.ndarra
 
 
 def _describe_place(manifest: Manifest, place: int) -> str:
-    """Return shard and number of the sample that stands at a place of the split."""
+    """Return shard and number of the sample at a place of the split."""
     shard = int(manifest.first_sample.searchsorted(place, side="right")) - 1
     return f"{manifest.url_of(shard)}: sample {place - int(manifest.first_sample[shard])}"
 
 
 def _check_files(manifest: Manifest) -> Iterator[str]:
-    """Compare the files of the folder, and what the manifest says about them, with the table of shards."""
+    """Compare the files of the folder and the facts of the manifest with the table of shards."""
     names = {manifest.name_of(shard) for shard in range(len(manifest.num_samples))}
     for name in manifest.storage.list_names():
         if name not in names and name not in _KNOWN_FILES and not name.startswith(("parts/", "members/", "whisper-")):
@@ -129,7 +129,7 @@ def _hash_of_index(manifest: Manifest) -> str:
 
 
 def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
-    """Read a shard once and compare it with its row of the table, its index, and what samples must be."""
+    """Read a shard once and check it against its row of the table, its index, and the schema of samples."""
     name, count = manifest.name_of(shard), int(manifest.num_samples[shard])
     hashes, widths = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     problems: list[str] = []
@@ -164,7 +164,7 @@ def _check_shard(manifest: Manifest, shard: int) -> _ShardReport:
 
 
 def _iter_samples(manifest: Manifest, shard: int, problems: list[str]) -> Iterator[RawSample]:
-    """Yield the samples of a shard, read in parts; at the end, add what is wrong with the whole to the problems."""
+    """Yield the samples of a shard, read in parts; at the end, append problems of the whole shard."""
     storage, name = manifest.place_of(shard)
     size, sha256 = storage.size(name), hashlib.sha256()
     offsets, checksums = manifest.index_of(shard)

@@ -1,1 +1,1 @@
-"""The tables and claims of the paper, run here: cells, tables, claims, page."""
+"""Reproduction of the paper's tables and claims: cells, tables, claims, results page."""

@@ -1,8 +1,8 @@
-"""One cell of a table: a system trained from one seed, measured on one split; what is done is kept and found again.
+"""Cells of a table: a system trained with one seed and evaluated on one split, with cached ranks.
 
-A cell trains by the run name that jobs/train.py would give it, so a run that is there already is gone on with, or is
-finished. The ranks of every query are kept below STORAGE/experiments/cells and belong to one checkpoint, one split and
-one gallery: if any of them changes, the cell is measured again.
+A cell trains under the run name that jobs/train.py would use, so an existing run is resumed, or reused if finished.
+Ranks per query are cached below STORAGE/experiments/cells for one checkpoint, split and gallery: if any of them
+changes, the cell is evaluated again.
 """
 
 from collections.abc import Sequence
@@ -25,25 +25,25 @@ from brewclip.evaluation.systems import System, describe_system, evaluate_system
 
 @dataclass(frozen=True)
 class Cell:
-    """A system and what it is measured on.
+    """A system and the data to evaluate it on.
 
     Attributes:
-        train: settings of its training; of `zero_shot`, those of the test.
-        test: settings of the corpus that it is measured on.
-        split: that is measured.
-        reads: text that the pipeline reads in the test.
+        train: settings of its training; for `zero_shot`, those of the test.
+        test: settings of the test corpus.
+        split: split to evaluate on.
+        test_transcript: transcript that the pipeline reads in the test.
     """
 
     train: Config
     test: Config
     split: str
-    reads: Transcript = "asr"
+    test_transcript: Transcript = "asr"
 
     @property
     def name(self) -> str:
-        """Name of what is kept."""
+        """Name of the cached ranks."""
         system = ZERO_SHOT if self.train.model.variant == ZERO_SHOT else self.train.run_name
-        return file_name(f"{system}--{self.test.data.corpus}-{self.split}-{self.reads}")
+        return file_name(f"{system}--{self.test.data.corpus}-{self.split}-{self.test_transcript}")
 
 
 def plan_cells(
@@ -51,38 +51,38 @@ def plan_cells(
     test: Config,
     variant: Variant,
     train_transcript: Transcript,
-    reads: Transcript,
+    test_transcript: Transcript,
     seeds: Sequence[int],
     split: str,
 ) -> list[Cell]:
-    """Return a cell for each seed; one for all of them where nothing is trained.
+    """Return one cell per seed; a single one for `zero_shot`, which is not trained.
 
     Args:
-        train: settings of the corpus that is trained on.
-        test: settings of the corpus that is measured.
-        variant: of the model.
-        train_transcript: text that the pipeline reads in training.
-        reads: text that it reads in the test.
-        seeds: of the runs.
-        split: that is measured.
+        train: settings of the training corpus.
+        test: settings of the test corpus.
+        variant: variant of the model.
+        train_transcript: transcript that the pipeline reads in training.
+        test_transcript: transcript that it reads in the test.
+        seeds: seeds of the runs.
+        split: split to evaluate on.
     """
     train = replace(train, data=replace(train.data, transcript=train_transcript))
     own_seeds = seeds[:1] if variant == ZERO_SHOT else seeds
-    return [Cell(for_variant(train, variant, seed), test, split, reads) for seed in own_seeds]
+    return [Cell(for_variant(train, variant, seed), test, split, test_transcript) for seed in own_seeds]
 
 
 def run_cell(cell: Cell) -> Ranking:
-    """Return what became of every query of a cell; trains and measures what is not done yet.
+    """Return the ranks of a cell; train and evaluate it unless that is cached.
 
     Raises:
-        UserError: if data, settings and earlier runs do not fit together.
+        UserError: if data, settings and existing runs do not match.
     """
     train_cell(cell)
     system = describe_cell(cell)
-    kept = load_cached(cell)
-    if kept is not None and kept.facts.get("identity") == _identity(cell, system):
-        print(f"cell {cell.name}: kept", flush=True)
-        return kept
+    cached = load_cached(cell)
+    if cached is not None and cached.facts.get("identity") == _identity(cell, system):
+        print(f"cell {cell.name}: cached", flush=True)
+        return cached
     connect()
     result = evaluate_system(system, cell.split)
     record_metrics(result, cell.split)
@@ -94,10 +94,10 @@ def run_cell(cell: Cell) -> Ranking:
 
 
 def train_cell(cell: Cell) -> None:
-    """Train the run of a cell, or go on with it, unless it is finished.
+    """Train the run of a cell, or resume it, unless it is finished.
 
     Raises:
-        UserError: if there is a run of that name with other settings.
+        UserError: if a run of that name has other settings.
     """
     config = cell.train
     if config.model.variant == ZERO_SHOT:
@@ -117,11 +117,11 @@ def train_cell(cell: Cell) -> None:
 def describe_cell(cell: Cell) -> System:
     """Return the system of a cell, with the settings of its test."""
     name = ZERO_SHOT if cell.train.model.variant == ZERO_SHOT else cell.train.run_url
-    return describe_system(cell.test, f"{name}@{cell.reads}")
+    return describe_system(cell.test, f"{name}@{cell.test_transcript}")
 
 
 def load_cached(cell: Cell) -> Ranking | None:
-    """Return what is kept of a cell, whatever it was measured with; None if nothing is. Nothing is run."""
+    """Return the cached ranks of a cell without checking their identity; None if there are none."""
     try:
         return Ranking.from_bytes(_storage(cell).read(_object(cell)))
     except ObjectMissing:
@@ -129,13 +129,13 @@ def load_cached(cell: Cell) -> Ranking | None:
 
 
 def _identity(cell: Cell, system: System) -> dict[str, Any]:
-    """Return what the ranks of a cell depend on."""
+    """Return everything that the ranks of a cell depend on."""
     data, model = system.config.data, system.config.model
     return {
         "weights_sha256": system.weights_sha256,
         "step": system.step,
         "split_sha256": open_manifest(f"{system.config.features_url}/{cell.split}").sha256,
-        "reads": cell.reads,
+        "reads": cell.test_transcript,
         "clip": model.clip,
         "max_audio_frames": data.max_audio_frames,
         "long_text": data.long_text,

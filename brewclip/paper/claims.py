@@ -1,7 +1,7 @@
-"""Claims of the paper as comparisons of two rows of a table, and what the measurements say of each.
+"""Claims of the paper as comparisons of two table rows, and their verdicts from measured ranks.
 
-A claim that one system is better holds if the whole 95 % interval of the paired difference is above zero; a claim that
-two do not differ holds if zero is inside. Everything else fails, with its interval beside it.
+A claim that one system is better holds if the whole 95 % interval of the paired difference is above zero; a claim of no
+difference holds if the interval contains zero. All other claims fail, and their interval is reported.
 """
 
 import math
@@ -15,7 +15,7 @@ from brewclip.evaluation.ranks import Difference, Ranking, compare, compare_with
 from brewclip.evaluation.recall_tables import TITLES
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 
-# What kind of speech a corpus holds: claims are about kinds.
+# Kind of speech of each corpus; claims are about kinds.
 READ, FREE, MISHEARD = "read", "free", "misheard"
 KINDS = {
     "flickr8k": READ,
@@ -33,10 +33,10 @@ class Claim:
     """One claim about two rows of a table.
 
     Attributes:
-        text: the claim, and where the paper makes it.
+        text: the claim, and its section in the paper.
         row, baseline: titles of the rows; the claim is about row - baseline.
-        kinds: kinds of corpora that it is about.
-        ks: recalls that it is looked at.
+        kinds: kinds of speech that it is about.
+        ks: k of each R@k to test it at.
         level: True for "no difference", False for "above".
     """
 
@@ -50,7 +50,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of a claim at one recall; an empty measure stands for a claim that nothing was measured of."""
+    """Verdict on a claim at one recall; `measure` is empty if nothing was measured."""
 
     claim: str
     corpus: str
@@ -61,7 +61,7 @@ class Verdict:
     verdict: str
 
     def cells(self) -> list[str]:
-        """Return the row of the table of claims."""
+        """Return the cells of the row in the table of claims."""
         return [
             *(self.claim, self.corpus, self.measure, self.difference, self.by_seed),
             *(self.published, self.verdict),
@@ -73,13 +73,13 @@ Rows = Mapping[str, Sequence[Ranking]]
 
 
 def judge(claim: Claim, corpus: str, rows: Rows, published: Mapping[str, Recalls | None]) -> list[Verdict]:
-    """Compare the rows of a claim on one corpus: a verdict for each direction and recall.
+    """Compare the rows of a claim on one corpus, with a verdict per direction and recall.
 
     Args:
-        claim: about rows of the table.
-        corpus: that was measured.
-        rows: title -> rankings, one for each seed; empty where nothing was run.
-        published: title -> recalls of the paper, where there are any.
+        claim: claim about rows of the table.
+        corpus: test corpus.
+        rows: title -> rankings, one per seed; empty for rows that were not run.
+        published: title -> recalls of the paper, if any.
     """
     ours, theirs = rows.get(claim.row, ()), rows.get(claim.baseline, ())
     if not ours or not theirs:
@@ -100,7 +100,7 @@ def judge(claim: Claim, corpus: str, rows: Rows, published: Mapping[str, Recalls
 
 
 def judge_against_earlier(text: str, corpus: str, ours: Sequence[Ranking]) -> list[Verdict]:
-    """Compare a system with the best earlier one that was published on a corpus, R@1 both ways."""
+    """Compare a system with the best earlier one published on a corpus, R@1 in both directions."""
     known = [of[corpus] for of in EARLIER.values() if corpus in of]
     if corpus not in CORPORA or not known:
         return [Verdict(text, corpus, "", "", "", "", f"{NOT_TESTED}: earlier systems were not run on this corpus")]
@@ -118,14 +118,14 @@ def judge_against_earlier(text: str, corpus: str, ours: Sequence[Ranking]) -> li
 def judge_larger_gap(
     text: str, wide: tuple[str, Rows], narrow: tuple[str, Rows], row: str, baseline: str, k: int
 ) -> list[Verdict]:
-    """Compare the gap between two rows on one corpus with that on another, whose queries are others.
+    """Compare the gap between two rows on one corpus with that on another, unpaired as the queries differ.
 
     Args:
-        text: of the claim.
+        text: text of the claim.
         wide: corpus and rows where the gap is claimed to be larger.
-        narrow: corpus and rows of the other.
+        narrow: the other corpus and its rows.
         row, baseline: the gap is row - baseline.
-        k: of R@k.
+        k: k of R@k.
     """
     names = f"{wide[0]} against {narrow[0]}"
     if not all(rows.get(title) for _, rows in (wide, narrow) for title in (row, baseline)):
@@ -145,7 +145,7 @@ def judge_larger_gap(
 
 
 def _of_seed(rankings: Sequence[Ranking], seed: int) -> Ranking:
-    """Return the ranking of a seed, or the only one of a system that has none."""
+    """Return the ranking of a seed, or the only one of a system without seeds."""
     return rankings[seed] if len(rankings) > 1 else rankings[0]
 
 
@@ -158,8 +158,8 @@ def _verdict(found: Difference, level: bool) -> str:
 
 
 def _published_difference(published: Mapping[str, Recalls | None], claim: Claim, place: int) -> str:
-    """Return what the paper reports of the difference; empty if it does not."""
+    """Return the difference that the paper reports; empty if it does not."""
     ours, theirs = published.get(claim.row), published.get(claim.baseline)
     if not ours or not theirs or ours[place] is None or theirs[place] is None:
         return ""
-    return f"{ours[place] - theirs[place]:+.1f}"  # type: ignore[operator]  # just compared with None
+    return f"{ours[place] - theirs[place]:+.1f}"  # type: ignore[operator]  # compared with None above

@@ -1,4 +1,4 @@
-"""Table 3 of the paper: how much emotion trained systems hear, beside what the commonest answer gives."""
+"""Table 3 of the paper: emotion recognition with trained systems, compared with the majority baseline."""
 
 import json
 import math
@@ -26,44 +26,44 @@ _ROWS: Final = (("brewclip", "acoustic", "probe"), ("brewclip", "acoustic", "fin
                 ("pipeline", "text", "probe"), ("pipeline", "text", "finetune"))  # fmt: skip
 _TITLES: Final = {"brewclip": "BrewCLIP, acoustic channel", "pipeline": "prompted pipeline", "probe": "linear probe",
                   "finetune": "finetuned"}  # fmt: skip
-_METHODS: Final = {"probe": "probe", "finetune": "finetuned"}  # as `published.EMOTION` has them
+_METHODS: Final = {"probe": "probe", "finetune": "finetuned"}  # keys of `published.EMOTION`
 Results = dict[tuple[str, str, str], list[EmotionResult]]
 
 
 def reproduce_emotion(
     configs: Mapping[str, Config], emotion_corpus: str, seeds: Sequence[int], command: str, *, keeps_only: bool = False
 ) -> str:
-    """Train what is not trained, probe it, and write the page to STORAGE/experiments/table3.
+    """Train missing systems, probe them, and write the page to STORAGE/experiments/table3.
 
     Args:
-        configs: settings of each corpus that systems are trained on.
+        configs: settings of each training corpus.
         emotion_corpus: recordings with emotions and speakers.
-        seeds: of the runs.
-        command: that the page names.
-        keeps_only: run nothing: show what is kept.
+        seeds: seeds of the runs.
+        command: command shown on the page.
+        keeps_only: run nothing, show cached results only.
 
     Returns:
-        The section of the table, Markdown.
+        The section of the table as Markdown.
     """
-    parts, verdicts, kept = [f"## {TITLE}\n\n```\n{command}\n```\n"], [], []
+    parts, verdicts, records = [f"## {TITLE}\n\n```\n{command}\n```\n"], [], []
     for corpus, config in configs.items():
         own = replace(config, data=replace(config.data, corpus=emotion_corpus))
         baseline, results = _results(config, own, seeds, keeps_only)
         parts.append(f"### Trained on {corpus}, probed on {emotion_corpus}\n\n{_describe(baseline)}\n")
         parts.append(markdown_table(emotion_rows(baseline, results)))
         verdicts += judge_emotion(corpus, results)
-        kept += [one.record() | {"trained_on": corpus} for many in results.values() for one in many]
+        records += [one.record() | {"trained_on": corpus} for many in results.values() for one in many]
     parts += ["### Claims\n", markdown_table([HEADER, *(verdict.cells() for verdict in verdicts)])]
     text = "\n".join(parts)
     storage = open_storage(f"{next(iter(configs.values())).storage.rstrip('/')}/experiments/table3")
-    storage.write("results.json", json.dumps(kept, indent=1).encode())
+    storage.write("results.json", json.dumps(records, indent=1).encode())
     storage.write("table.md", text.encode())
     print(f"\n{text}\ntable3: {count_verdicts(verdicts)}; written to {storage.url}", flush=True)
     return text
 
 
 def emotion_rows(baseline: EmotionResult | None, results: Results) -> list[list[str]]:
-    """Return header and rows: accuracy over the seeds, the majority baseline, the published accuracy."""
+    """Return a header and rows: accuracy over the seeds, majority baseline, published accuracy."""
     rows = [["system", "method", "accuracy", "commonest answer", "published, RAVDESS"]]
     for key in _ROWS:
         variant, _, method = key
@@ -78,7 +78,7 @@ def emotion_rows(baseline: EmotionResult | None, results: Results) -> list[list[
 
 
 def judge_emotion(corpus: str, results: Results) -> list[Verdict]:
-    """Return what was found of the claims; an interval over clips, the widest of the seeds'."""
+    """Return the verdicts on the claims; the interval over clips spans those of all seeds."""
     full, tuned, text = (results.get(key, []) for key in _ROWS[:3])
     cases = [
         ("a linear probe on the acoustic channel is above the commonest answer", full, _above_majority(full), False),
@@ -101,7 +101,7 @@ def judge_emotion(corpus: str, results: Results) -> list[Verdict]:
 def _results(
     config: Config, own: Config, seeds: Sequence[int], keeps_only: bool
 ) -> tuple[EmotionResult | None, Results]:
-    """Return the plain baseline and the results of every row, those of all seeds or none."""
+    """Return the baseline and the results of every row; a row is empty if any seed is missing."""
     probe, results = ProbeConfig(), Results()
     folds = [] if keeps_only else load_folds(own, probe)
     baseline = _cached_or_run(
@@ -128,20 +128,20 @@ def _run(cell: Cell, own: Config, channel: str, method: str, folds: list[ClipSpl
 
 
 def _cached_or_run(own: Config, name: str, identity: dict[str, Any] | None, run: Any) -> EmotionResult | None:
-    """Return what is kept of the same weights and clips, or run it and keep it; None takes what is kept as it is."""
+    """Return the cached result of the same identity, else run and cache it; identity None accepts any cached result."""
     storage = open_storage(f"{own.storage.rstrip('/')}/experiments/emotion/{own.data.corpus}")
     try:
-        kept = json.loads(storage.read(f"{name}.json"))
+        cached = json.loads(storage.read(f"{name}.json"))
     except ObjectMissing:
-        kept = {}
-    if kept and "hits" not in kept["result"]:  # of a version that kept less
-        kept = {}
+        cached = {}
+    if cached and "hits" not in cached["result"]:  # written by a version without `hits`
+        cached = {}
     if identity is not None:
-        # `choice` is how regularisation is chosen: results from before it was changed are not taken for today's.
+        # `choice` is how regularisation is chosen, so that results of an earlier rule are not reused.
         identity = identity | {"clips": _clips_sha256(own), "probe": asdict(ProbeConfig()), "choice": "one_error"}
-        identity = json.loads(json.dumps(identity))  # as it is read again
-    if kept and identity in (None, kept["identity"]):
-        return _from_record(kept["result"])
+        identity = json.loads(json.dumps(identity))  # as it reads back
+    if cached and identity in (None, cached["identity"]):
+        return _from_record(cached["result"])
     result = run()
     if result is not None:
         storage.write(f"{name}.json", json.dumps({"identity": identity, "result": result.record()}).encode())
@@ -150,7 +150,7 @@ def _cached_or_run(own: Config, name: str, identity: dict[str, Any] | None, run:
 
 
 def _clips_sha256(own: Config) -> list[str]:
-    """Return the hashes of the splits that clips come from."""
+    """Return the hashes of the splits with the clips."""
     hashes = []
     for split in (own.data.train_split, ProbeConfig().test_split):
         try:
@@ -187,7 +187,7 @@ def _accuracy(many: Sequence[EmotionResult]) -> str:
 
 
 def _above_majority(many: Sequence[EmotionResult]) -> Difference | None:
-    """Return mean accuracy above the commonest answer, with the lowest and highest end of the seeds' intervals."""
+    """Return mean accuracy above the majority baseline; the interval spans those of all seeds."""
     if not many:
         return None
     base = many[0].majority
@@ -197,7 +197,7 @@ def _above_majority(many: Sequence[EmotionResult]) -> Difference | None:
 
 
 def _above(ours: Sequence[EmotionResult], theirs: Sequence[EmotionResult]) -> Difference | None:
-    """Return the difference of two mean accuracies as if their clips were others: wider than a paired interval."""
+    """Return the difference of two mean accuracies with an unpaired interval, wider than a paired one."""
     if not ours or not theirs:
         return None
     means = [sum(one.accuracy for one in many) / len(many) / 100 for many in (ours, theirs)]

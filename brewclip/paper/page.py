@@ -1,4 +1,4 @@
-"""A table of the paper as Markdown: ours with its spread, the published numbers beside, and a verdict on each claim."""
+"""Format a table of the paper as Markdown: measured and published numbers, and a verdict on each claim."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,7 +33,7 @@ was not run is `-`. A claim about two systems holds if the whole 95 % interval o
 
 
 def recall_cells(rankings: Sequence[Ranking]) -> list[str]:
-    """Return six cells: R@1/5/10 both ways, over the seeds."""
+    """Return six cells: R@1/5/10 in both directions, over the seeds."""
     pairs = [(direction, k) for direction in DIRECTIONS for k in RECALL_AT]
     if not rankings:
         return ["-"] * len(pairs)
@@ -45,7 +45,7 @@ def recall_cells(rankings: Sequence[Ranking]) -> list[str]:
 
 
 def describe_corpus(config: Config, split: str, total_steps: bool) -> str:
-    """Return what was trained and measured on, in one line; what is known of it."""
+    """Return one line with the sizes of the available splits, and of the training if `total_steps`."""
     counts = []
     for name in (config.data.train_split, split):
         try:
@@ -75,12 +75,12 @@ def section(
     """Return the section of a table.
 
     Args:
-        name: of the table.
-        command: that writes it.
+        name: name of the table.
+        command: command that writes it.
         configs: settings of each corpus.
-        rankings: corpus -> title of the row -> rankings, one for each seed.
-        verdicts: on the claims.
-        split: that was measured.
+        rankings: corpus -> title of the row -> rankings, one per seed.
+        verdicts: verdicts on the claims.
+        split: evaluated split.
     """
     parts = [f"## {TABLES[name].title}\n\n```\n{command}\n```\n"]
     for corpus, rows in rankings.items():
@@ -97,7 +97,7 @@ def section(
 
 
 def record(rankings: Rankings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return everything as JSON can hold it."""
+    """Return cells and claims as plain JSON."""
     cells = [
         {"corpus": corpus, "row": title, "facts": one.facts, "metrics": one.result.summary()}
         for corpus, rows in rankings.items()
@@ -108,12 +108,12 @@ def record(rankings: Rankings, verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def put_section(page: str, name: str, text: str) -> str:
-    """Return a page with a section put in or replaced; tables stand in the order of their names, then the others.
+    """Insert or replace a section of a page; tables come first, sorted by name, then the other sections.
 
     Args:
-        page: the whole page; empty begins one.
-        name: of the table.
-        text: of the section, Markdown.
+        page: the whole page; empty starts a new one.
+        name: name of the table.
+        text: section as Markdown.
     """
     sections = dict(_sections(page))
     sections[name] = text.strip()

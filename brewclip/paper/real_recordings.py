@@ -1,4 +1,4 @@
-"""Real recordings of which is known what was said: clips of RAVDESS, spoken digits, and `jfk.flac`.
+"""Load real recordings with known text: clips of RAVDESS, spoken digits, and `jfk.flac`.
 
 A folder holds any of `ravdess/Actor_NN/MM-VV-EE-II-SS-RR-AA.flac` (or .wav), `digits/DIGIT_SPEAKER_TAKE.wav` of the
 Free Spoken Digit Dataset, and `jfk.flac` of openai-whisper.
@@ -19,7 +19,7 @@ RAVDESS: Final = "RAVDESS"
 DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 EMOTIONS: Final = {"01": "neutral", "02": "calm", "03": "happy", "04": "sad", "05": "angry", "06": "fearful",
                    "07": "disgust", "08": "surprised"}  # fmt: skip
-# As datasets/ravdess.py makes them.
+# The classes of datasets/ravdess.py.
 FOUR_CLASSES: Final = {"neutral": "neutral", "calm": "neutral", "happy": "happy", "sad": "sad", "angry": "angry"}
 STATEMENTS: Final = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
 JFK: Final = (
@@ -31,11 +31,11 @@ _DIGIT_NAME = re.compile(r"(\d)_([a-z]+)_\d+")
 
 @dataclass(frozen=True)
 class SpokenClip:
-    """One recording of which is known what was said.
+    """One recording with its spoken text.
 
     Attributes:
-        name: of the file, without its suffix.
-        text: what was said.
+        name: file name without suffix.
+        text: spoken text.
         waveform: float32 mono at 16 kHz.
         speaker, emotion: if known.
     """
@@ -48,10 +48,10 @@ class SpokenClip:
 
 
 def load_kinds(folder: Path) -> dict[str, list[SpokenClip]]:
-    """Read the recordings of a folder, by kind of speech.
+    """Load the recordings of a folder, by kind of speech.
 
     Raises:
-        UserError: if there is no such folder, none of the kinds is there, or a file cannot be decoded.
+        UserError: if the folder is missing or holds none of the kinds, or a file cannot be decoded.
     """
     if not folder.is_dir():
         raise UserError(f"--speech {folder} is not a folder: name one with ravdess/, digits/ or jfk.flac")

@@ -1,6 +1,6 @@
-"""Real speech: word errors of our extraction beside Whisper's own, and emotions of speakers never learned from.
+"""Real speech: word errors of the extraction compared with whisper.transcribe, and emotions of held-out speakers.
 
-Nothing here needs a corpus, Ray or MLflow.
+Needs neither a corpus nor Ray nor MLflow.
 """
 
 import json
@@ -40,15 +40,15 @@ _WIDTHS: Final = (128, 768)  # of the scenes CLIP, and of the paper's ViT-L-14
 
 @dataclass(frozen=True)
 class WordErrors:
-    """What one way of reading made of one kind of speech; rates in percent with 95 % bootstrap intervals over clips.
+    """Word errors of a transcription method on one kind of speech, in percent with 95 % bootstrap intervals over clips.
 
     Attributes:
-        kind: of speech.
-        way: of reading it, one of `WAYS`.
-        num_clips, num_words: read and spoken.
-        rate: word errors, low, high.
+        kind: kind of speech.
+        way: transcription method, one of `WAYS`.
+        num_clips, num_words: number of clips and of spoken words.
+        rate: WER, low, high.
         above_transcribe: points above `whisper.transcribe`, low, high; paired over clips.
-        num_rejected: clips whose transcript Whisper's rules emptied; their words count as left out.
+        num_rejected: clips whose transcript Whisper's rules emptied; their words count as deletions.
     """
 
     kind: str
@@ -63,13 +63,13 @@ class WordErrors:
 def measure_word_errors(
     kind: str, clips: Sequence[SpokenClip], heard: dict[str, list[str]], rejected: dict[str, int]
 ) -> list[WordErrors]:
-    """Count word errors of each way of reading, after Whisper's English normaliser.
+    """Count word errors of each transcription method, after Whisper's English normaliser.
 
     Args:
-        kind: of speech.
-        clips: what was said.
-        heard: way -> a text for each clip; one of them is `whisper.transcribe`.
-        rejected: way -> number of clips whose transcript was emptied.
+        kind: kind of speech.
+        clips: clips with their spoken text.
+        heard: way -> one transcript per clip; must contain `whisper.transcribe`.
+        rejected: way -> number of rejected transcripts.
     """
     normalise = whisper.normalizers.EnglishTextNormalizer()
     spoken = [normalise(clip.text) for clip in clips]
@@ -95,10 +95,10 @@ def measure_word_errors(
 def read_in_every_way(
     reader: SpeechReader, kind: str, clips: Sequence[SpokenClip]
 ) -> tuple[dict[str, list[str]], dict[str, int], list[Speech]]:
-    """Read clips by the extraction's reader, by the same one with chunks of 30 s, and by `whisper.transcribe`.
+    """Transcribe clips with the extraction's reader, with that reader padding to 30 s, and with `whisper.transcribe`.
 
     Returns:
-        way -> texts; way -> number of rejected clips; and what the reader made of the clips.
+        way -> transcripts; way -> number of rejected clips; and the output of the extraction's reader.
     """
     waveforms = [clip.waveform for clip in clips]
     whole = SpeechReader(reader.model, reader.language, reader.batch_size, first_30_seconds=True)
@@ -117,12 +117,12 @@ def read_in_every_way(
 
 
 def emotion_folds(clips: Sequence[SpokenClip], speeches: Sequence[Speech], names: dict[str, str]) -> list[ClipSplit]:
-    """Return the clips of some emotions, divided so that each speaker is tested on once.
+    """Return folds of the clips of some emotions, with each speaker held out once.
 
     Args:
-        clips: with speaker and emotion.
-        speeches: what the extraction made of them.
-        names: emotion -> class; clips of other emotions are left out.
+        clips: clips with speaker and emotion.
+        speeches: output of the extraction's reader for each clip.
+        names: emotion -> class; clips of other emotions are skipped.
     """
     return hold_out_each_speaker(
         [
@@ -134,9 +134,9 @@ def emotion_folds(clips: Sequence[SpokenClip], speeches: Sequence[Speech], names
 
 
 def probe_emotions(config: Config, systems: Sequence[System], folds: list[ClipSplit]) -> list[EmotionResult]:
-    """Return scikit-learn's default, our probe on Whisper's mean frame, and on the acoustic channel of each system.
+    """Probe Whisper's mean frame (scikit-learn's default, and ours) and the acoustic channel of each system.
 
-    Between them acoustic layers with the weights that training starts from, which show what their width alone costs.
+    Untrained acoustic layers are probed as well, to show the effect of their width alone.
     """
     probe = ProbeConfig()
     hearing = [one for one in systems if one.config.model.variant in ("brewclip", "acoustic")]
@@ -149,7 +149,7 @@ def probe_emotions(config: Config, systems: Sequence[System], folds: list[ClipSp
 
 
 def _untrained_layer(audio_dim: int, width: int) -> Callable[[list[Clip]], NDArray[Any]]:
-    """Return what embeds clips by an acoustic layer as it is before training."""
+    """Return a function that embeds clips with an untrained acoustic layer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = AcousticEncoder(audio_dim, width, width).eval()
@@ -164,16 +164,16 @@ def _untrained_layer(audio_dim: int, width: int) -> Callable[[list[Clip]], NDArr
 
 
 def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], command: str) -> str:
-    """Measure word errors and emotions on real speech, and write the page to STORAGE/experiments/real_speech.
+    """Measure word errors and emotion accuracy on real speech; write the page to STORAGE/experiments/real_speech.
 
     Args:
-        config: Whisper, language and CLIP.
-        folder: of recordings, see `load_kinds`.
-        names: of systems whose acoustic channel is probed for emotions.
-        command: that the page names.
+        config: settings with Whisper, language and CLIP.
+        folder: folder of recordings, see `load_kinds`.
+        names: systems whose acoustic channel is probed for emotions.
+        command: command shown on the page.
 
     Returns:
-        The section, Markdown.
+        The section as Markdown.
     """
     systems = describe_systems(config, names) if names else []
     kinds = load_kinds(folder)
@@ -206,7 +206,7 @@ def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], co
 def real_speech_section(
     command: str, whisper_name: str, errors: Sequence[WordErrors], emotions: dict[str, list[EmotionResult]]
 ) -> str:
-    """Return the section of the page."""
+    """Format the section of the page."""
     parts = [
         f"## {TITLE}\n\n```\n{command}\n```\n",
         f"### Word errors of Whisper {whisper_name}\n\nIn %, after Whisper's English normaliser, with the 95 % "
@@ -226,7 +226,7 @@ def real_speech_section(
 
 
 def word_error_rows(errors: Sequence[WordErrors]) -> list[list[str]]:
-    """Return header and a row for each kind and way."""
+    """Return a header and one row per kind and transcription method."""
     header = ["speech", "clips", "words", "read by", "WER", f"points above {TRANSCRIBE}", "rejected"]
     return [header] + [
         [
@@ -243,7 +243,7 @@ def word_error_rows(errors: Sequence[WordErrors]) -> list[list[str]]:
 
 
 def real_emotion_rows(results: Sequence[EmotionResult]) -> list[list[str]]:
-    """Return header and a row for each probe; differences are from the first, paired over clips."""
+    """Return a header and one row per probe; differences are from the first probe, paired over clips."""
     speakers = results[0].test_speakers
     header = ["features", "regularisation", "accuracy", f"points above {results[0].method}", "C"]
     rows = [header + [f"speaker {name}" for name in speakers]]
@@ -263,7 +263,7 @@ def real_emotion_rows(results: Sequence[EmotionResult]) -> list[list[str]]:
 
 
 def _rate(errors: NDArray[np.int64], words: NDArray[np.int64]) -> tuple[float, float, float]:
-    """Return errors over words in percent, and its bootstrap interval over clips; a lone clip has the rate itself."""
+    """Return errors / words in percent and its bootstrap interval over clips, of zero width for a single clip."""
     count = len(words)
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)
     low, high = np.quantile(100.0 * (drawn @ errors) / (drawn @ words), [0.025, 0.975])

@@ -1,4 +1,4 @@
-"""Runs a table of the paper: its cells one after the other, then the page with its claims."""
+"""Run a table of the paper: its cells one after the other, then the page with its claims."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from brewclip.paper.word_errors import judge_word_errors
 
 
 def check_corpora(configs: Mapping[str, Config], split: str, keeps_only: bool) -> None:
-    """Find what cannot be measured before anything is trained.
+    """Check that all corpora can be evaluated, before anything is trained.
 
     Raises:
-        UserError: for a corpus that is not the paper's or a mirror of one, or a split that is not there.
+        UserError: for a corpus that is neither one of the paper's nor mirrors one, or a missing split.
     """
     for corpus, config in configs.items():
         if corpus not in KINDS:
@@ -37,18 +37,18 @@ def reproduce_table(
     *,
     keeps_only: bool = False,
 ) -> str:
-    """Run the cells of a table that are not done, and write its page to STORAGE/experiments/NAME.
+    """Run the missing cells of a table, and write its page to STORAGE/experiments/NAME.
 
     Args:
         name: one of `TABLES`.
-        configs: settings of each corpus, all of one storage.
-        seeds: of the runs.
-        split: that is measured.
-        command: that the page names.
-        keeps_only: run nothing: show what is kept.
+        configs: settings of each corpus, with a common storage.
+        seeds: seeds of the runs.
+        split: split to evaluate on.
+        command: command shown on the page.
+        keeps_only: run nothing, show cached results only.
 
     Returns:
-        The section of the table, Markdown.
+        The section of the table as Markdown.
     """
     check_corpora(configs, split, keeps_only)
     grid = plan_grid(name, configs, seeds, split)
@@ -59,7 +59,7 @@ def reproduce_table(
         rankings[corpus] = {}
         for title, cells in rows.items():
             found = [load_cached(cell) if keeps_only else run_cell(cell) for cell in cells]
-            # Seeds are compared in pairs: a row is there with all of them, or not at all.
+            # Seeds are compared in pairs, so a row with a missing seed is dropped.
             rankings[corpus][title] = [one for one in found if one is not None] if all(found) else []
     verdicts = judge_table(name, rankings)
     if name == "table4":
@@ -75,14 +75,14 @@ def reproduce_table(
 
 
 def count_verdicts(verdicts: Sequence[Verdict]) -> str:
-    """Return how many claims hold and fail: `7 hold, 2 fail, 1 not tested`."""
+    """Return the number of claims per verdict: `7 hold, 2 fail, 1 not tested`."""
     kinds = [verdict.verdict.partition(":")[0] for verdict in verdicts]
     words = {"holds": "hold", "fails": "fail", "not tested": "not tested", NOT_RUN: NOT_RUN}
     return ", ".join(f"{kinds.count(kind)} {word}" for kind, word in words.items() if kind in kinds) or "no claims"
 
 
 def write_page(path: Path, name: str, text: str) -> None:
-    """Put the section of a table into a Markdown file, which keeps its other sections.
+    """Insert the section of a table into a Markdown file, leaving its other sections unchanged.
 
     Raises:
         UserError: if the file cannot be read or written.

@@ -1,4 +1,4 @@
-"""The paper's retrieval tables: their rows, their cells, and the claims that the paper makes of them."""
+"""The paper's retrieval tables: rows, cells, and claims."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from brewclip.paper.claims import (
     judge_larger_gap,
 )
 
-Grid = dict[str, dict[str, list[Cell]]]  # corpus -> title of the row -> a cell for each seed
+Grid = dict[str, dict[str, list[Cell]]]  # corpus -> title of the row -> one cell per seed
 Rankings = dict[str, dict[str, list[Ranking]]]
 
 
@@ -30,16 +30,16 @@ class Row:
     """One system of a table.
 
     Attributes:
-        title: in the table.
-        variant: of the model.
-        train_transcript: text that its pipeline reads in training.
-        reads: text that it reads in the test.
+        title: title in the table.
+        variant: variant of the model.
+        train_transcript: transcript that its pipeline reads in training.
+        test_transcript: transcript that it reads in the test.
     """
 
     title: str
     variant: Variant
     train_transcript: Transcript = "asr"
-    reads: Transcript = "asr"
+    test_transcript: Transcript = "asr"
 
 
 FULL = Row("BrewCLIP", "brewclip")
@@ -58,10 +58,10 @@ class Table:
     """A table of the paper.
 
     Attributes:
-        title: of the section.
-        rows: systems, each measured on every corpus.
-        claims: about these rows.
-        shows_earlier: whether earlier systems are listed.
+        title: title of the section.
+        rows: systems, each evaluated on every corpus.
+        claims: claims about these rows.
+        shows_earlier: whether to list earlier systems.
     """
 
     title: str
@@ -117,13 +117,13 @@ def plan_grid(name: str, configs: Mapping[str, Config], seeds: Sequence[int], sp
     Args:
         name: one of `TABLES`.
         configs: settings of each corpus.
-        seeds: of the runs.
-        split: that is measured.
+        seeds: seeds of the runs.
+        split: split to evaluate on.
     """
     grid: Grid = {}
     for corpus, test in configs.items():
         grid[corpus] = {
-            row.title: plan_cells(test, test, row.variant, row.train_transcript, row.reads, seeds, split)
+            row.title: plan_cells(test, test, row.variant, row.train_transcript, row.test_transcript, seeds, split)
             for row in TABLES[name].rows
         }
         if name == "table5":
@@ -138,8 +138,8 @@ def trained_on(corpus: str) -> str:
 
 
 def published_rows(name: str, corpora: Sequence[str], corpus: str) -> dict[str, Recalls | None]:
-    """Return what the paper reports on a corpus, or on the one that it mirrors, by the titles of our rows."""
-    rows = {row.title: find_recalls(row.variant, row.reads, corpus) for row in TABLES[name].rows}
+    """Return the paper's recalls on a corpus, or on the corpus that it mirrors, by the titles of our rows."""
+    rows = {row.title: find_recalls(row.variant, row.test_transcript, corpus) for row in TABLES[name].rows}
     if name == "table5":
         for source in corpora:
             found = find_recalls("brewclip", "asr", corpus) if source == corpus else find_cross_corpus(source, corpus)
@@ -148,7 +148,7 @@ def published_rows(name: str, corpora: Sequence[str], corpus: str) -> dict[str, 
 
 
 def judge_table(name: str, rankings: Rankings) -> list[Verdict]:
-    """Return what was found of every claim that the paper makes of a table."""
+    """Return the verdicts on all claims about a table."""
     corpora = list(rankings)
     verdicts = []
     for claim, fitting in _claims_of(name, corpora):
@@ -172,7 +172,7 @@ def judge_table(name: str, rankings: Rankings) -> list[Verdict]:
 
 
 def _claims_of(name: str, corpora: Sequence[str]) -> list[tuple[Claim, list[str]]]:
-    """Return each claim about the rows of a table with the corpora that it is about."""
+    """Return each claim about the rows of a table with the corpora that it applies to."""
     found = [(claim, [c for c in corpora if KINDS[c] in claim.kinds]) for claim in TABLES[name].claims]
     if name == "table5":
         read, free = ([c for c in corpora if KINDS[c] == kind] for kind in (READ, FREE))

@@ -1,4 +1,4 @@
-"""The claim of the paper about word errors: the worse a transcript, the rarer the right image."""
+"""The claim of the paper about word errors: recall falls with the word error rate."""
 
 import json
 from typing import Any
@@ -14,13 +14,13 @@ _CLAIM = "a hit is rarer the more words were misheard (section 5, impact of tran
 
 
 def judge_word_errors(config: Config, split: str, ranking: Ranking | None, *, keeps_only: bool = False) -> Verdict:
-    """Return what was found of the claim on a corpus: the slope of a hit's log-odds on the word error rate.
+    """Return the verdict on the claim for a corpus: the slope of a hit's log-odds on the word error rate.
 
     Args:
         config: settings of the corpus.
-        split: that was measured.
-        ranking: of the zero-shot pipeline on ASR; None if it was not run.
-        keeps_only: read no split: show what is kept.
+        split: evaluated split.
+        ranking: ranking of the zero-shot pipeline on ASR; None if it was not run.
+        keeps_only: read no split, show the cached result only.
     """
     found = _cached_or_measured(config, split, ranking, keeps_only) if ranking is not None else None
     if found is None:
@@ -34,15 +34,15 @@ def judge_word_errors(config: Config, split: str, ranking: Ranking | None, *, ke
 
 
 def _cached_or_measured(config: Config, split: str, ranking: Ranking, keeps_only: bool) -> dict[str, Any] | None:
-    """Return slope, interval and WER of a corpus; reads the split once for each checkpoint and split."""
+    """Return slope, interval and WER of a corpus, cached by checkpoint and split."""
     storage = open_storage(f"{config.storage.rstrip('/')}/experiments/word_errors")
     name, identity = f"{config.data.corpus}-{split}.json", ranking.facts.get("identity")
     try:
-        kept = json.loads(storage.read(name))
+        cached = json.loads(storage.read(name))
     except ObjectMissing:
-        kept = {}
-    if kept and kept["identity"] == identity:
-        return kept
+        cached = {}
+    if cached and cached["identity"] == identity:
+        return cached
     if keeps_only:
         return None
     utterances, num_samples = load_utterances(config, split)

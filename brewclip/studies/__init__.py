@@ -1,1 +1,1 @@
-"""Studies beyond recall: emotion, word errors, attention maps, figures of queries, truncation."""
+"""Studies beyond recall: emotion, word errors, relevance maps, galleries of queries, truncation."""

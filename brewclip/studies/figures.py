@@ -1,4 +1,4 @@
-"""Sheets of images as PNG: the best and worst queries of a system, and where systems look and listen."""
+"""Figures as PNG: galleries of the best and worst queries of a system, and relevance maps."""
 
 import io
 import textwrap
@@ -21,13 +21,13 @@ _SPECTRUM_PIXELS = 6 * TILE_PIXELS
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One query.
+    """One query of a gallery.
 
     Attributes:
-        lines: of text beside the images.
-        right: the right image.
+        lines: text to the left of the images.
+        right: the correct image.
         found: the nearest images, nearest first.
-        right_place: which of them is the right one, or -1.
+        right_place: index of the correct image among them, or -1.
     """
 
     lines: list[str]
@@ -38,13 +38,13 @@ class GalleryRow:
 
 @dataclass(frozen=True)
 class RelevanceMaps:
-    """Where one system looks and listens.
+    """Relevance maps of one system for one query.
 
     Attributes:
-        system: name.
-        rank: of the right image.
-        patches: (rows, columns) relevance of the image, 0..1.
-        frames: (T,) relevance of the sound, 0..1, or None if the system does not hear it.
+        system: name of the system.
+        rank: rank of the correct image.
+        patches: (rows, columns) relevance of the image patches, 0..1.
+        frames: (T,) relevance of the speech frames, 0..1, or None without an acoustic channel.
     """
 
     system: str
@@ -54,58 +54,58 @@ class RelevanceMaps:
 
 
 def draw_gallery(title: str, rows: list[GalleryRow]) -> bytes:
-    """Draw queries below each other: text, right image, nearest images with the right one framed; PNG."""
+    """Draw one row per query: text, correct image, nearest images with the correct one framed; return a PNG."""
     step = TILE_PIXELS + _GAP_PIXELS
     most = max(len(row.found) for row in rows)
-    sheet = Image.new("RGB", (_GAP_PIXELS + (3 + most) * step + _GAP_PIXELS, 40 + len(rows) * step), _PAPER)
-    pen = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", (_GAP_PIXELS + (3 + most) * step + _GAP_PIXELS, 40 + len(rows) * step), _PAPER)
+    pen = ImageDraw.Draw(canvas)
     _write(pen, (_GAP_PIXELS, 10), [title], size_pixels=18)
     for number, row in enumerate(rows):
         top = 40 + number * step
         _write(pen, (_GAP_PIXELS, top), _wrapped(row.lines))
         left = _GAP_PIXELS + 2 * step
-        sheet.paste(fit(row.right), (left, top))
+        canvas.paste(fit(row.right), (left, top))
         for place, image in enumerate(row.found):
             left += step + (_GAP_PIXELS if place == 0 else 0)
-            sheet.paste(fit(image), (left, top))
+            canvas.paste(fit(image), (left, top))
             if place == row.right_place:
                 pen.rectangle(
                     (left - 4, top - 4, left + TILE_PIXELS + 3, top + TILE_PIXELS + 3), outline=_GREEN, width=4
                 )
-    return to_png(sheet)
+    return to_png(canvas)
 
 
-def draw_relevance(lines: list[str], image: Image.Image, mel: NDArray[np.float32], looks: list[RelevanceMaps]) -> bytes:
-    """Draw one query: the image with each system's relevance over it, and the spectrogram with that of its frames.
+def draw_relevance(lines: list[str], image: Image.Image, mel: NDArray[np.float32], maps: list[RelevanceMaps]) -> bytes:
+    """Draw the relevance maps of one query over its image and spectrogram, one row per system; return a PNG.
 
     Args:
-        lines: of text above.
-        image: the square that the systems are given.
-        mel: (bands, 2 * T or less) log-mel spectrogram, or relevance alone where it has no column.
-        looks: one for each system.
+        lines: text above the rows.
+        image: square image as the systems receive it.
+        mel: (bands, 2 * T or less) log-mel spectrogram; without columns, frame relevance is drawn on grey.
+        maps: one per system.
     """
-    step, rows = TILE_PIXELS + _GAP_PIXELS, len(looks) + 1
+    step, rows = TILE_PIXELS + _GAP_PIXELS, len(maps) + 1
     head = 16 + _LINE_PIXELS * len(_wrapped(lines, 110))
     left = 2 * _GAP_PIXELS + step
-    sheet = Image.new("RGB", (left + step + _SPECTRUM_PIXELS + _GAP_PIXELS, head + rows * step), _PAPER)
-    pen = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", (left + step + _SPECTRUM_PIXELS + _GAP_PIXELS, head + rows * step), _PAPER)
+    pen = ImageDraw.Draw(canvas)
     _write(pen, (_GAP_PIXELS, 10), _wrapped(lines, 110))
-    _write(pen, (_GAP_PIXELS, head), ["given"])
-    sheet.paste(fit(image), (left, head))
-    sheet.paste(_spectrum(mel), (left + step, head))
-    for number, look in enumerate(looks, start=1):
+    _write(pen, (_GAP_PIXELS, head), ["input"])
+    canvas.paste(fit(image), (left, head))
+    canvas.paste(_spectrum(mel), (left + step, head))
+    for number, own in enumerate(maps, start=1):
         top = head + number * step
-        _write(pen, (_GAP_PIXELS, top), [*_wrapped([look.system], 17), f"rank {look.rank}"])
-        sheet.paste(fit(overlay(image, look.patches)), (left, top))
-        if look.frames is None:
-            _write(pen, (left + step, top), ["does not hear the sound"], colour=_SOFT)
+        _write(pen, (_GAP_PIXELS, top), [*_wrapped([own.system], 17), f"rank {own.rank}"])
+        canvas.paste(fit(overlay(image, own.patches)), (left, top))
+        if own.frames is None:
+            _write(pen, (left + step, top), ["no acoustic channel"], colour=_SOFT)
         else:
-            sheet.paste(_spectrum(mel, look.frames), (left + step, top))
-    return to_png(sheet)
+            canvas.paste(_spectrum(mel, own.frames), (left + step, top))
+    return to_png(canvas)
 
 
 def overlay(image: Image.Image, relevance: NDArray[np.float32]) -> Image.Image:
-    """Lay relevance (rows, columns) in 0..1 over an image: dark where there is none, bright where there is most."""
+    """Overlay relevance (rows, columns) in 0..1 on an image: dark for 0, bright for 1."""
     heat = Image.fromarray(np.rint(255 * relevance).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
     colours = Image.fromarray(_colours(np.asarray(heat, np.float64) / 255))
     grey = image.convert("L").convert("RGB")
@@ -113,7 +113,7 @@ def overlay(image: Image.Image, relevance: NDArray[np.float32]) -> Image.Image:
 
 
 def fit(image: Image.Image) -> Image.Image:
-    """Return an image as a square tile, whole, on grey."""
+    """Scale an image to fit into a square tile with grey background."""
     tile = Image.new("RGB", (TILE_PIXELS, TILE_PIXELS), (225, 225, 225))
     scale = TILE_PIXELS / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -123,14 +123,14 @@ def fit(image: Image.Image) -> Image.Image:
 
 
 def to_png(image: Image.Image) -> bytes:
-    """Return the bytes of a PNG file."""
+    """Encode an image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def _spectrum(mel: NDArray[np.float32], frames: NDArray[np.float32] | None = None) -> Image.Image:
-    """Draw a log-mel spectrogram, low tones below; with relevance of its frames, those without it fade."""
+    """Draw a log-mel spectrogram, low frequencies at the bottom, optionally blended with frame relevance."""
     size = (_SPECTRUM_PIXELS, TILE_PIXELS)
     if mel.shape[1]:
         low, high = float(mel.min()), float(mel.max())
@@ -146,7 +146,7 @@ def _spectrum(mel: NDArray[np.float32], frames: NDArray[np.float32] | None = Non
 
 
 def _colours(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Turn values in 0..1 into colours, (..., 3)."""
+    """Map values in 0..1 to colours, (..., 3)."""
     stops = np.linspace(0, 1, len(_HEAT))
     return np.stack([np.interp(values, stops, _HEAT[:, band]) for band in range(3)], axis=-1).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Logistic regression of a yes-or-no ranking on one number, with intervals, by Newton's method."""
+"""Logistic regression of a binary outcome on one variable, with Wald intervals, by Newton's method."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """log-odds of a yes = intercept + slope * x.
+    """Fitted model: log-odds of a hit = intercept + slope * x.
 
     Attributes:
-        intercept, slope: by maximum likelihood.
+        intercept, slope: maximum likelihood estimates.
         low, high: 95 % Wald interval of the slope.
-        covariance: (2, 2) of intercept and slope.
+        covariance: (2, 2) covariance of intercept and slope.
     """
 
     intercept: float
@@ -28,7 +28,7 @@ class LogisticFit:
     covariance: NDArray[np.float64]
 
     def predict(self, x: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return the share of yes at x, (n,), and its 95 % interval, which is symmetric in log-odds."""
+        """Return the probability of a hit at x, (n,), and its 95 % interval, symmetric in log-odds."""
         design = np.stack([np.ones_like(x), x], axis=1)
         odds = design @ np.array([self.intercept, self.slope])
         spread = _Z_95 * np.sqrt(np.einsum("ni,ij,nj->n", design, self.covariance, design))
@@ -36,15 +36,15 @@ class LogisticFit:
 
 
 def fit_logistic(x: NDArray[np.float64], yes: NDArray[np.bool_]) -> LogisticFit:
-    """Fit by iteratively reweighted least squares; the interval is that of the Fisher information (Wald).
+    """Fit by iteratively reweighted least squares, with Wald intervals from the Fisher information.
 
     Args:
-        x: (n,) finite.
-        yes: (n,).
+        x: (n,) finite values.
+        yes: (n,) outcomes.
 
     Raises:
-        ValueError: if the data determine no slope: all x equal, all rankings equal, or one value of x parts yes
-            from no, which likelihood answers with an infinite slope.
+        ValueError: if the slope is undetermined (all x or all outcomes are equal) or infinite (a value of x
+            separates the outcomes).
     """
     problem = _separation(x, yes)
     if problem:
@@ -58,7 +58,7 @@ def fit_logistic(x: NDArray[np.float64], yes: NDArray[np.bool_]) -> LogisticFit:
         information = design.T @ (design * (share * (1 - share))[:, None])
         step = np.linalg.solve(information, design.T @ (yes - share))
         while (found := _log_likelihood(design @ (beta + step), yes)) < likelihood - _TOLERANCE:
-            step = step / 2  # Newton may overshoot where data are nearly parted
+            step = step / 2  # Newton may overshoot on nearly separated data
         beta, likelihood = beta + step, found
         if np.abs(step).max() < _TOLERANCE:
             break
@@ -71,15 +71,15 @@ def fit_logistic(x: NDArray[np.float64], yes: NDArray[np.bool_]) -> LogisticFit:
 
 
 def _separation(x: NDArray[np.float64], yes: NDArray[np.bool_]) -> str:
-    """Say why there is no finite slope, or nothing."""
+    """Return why there is no finite slope, or an empty string."""
     if not len(x) or x.min() == x.max():
         return f"no slope: all {len(x)} values are equal"
     if yes.all() or not yes.any():
-        return f"no slope: all {len(yes)} rankings are {'yes' if yes.all() else 'no'}"
+        return f"no slope: all {len(yes)} outcomes are {'yes' if yes.all() else 'no'}"
     with_yes, without = x[yes], x[~yes]
     if with_yes.max() <= without.min() or without.max() <= with_yes.min():
         edge = min(with_yes.max(), without.max())
-        return f"no finite slope: the value {edge:.3g} parts every yes from every no"
+        return f"no finite slope: the value {edge:.3g} separates every yes from every no"
     return ""
 
 

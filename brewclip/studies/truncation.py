@@ -1,7 +1,6 @@
-"""Truncation of a model's inputs and its cost: recall with truncated and with whole inputs.
+"""Effect of input truncation on recall: each input truncated and whole.
 
-The middle square of an image against all of it between bars; 77 tokens of a text against chunks of all of it; two
-minutes of speech against all of it.
+Images: centre crop or letterbox; texts: 77 tokens or all of them in chunks; speech: two minutes or all of it.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -14,17 +13,17 @@ from brewclip.evaluation.systems import System, SystemResult, evaluate_system
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 
 _DIRECTION = DIRECTIONS[0]
-_PRINTED_AT = (1, 10)  # the file has all
+_PRINTED_AT = (1, 10)  # the JSON file has all of RECALL_AT
 
 
 @dataclass(frozen=True)
 class TruncationEffect:
-    """One system with an input truncated and whole.
+    """Results of one system with an input truncated and whole.
 
     Attributes:
-        name: of the input: image, text, speech.
-        truncated, whole: results over the same split.
-        differences: k -> points of R@k, speech -> image, that the whole input gains, with the paired interval.
+        name: input: image, text or speech.
+        truncated, whole: results on the same split.
+        differences: k -> gain of the whole input in R@k, speech -> image, with the paired interval.
     """
 
     name: str
@@ -34,7 +33,7 @@ class TruncationEffect:
 
 
 def untruncated_inputs(config: Config) -> dict[str, Config]:
-    """Return for each input that the variant takes, the settings in which it alone is not truncated."""
+    """Return for each input of the variant the settings in which only this input is not truncated."""
     data, variant = config.data, config.model.variant
     changes = {"image": replace(data, image_transform="letterbox")}
     if variant != "acoustic":
@@ -45,7 +44,7 @@ def untruncated_inputs(config: Config) -> dict[str, Config]:
 
 
 def measure_truncation(system: System, split: str) -> list[TruncationEffect]:
-    """Evaluate a system with its inputs truncated, and with each of them whole.
+    """Evaluate a system with truncated inputs, and with each of them whole.
 
     Raises:
         UserError: as `evaluate_system`.
@@ -55,15 +54,15 @@ def measure_truncation(system: System, split: str) -> list[TruncationEffect]:
     truncated = evaluate_system(system, split)
     effects = []
     for name, config in untruncated_inputs(system.config).items():
-        left_out = {"text": truncated.truncation.truncated_tokens, "speech": truncated.truncation.truncated_frames}
-        whole = evaluate_system(replace(system, config=config), split) if left_out.get(name, 1) else truncated
+        num_truncated = {"text": truncated.truncation.truncated_tokens, "speech": truncated.truncation.truncated_frames}
+        whole = evaluate_system(replace(system, config=config), split) if num_truncated.get(name, 1) else truncated
         differences = {k: compare([whole.ranking], [truncated.ranking], _DIRECTION, k) for k in RECALL_AT}
         effects.append(TruncationEffect(name, truncated, whole, differences))
     return effects
 
 
 def truncation_table(effects: list[TruncationEffect]) -> str:
-    """Return both recalls of every input side by side, and how much was truncated, for a terminal."""
+    """Format for a terminal the truncated share, both recalls and the gain per input."""
     rows = [
         [
             "system",
@@ -86,7 +85,7 @@ def truncation_table(effects: list[TruncationEffect]) -> str:
 
 
 def truncation_record(effects: list[TruncationEffect]) -> list[dict[str, Any]]:
-    """Return the same as plain JSON."""
+    """Return the effects as plain JSON."""
     return [
         {
             "system": one.truncated.system.name,
@@ -103,6 +102,6 @@ def truncation_record(effects: list[TruncationEffect]) -> list[dict[str, Any]]:
 def _truncated_share(one: TruncationEffect) -> str:
     shares = one.truncated.truncation.shares()
     if one.name == "image":
-        return "beside the square"
+        return "outside the square"
     part, unit = ("texts", "tokens") if one.name == "text" else ("recordings", "frames")
     return f"{100 * shares[unit]:.1f} % of {unit}, in {100 * shares[part]:.1f} % of {part}"

@@ -1,4 +1,4 @@
-"""What to look at after an evaluation: sheets of best and worst queries, and relevance maps of single ones."""
+"""Visualize an evaluation: galleries of the best and worst queries, and relevance maps of single queries."""
 
 from collections.abc import Sequence
 
@@ -29,20 +29,20 @@ _NUM_MELS = 80
 def visualize_and_record(
     config: Config, systems: list[System], split: str, num_queries: int, keys: Sequence[str]
 ) -> list[str]:
-    """Draw the galleries of every system and the maps of some queries.
+    """Draw the galleries of every system and the relevance maps of some queries, and save them.
 
     Args:
         config: settings of the evaluation.
-        systems: of different names.
-        split: that is evaluated.
-        num_queries: in each gallery; and for maps where no keys are given, evenly spaced over the split.
-        keys: of the queries whose maps are drawn.
+        systems: systems with distinct names.
+        split: split to evaluate on.
+        num_queries: queries per gallery; also number of relevance maps if no keys are given, evenly spaced.
+        keys: keys of the queries whose relevance maps are drawn.
 
     Returns:
-        The URLs of the PNG files; see `open_folder`.
+        URLs of the PNG files; see `open_folder`.
 
     Raises:
-        UserError: if a key is not one of the split.
+        UserError: if a key is not in the split.
     """
     results = [evaluate_system(system, split) for system in systems]
     known = results[0].embeddings.keys
@@ -67,7 +67,7 @@ def visualize_and_record(
 
 
 def best_and_worst(one: SystemResult, count: int) -> tuple[list[int], list[int]]:
-    """Return the rows of a system's best and of its worst queries, first by rank and then by margin."""
+    """Return the rows of a system's best and worst queries, sorted by rank, then by margin."""
     ranks = one.result.speech_to_image_rank
     _, margins = nearest_images(one.embeddings, list(range(len(ranks))), TOP)
     order = np.lexsort((-margins, ranks))
@@ -75,7 +75,7 @@ def best_and_worst(one: SystemResult, count: int) -> tuple[list[int], list[int]]
 
 
 def gallery_rows(one: SystemResult, samples: QuerySamples, rows: list[int]) -> list[GalleryRow]:
-    """Collect what a gallery shows of some queries."""
+    """Build the gallery rows of some queries."""
     embeddings = one.embeddings
     nearest, margins = nearest_images(embeddings, rows, TOP)
     shown = {name for names in nearest for name in names} | {embeddings.speech_image_ids[row] for row in rows}
@@ -100,11 +100,11 @@ def gallery_rows(one: SystemResult, samples: QuerySamples, rows: list[int]) -> l
 def draw_attention(
     config: Config, results: list[SystemResult], samples: QuerySamples, keys: Sequence[str]
 ) -> list[bytes]:
-    """Draw, for each query, the relevance of patches and frames to its right pair in every system; PNGs."""
+    """Draw for each query the relevance maps of its correct pair in every system; return PNGs."""
     first = results[0].embeddings
     places = [first.places[first.keys.index(key)] for key in keys]
     found = dict(samples.iter_samples(places))
-    looks: list[list[RelevanceMaps]] = [[] for _ in keys]
+    maps: list[list[RelevanceMaps]] = [[] for _ in keys]
     squares: list[Image.Image] = []
     for one in results:
         audio_dim = audio_dim_of(samples.features.manifest)
@@ -117,27 +117,28 @@ def draw_attention(
             with torch.no_grad():
                 image = model.encode_image(batch.images)[0]
                 speech = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)[0][0]
-            look = RelevanceMaps(
+            own = RelevanceMaps(
                 one.system.name,
                 int(one.result.speech_to_image_rank[one.embeddings.keys.index(key)]),
                 patch_relevance(model, batch.images[0], speech),
                 frame_relevance(model, batch.tokens[0], batch.audio[0, : len(pair.audio)], image),
             )
-            looks[number].append(look)
+            maps[number].append(own)
             squares.append(Image.fromarray(pair.image.transpose(1, 2, 0)))
     return [
         draw_relevance([key, *_texts(found[place])], square, _mel(samples.sound(place, key)), own)
-        for key, place, square, own in zip(keys, places, squares, looks, strict=True)
+        for key, place, square, own in zip(keys, places, squares, maps, strict=True)
     ]
 
 
 def _mel(sound: bytes) -> NDArray[np.float32]:
-    """Return the log-mel spectrogram (bands, columns of 10 ms) of a recording, without columns if there is none."""
+    """Return the log-mel spectrogram (bands, columns of 10 ms) of a recording; no columns without a recording."""
     try:
         waveform = decode_audio(sound)
     except UndecodableAudio:
         return np.zeros((_NUM_MELS, 0), np.float32)
-    padded = np.pad(waveform, (0, -len(waveform) % FRAME_SAMPLES))  # to whole frames, so that both have one length
+    # Pad to whole frames, so that spectrogram and relevance have the same length.
+    padded = np.pad(waveform, (0, -len(waveform) % FRAME_SAMPLES))
     return whisper.log_mel_spectrogram(padded, _NUM_MELS).numpy()
 
 

@@ -69,11 +69,11 @@ def test_collate_pads_and_says_what_is_real():
 @pytest.mark.parametrize(
     ("transcript", "text"), [("asr", "heard"), ("asr_unfiltered", "guessed"), ("ground_truth", "said")]
 )
-def test_the_text_that_was_asked_for(transcript, text):
+def test_the_requested_transcript_is_read(transcript, text):
     assert decoder(transcript)(sample()).text == text
 
 
-def test_long_speech_is_cut():
+def test_long_speech_is_truncated():
     assert decoder(max_audio_frames=2)(sample()).audio.shape == (2, 8)
 
 
@@ -157,8 +157,8 @@ def read(text: str, **changes) -> Pair:
 
 
 @pytest.mark.parametrize(("num_words", "truncated_tokens"), [(0, 0), (4, 0), (5, 1), (6, 2), (20, 16)])
-def test_what_is_cut_of_a_text_is_counted(num_words, truncated_tokens):
-    """Six tokens fit beside two prompts: four words between start and end."""
+def test_truncated_tokens_are_counted(num_words, truncated_tokens):
+    """Six tokens fit next to two prompts: four words between start and end."""
     text = " ".join(str(number) for number in range(1, num_words + 1))
     pair = read(text, text_room_tokens=6)
     assert pair.lengths[:2] == (num_words + 2, truncated_tokens)
@@ -166,7 +166,7 @@ def test_what_is_cut_of_a_text_is_counted(num_words, truncated_tokens):
     assert read(text).lengths[:2] == (0, 0)  # no text is read
 
 
-def test_windows_keep_all_of_a_long_text():
+def test_chunks_cover_a_long_text():
     pair = read("1 2 3 4 5 6 7 8 9", text_room_tokens=6, long_text="chunks")
     assert pair.tokens.tolist() == [
         [98, 1, 2, 3, 99, 0, 0, 0],
@@ -178,7 +178,7 @@ def test_windows_keep_all_of_a_long_text():
     assert torch.equal(short.tokens, read("1 2").tokens)
 
 
-def test_windows_beside_a_short_text_in_one_batch():
+def test_chunks_and_a_short_text_in_one_batch():
     short, long = (read(text, text_room_tokens=6, long_text="chunks") for text in ("1 2", "1 2 3 4 5"))
     numbers = ((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
     assert collate([short, short], *numbers).tokens.shape == (2, 8)
@@ -188,12 +188,12 @@ def test_windows_beside_a_short_text_in_one_batch():
     assert tokens[1].tolist() == [[98, 1, 2, 3, 99, 0, 0, 0], [98, 4, 5, 99, 0, 0, 0, 0]]
 
 
-def test_a_window_without_room_for_words_is_refused():
+def test_a_chunk_without_room_for_words_is_refused():
     with pytest.raises(ValueError, match="2 tokens leave no room for words"):
         read("1", text_room_tokens=2, long_text="chunks")
 
 
-def test_all_of_a_long_recording_is_kept_where_asked():
+def test_a_long_recording_is_not_truncated_with_a_limit_of_0():
     kept, whole = decoder(max_audio_frames=2)(sample()), decoder(max_audio_frames=0)(sample())
     assert (len(kept.audio), kept.lengths[2:]) == (2, (5, 3))
     assert (len(whole.audio), whole.lengths[2:]) == (5, (5, 0))
@@ -206,5 +206,6 @@ def test_truncation_counts_add_up():
     both = one + other
     assert both == TruncationCounts(2, 1, 15, 4, 3, 2, 200, 50)
     assert both.shares() == {"texts": 0.5, "tokens": 4 / 15, "recordings": 2 / 3, "frames": 0.25}
-    assert str(both) == "1 of 2 texts cut, 4 of 15 tokens (26.7 %); 2 of 3 recordings cut, 50 of 200 frames (25.0 %)"
-    assert str(other) == "no text is read; 1 of 1 recordings cut, 25 of 50 frames (50.0 %)"
+    recordings = "2 of 3 recordings truncated, 50 of 200 frames (25.0 %)"
+    assert str(both) == f"1 of 2 texts truncated, 4 of 15 tokens (26.7 %); {recordings}"
+    assert str(other) == "no text is read; 1 of 1 recordings truncated, 25 of 50 frames (50.0 %)"

@@ -171,7 +171,7 @@ def tables(table: pa.Table) -> dict[str, tuple]:
         }.items():
             found[f"{name} of {kind}"] = with_column(table, name, values), {}
     for rows in (0, 1, 10**9):
-        found[f"{rows} shards told"] = table, {"num_shards": rows}
+        found[f"{rows} shards stated"] = table, {"num_shards": rows}
     found["no row"] = table.slice(0, 0), {"num_shards": 0, "num_samples": 0, "num_rounds": 0, "size_bytes": 0}
     many = pa.table({name: pa.array([table[name][0].as_py()] * 10**6, table[name].type) for name in table.column_names})
     found["a million equal rows"] = many, {"num_shards": 10**6, "num_samples": 3 * 10**6}

@@ -96,7 +96,7 @@ def decoder(audio_dim: int = 8) -> PairDecoder:
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_features_that_lie_are_bad_samples_with_the_cause(name):
+def test_forged_features_are_bad_samples_with_the_cause(name):
     data, message = LIES[name]
     with pytest.raises(BadSample) as caught:
         decoder()(sample(features=data))

@@ -144,7 +144,7 @@ def transparent(mode: str) -> Image.Image:
         (file_of(transparent("LA"), "PNG"), [(80, 80, 80), (167, 167, 167), (255, 255, 255)]),
     ],
 )
-def test_what_is_transparent_lies_on_white(data, expected):
+def test_transparency_is_composited_on_white(data, expected):
     np.testing.assert_allclose(shown(data)[0], expected, atol=1)
 
 

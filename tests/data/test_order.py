@@ -59,16 +59,16 @@ def test_every_sample_once_per_epoch_and_rounds_in_order(shape, batch_size):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_extents_hold_exactly_the_samples_of_a_window(shape):
+def test_extents_hold_exactly_the_samples_of_a_shuffle_window(shape):
     order = SampleOrder(counts_only(*SHAPES[shape]), seed=0, global_batch_size=6)
     place = order.locate(np.arange(2 * order.num_samples))
-    windows: dict[tuple[int, int], set[tuple[int, int]]] = {}
-    for row in zip(place.lane, place.window, place.shard, place.index, strict=True):
-        windows.setdefault(row[:2], set()).add(row[2:])
+    shuffle_windows: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for row in zip(place.lane, place.shuffle_window, place.shard, place.index, strict=True):
+        shuffle_windows.setdefault(row[:2], set()).add(row[2:])
     for position in range(0, 2 * order.num_samples, 11):
         extents = order.extents_of(position)
         read = {(extent.shard, extent.first + i) for extent in extents for i in range(extent.count)}
-        assert read == windows[place.lane[position], place.window[position]]
+        assert read == shuffle_windows[place.lane[position], place.shuffle_window[position]]
 
 
 def test_epochs_and_seeds_give_other_orders():
@@ -107,4 +107,4 @@ def test_a_billion_samples_in_a_million_shards_need_no_table():
     place = order.locate(order.batch_positions(123_456))
     assert order.num_lanes == 256
     assert len(set(zip(place.shard, place.index, strict=True))) == 4096
-    assert len(np.unique(place.shard)) > 1000  # 256 lanes, each in a window of four blocks
+    assert len(np.unique(place.shard)) > 1000  # 256 lanes, each in a shuffle window of four blocks

@@ -61,7 +61,7 @@ def test_workers_of_a_loader_share_the_shards(url: str) -> None:
     assert sorted(keys) == sorted(sample["__key__"] for sample in as_webdataset(url))
 
 
-def test_shards_are_shuffled_anew_in_each_epoch_and_by_a_seed(url: str) -> None:
+def test_shards_are_reshuffled_in_each_epoch_and_by_a_seed(url: str) -> None:
     plain, pipeline = [s["__key__"] for s in as_webdataset(url)], as_webdataset(url, shuffle_shards=10, seed=1)
     epochs = [[sample["__key__"] for sample in pipeline] for _ in range(6)]
     assert all(sorted(keys) == sorted(plain) for keys in epochs)

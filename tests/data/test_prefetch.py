@@ -1,4 +1,4 @@
-"""Raw samples by windows or as a whole split: the same batches, within the bound, read once if they fit."""
+"""Raw samples by shuffle window or as a whole split: the same batches, within the bound, read once if they fit."""
 
 import itertools
 
@@ -38,8 +38,8 @@ def read(manifest, memory_bytes, *, start=0, steps=87):
 def test_a_split_that_fits_is_read_once_and_gives_the_same_batches(manifest):
     size = manifest.summary.size_bytes
     whole, peak_bytes, num_read = read(manifest, size)
-    windows, peak_bytes_of_windows, num_read_by_windows = read(manifest, size - 1)
-    assert whole == windows
+    by_windows, peak_bytes_of_windows, num_read_by_windows = read(manifest, size - 1)
+    assert whole == by_windows
     assert num_read == len(manifest)
     assert num_read_by_windows >= 3 * len(manifest)
     assert peak_bytes == size
@@ -47,7 +47,7 @@ def test_a_split_that_fits_is_read_once_and_gives_the_same_batches(manifest):
 
 
 @pytest.mark.parametrize("start", [1, 28, 30, 58])
-def test_windows_begin_at_any_step(manifest, start):
+def test_shuffle_windows_begin_at_any_step(manifest, start):
     straight, _, _ = read(manifest, manifest.summary.size_bytes)
     continued, _, _ = read(manifest, manifest.summary.size_bytes - 1, start=start, steps=87 - start)
     assert continued == straight[start:]

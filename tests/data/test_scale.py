@@ -61,7 +61,7 @@ print(json.dumps({
     "step": first_step, "keys": keys, "num_samples": len(manifest), "rejected": rejections.total,
     "located": [len(set(zip(p.shard.tolist(), p.index.tolist()))) for p in places],
 }), flush=True)
-os._exit(0)  # the windows ahead are not there to be read
+os._exit(0)  # the prefetched shuffle windows are not there to be read
 """
 
 
@@ -113,7 +113,7 @@ def order_of_a_billion() -> SampleOrder:
 def write_shards_of_a_step(folder: Path, order: SampleOrder) -> dict[int, int]:
     """Write tars and index entries for a step and the next three; return the crc32 of the index of each tar."""
     positions = np.concatenate([order.batch_positions(STEP + ahead) for ahead in range(4)])
-    spans = {(span.lane, span.number): span for span in map(order.window_of, positions.tolist())}
+    spans = {(span.lane, span.number): span for span in map(order.shuffle_window_of, positions.tolist())}
     touched = {extent.shard for span in spans.values() for extent in span.extents}
     index_crc32 = {}
     with open(folder / INDEX, "wb") as index:

@@ -112,7 +112,7 @@ def test_samples_survive_packing(key):
 
 
 @pytest.mark.parametrize("cut", [500, 512, 700, 1024, 1500])
-def test_cut_samples_are_noticed(cut):
+def test_truncated_samples_are_noticed(cut):
     data = pack_sample(make_sample(0, 0, size_bytes=400))
     with pytest.raises(BadSample):
         unpack_sample(data[: len(data) - cut])

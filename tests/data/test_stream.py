@@ -65,7 +65,7 @@ def test_memory_stays_within_its_bound(tmp_path):
 
 
 def test_too_little_memory_is_refused(manifest):
-    with pytest.raises(ValueError, match=r"--data\.memory-bytes 10 cannot hold one window"):
+    with pytest.raises(ValueError, match=r"--data\.memory-bytes 10 cannot hold one shuffle window"):
         stream_of(manifest, memory_bytes=10)
 
 
@@ -96,7 +96,7 @@ def test_an_unusable_sample_is_replaced_by_the_next_of_its_shard_on_any_number_o
 
 def test_a_share_of_bad_samples_above_the_limit_stops_with_their_list(manifest):
     def decode(sample):
-        if int(sample.key[7:-2]) % 2:
+        if int(sample.key[5:-2]) % 2:
             raise BadSample("image", f"{sample.key} is broken")
 
     with pytest.raises(TooManyBadSamples, match=r"train-0.*image\d+-\d is broken"):

@@ -71,8 +71,8 @@ def test_checksums_cover_ranges_that_follow_one_another():
             tar.mark()
             ranges.append(None)
         else:
-            ranges[-1] = tar.cut()
-    ranges[-1] = tar.cut()
+            ranges[-1] = tar.end_range()
+    ranges[-1] = tar.end_range()
     start = 0
     for end, checksum in ranges:
         assert zlib.crc32(data[start:end]) == checksum

@@ -36,8 +36,8 @@ def test_the_job_prints_and_keeps(tmp_path, ray_head):
     kept = latest_evaluation(url, "scenes-test-asr-word_errors")
     record = json.loads(kept.read("word_errors.json"))
     assert record["counts"]["utterances"] == len(record["utterances"]) == 18
-    # "image 3" was heard as "an image number 3": two words too many for two spoken, in every utterance.
-    assert record["counts"]["corpus_wer"] == pytest.approx(100.0)
+    # "scene 3" was transcribed as "a scene of number 3": three words inserted for two spoken, in every utterance.
+    assert record["counts"]["corpus_wer"] == pytest.approx(150.0)
     assert record["systems"][0]["problem"] == "no slope: all 18 values are equal"
     assert kept.read("word_errors.png").startswith(b"\x89PNG")
     assert b"no slope" in kept.read("word_errors.md")

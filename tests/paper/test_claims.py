@@ -29,7 +29,7 @@ def test_a_claim_holds_by_its_interval(hits, above, level):
     assert verdict_of(LEVEL, [make_ranking(hits)], [make_ranking(100, seed=1)]) == level
 
 
-def test_each_seed_and_the_paper_stand_beside_the_pooled_difference():
+def test_each_seed_and_the_paper_are_shown_with_the_pooled_difference():
     ours, theirs = [make_ranking(60), make_ranking(80, seed=1)], [make_ranking(40), make_ranking(50, seed=1)]
     published = {"a": (40.0, 0, 0, 50.0, 0, 0), "b": (30.5, 0, 0, None, 0, 0)}
     first, second = judge(ABOVE, "scenes", {"a": ours, "b": theirs}, published)

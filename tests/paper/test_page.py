@@ -62,7 +62,7 @@ def emotion(accuracy: float, half: float = 4.0) -> EmotionResult:
     )  # fmt: skip
 
 
-def test_emotion_stands_beside_the_commonest_answer():
+def test_emotion_is_shown_with_the_majority_baseline():
     results = {
         ("brewclip", "acoustic", "probe"): [emotion(80), emotion(90)],
         ("brewclip", "acoustic", "finetune"): [emotion(86), emotion(86)],

@@ -1,4 +1,4 @@
-"""Real speech: word errors beside whisper.transcribe, and emotional clips from the recipe to a probe by speaker."""
+"""Real speech: word errors compared with whisper.transcribe, emotional clips from the recipe to a probe by speaker."""
 
 import json
 import os
@@ -72,9 +72,9 @@ def test_the_page_names_the_command_and_what_was_measured(shared_directory, tmp_
     text = reproduce_real_speech(config, tmp_path / "speech", [], "python jobs/reproduce.py real_speech scenes")
     assert "```\npython jobs/reproduce.py real_speech scenes\n```" in text
     assert "| RAVDESS | 1 | 6 | extraction | 0.00 [0.00, 0.00] | +0.00 [+0.00, +0.00] | 0 |" in text
-    kept = open_storage(f"{tmp_path.as_uri()}/experiments/real_speech")
-    assert kept.read("table.md").decode() == text
-    assert {one["way"] for one in json.loads(kept.read("results.json"))["word_errors"]} == set(WAYS)
+    written = open_storage(f"{tmp_path.as_uri()}/experiments/real_speech")
+    assert written.read("table.md").decode() == text
+    assert {one["way"] for one in json.loads(written.read("results.json"))["word_errors"]} == set(WAYS)
 
 
 def run(*words: str) -> str:

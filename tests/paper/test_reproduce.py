@@ -1,4 +1,4 @@
-"""A table by its command, on a tiny corpus: cells that are done are kept, the others are trained and measured."""
+"""A table by its command, on a tiny corpus: cached cells are reused, the others are trained and evaluated."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ COMMAND = "python jobs/reproduce.py table1 scenes"
 
 
 def load_job() -> ModuleType:
-    """Load jobs/reproduce.py, which lies in a folder of scripts."""
+    """Load jobs/reproduce.py, which is in a folder of scripts."""
     spec = importlib.util.spec_from_file_location("reproduce_job", CHECKOUT / "jobs" / "reproduce.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -76,8 +76,8 @@ def test_runs_have_the_names_that_jobs_train_gives_them():
         ["scenes-pipeline-0", "scenes-pipeline-1"],
     ]
     trained, fed = list(rows.values())[3][0], list(rows.values())[4][0]
-    assert (trained.train.data.transcript, trained.reads) == ("ground_truth", "ground_truth")
-    assert (fed.train.data.transcript, fed.reads) == ("asr", "ground_truth")
+    assert (trained.train.data.transcript, trained.test_transcript) == ("ground_truth", "ground_truth")
+    assert (fed.train.data.transcript, fed.test_transcript) == ("asr", "ground_truth")
     assert trained.name == "scenes-pipeline-ground_truth-0--scenes-test-ground_truth"
 
 
@@ -102,7 +102,7 @@ def test_table5_trains_on_every_corpus_once():
     assert len(zero_shot) == 1, "nothing is trained, so seeds are all the same"
 
 
-def test_what_is_kept_can_be_shown_before_anything_is_there(tmp_path):
+def test_cached_results_can_be_shown_before_there_are_any(tmp_path):
     text = reproduce_table("table1", {"scenes": tiny(tmp_path.as_uri())}, [0], "test", COMMAND, keeps_only=True)
     assert text.count("| - | - | - | - | - | - |") == 3 and "not run" in text
 
@@ -135,22 +135,22 @@ def ray(ray_head) -> Iterator[None]:
 
 @pytest.mark.services
 def test_cells_are_run_once(storage, ray, capsys):
-    config, kept = tiny(storage), open_storage(f"{storage}/experiments/cells")
+    config, cache = tiny(storage), open_storage(f"{storage}/experiments/cells")
     text = reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND)
     said = capsys.readouterr().out
     assert "training scenes-pipeline-0" in said and "training scenes-brewclip-0" not in said
-    assert said.count(": measured on 12 recordings") == len(kept.list_names()) == 3
+    assert said.count(": measured on 12 recordings") == len(cache.list_names()) == 3
     assert text.count("\n| ") >= 3 and "| not run |" not in text
 
     def again() -> str:
         assert reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND) == text
         return capsys.readouterr().out
 
-    assert again().count(": kept") == 3
+    assert again().count(": cached") == 3
     name = "scenes-pipeline-0--scenes-test-asr"
-    kept.delete(f"{name}.npz")
+    cache.delete(f"{name}.npz")
     said = again()
-    assert f"cell {name}: measured" in said and said.count(": kept") == 2 and "training" not in said
+    assert f"cell {name}: measured" in said and said.count(": cached") == 2 and "training" not in said
     save_finished(for_variant(config, "brewclip", 0), step=3)
     reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND)
     said = capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_mistakes_on_the_command_line(words, message):
 
 
 @pytest.mark.slow
-def test_the_command_line_shows_what_is_kept(tmp_path):
+def test_the_command_line_shows_cached_results(tmp_path):
     page = tmp_path / "RESULTS.md"
     words = ["table2", "scenes", "scenes_noisy", "--seeds", "0", "1", "--storage", tmp_path.as_uri(), "--only-cached"]
     command = [sys.executable, "jobs/reproduce.py", *words, "--markdown", str(page)]

@@ -1,4 +1,4 @@
-"""Relevance maps: high where a named thing is, and where frames say something; silent for what is not heard."""
+"""Relevance maps: high on named objects and on informative frames; None without an acoustic channel."""
 
 import numpy as np
 import pytest

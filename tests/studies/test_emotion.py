@@ -1,4 +1,4 @@
-"""Emotion probes: what they read, whom they are tested on, and what a text alone can tell."""
+"""Emotion probes: what they read, whom they are tested on, and what the text alone reveals."""
 
 from dataclasses import replace
 
@@ -146,8 +146,8 @@ def test_each_speaker_is_tested_on_once_by_a_probe_that_never_heard_them(config)
         load_folds(config, replace(PROBE, test_split="missing"))
 
 
-def test_of_strengths_that_folds_hardly_tell_apart_the_most_regularised_is_taken(monkeypatch):
-    """Of five speakers, four are told alike by C from 0.01 on, and one a little better by the largest."""
+def test_of_strengths_that_folds_hardly_distinguish_the_most_regularised_is_taken(monkeypatch):
+    """Of five speakers, four are classified alike by C from 0.01 on, and one a little better by the largest."""
     known = {1e-4: [30] * 5, 1e-3: [50] * 5, 1e-2: [70, 60, 80, 65, 70]}
     known |= {1e-1: [70, 60, 80, 65, 72], 1.0: [70, 60, 80, 65, 73], 10.0: [70, 60, 80, 65, 75]}
     folds = iter(range(5))
@@ -220,7 +220,7 @@ def test_a_recording_without_frames_is_no_error(config, clips):
     )
 
 
-def test_tables_show_the_baseline_beside_the_accuracy(clips):
+def test_tables_show_the_baseline_and_the_accuracy(clips):
     result = replace(
         probe_whisper([clips], PROBE), accuracy=75.0, low=60.04, high=90.0, confusion=[[1, 0, 0], [0, 2, 0], [1, 0, 4]]
     )

@@ -1,4 +1,4 @@
-"""Sheets of images: every query has its row, the right answer its frame, and maps lie over what they are of."""
+"""Figures: a gallery row per query with the correct image framed, and relevance maps over image and spectrogram."""
 
 import io
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_a_gallery_shows_what_was_found(config, results):
     assert image.shape[0] == 40 + 6 * (TILE_PIXELS + 12)
 
 
-def test_relevance_lies_where_it_is():
+def test_relevance_is_drawn_at_its_position():
     relevance = np.zeros((2, 2), np.float32)
     relevance[0, 1] = 1
     heat = np.asarray(overlay(plain((128, 128, 128), (80, 80)), relevance), int).sum(axis=2)
@@ -98,7 +98,7 @@ def test_maps_of_every_system_that_hears_and_that_does_not(config, results):
 
 
 def test_sound_that_is_gone_leaves_the_relevance():
-    looks = [RelevanceMaps("a", 1, np.ones((2, 2), np.float32), np.linspace(0, 1, 9, dtype=np.float32))]
-    image = pixels(draw_relevance(["key"], plain((9, 9, 9)), np.zeros((80, 0), np.float32), looks))
+    maps = [RelevanceMaps("a", 1, np.ones((2, 2), np.float32), np.linspace(0, 1, 9, dtype=np.float32))]
+    image = pixels(draw_relevance(["key"], plain((9, 9, 9)), np.zeros((80, 0), np.float32), maps))
     last = image[-60, -800:-20]
     assert last[-1].astype(int).sum() > last[0].astype(int).sum() + 100

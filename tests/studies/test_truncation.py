@@ -1,4 +1,4 @@
-"""What is cut from the inputs, and both recalls side by side."""
+"""The study of truncation: truncated shares, and recall with truncated and whole inputs."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_each_input_of_a_variant_is_made_whole_alone(config, variant, names):
         assert len(changed) == 1
 
 
-def test_both_recalls_and_what_was_cut(config, monkeypatch):
+def test_both_recalls_and_the_truncated_share(config, monkeypatch):
     monkeypatch.setattr(inputs, "evaluate_system", evaluate_here)
     effects = measure_truncation(system_of(config, "brewclip"), "dev")
     image, text, speech = effects
@@ -47,11 +47,11 @@ def test_both_recalls_and_what_was_cut(config, monkeypatch):
     assert text.whole.truncation.truncated_tokens == 0
     assert speech.truncated.truncation.truncated_frames > 0
     assert speech.whole.truncation.truncated_frames == 0
-    assert (text.whole.embeddings.speech[2] != text.cut.embeddings.speech[2]).any()
-    assert abs(text.whole.embeddings.speech[[0, 1, 3]] - text.cut.embeddings.speech[[0, 1, 3]]).max() < 1e-4
-    assert abs(image.whole.embeddings.images - image.cut.embeddings.images).max() < 1e-5  # they are square
+    assert (text.whole.embeddings.speech[2] != text.truncated.embeddings.speech[2]).any()
+    assert abs(text.whole.embeddings.speech[[0, 1, 3]] - text.truncated.embeddings.speech[[0, 1, 3]]).max() < 1e-4
+    assert abs(image.whole.embeddings.images - image.truncated.embeddings.images).max() < 1e-5  # they are square
     for one in effects:
-        gain = one.whole.metrics["speech_to_image/R1"] - one.cut.metrics["speech_to_image/R1"]
+        gain = one.whole.metrics["speech_to_image/R1"] - one.truncated.metrics["speech_to_image/R1"]
         assert one.differences[1].mean == pytest.approx(gain)
     table = truncation_table(effects).splitlines()
     assert len(table) == 4

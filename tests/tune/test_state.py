@@ -109,7 +109,7 @@ class _Trial:
 
 
 def test_settings_that_cannot_be_swept_are_refused():
-    with pytest.raises(UserError, match="--sweep.scheduler pbt does not fit"):
+    with pytest.raises(UserError, match=r"--sweep\.scheduler pbt does not fit"):
         check_options(sweep_config(scheduler="pbt"))
 
 

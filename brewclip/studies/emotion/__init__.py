@@ -1,1 +1,1 @@
-"""Emotion in the features: a probe on frozen features, and finetuning."""
+"""Emotion recognition: linear probes on frozen features, and finetuning."""

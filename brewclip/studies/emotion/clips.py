@@ -1,4 +1,4 @@
-"""Recordings with a speaker and an emotion, and no image: read from a split, divided by speaker, augmented."""
+"""Recordings labelled with speaker and emotion: load from a split, divide by speaker, augment."""
 
 from dataclasses import dataclass, replace
 
@@ -17,13 +17,13 @@ _HELD_OUT_FRACTION = 0.25  # RAVDESS tests on 6 of its 24 actors
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording.
+    """One recording with its labels.
 
     Attributes:
-        key: of the sample.
-        speaker: who speaks.
-        emotion: its label.
-        text: what the text channel reads.
+        key: key of the sample.
+        speaker: name of the speaker.
+        emotion: label.
+        text: input of the text channel.
         audio: (frames, dim) float16, Whisper features.
     """
 
@@ -35,11 +35,11 @@ class Clip:
 
 
 class ClipDecoder:
-    """Turns a stored sample into a `Clip`; its image is not looked at.
+    """Decode a stored sample into a `Clip`, ignoring its image.
 
     Args:
-        transcript: which text is read, a key of `TEXT_FIELDS`.
-        max_audio_frames: longest speech kept.
+        transcript: which text to read, a key of `TEXT_FIELDS`.
+        max_audio_frames: number of frames to which speech is truncated.
     """
 
     def __init__(self, transcript: str, max_audio_frames: int) -> None:
@@ -50,7 +50,7 @@ class ClipDecoder:
         """Decode a sample.
 
         Raises:
-            BadSample: with the cause features, or the name of the field that is missing.
+            BadSample: with the cause `features`, or the name of the missing field.
         """
         if sample.features is None:
             raise BadSample("features", f"sample {sample.key!r} has no Whisper features: run jobs/extract.py")
@@ -69,12 +69,12 @@ class ClipDecoder:
 
 @dataclass(frozen=True)
 class ClipSplit:
-    """Clips to learn from and clips of other speakers to test on.
+    """Training clips, and test clips of other speakers.
 
     Attributes:
         train, test: the clips.
-        labels: the emotions, in order of name.
-        how: one line that says how speakers were divided.
+        labels: the emotions, sorted by name.
+        how: one line that describes how speakers were divided.
     """
 
     train: list[Clip]
@@ -84,7 +84,7 @@ class ClipSplit:
 
 
 def load_clips(config: Config, split: str, transcript: str) -> list[Clip]:
-    """Read all clips of a split into memory; what cannot be used is counted and printed.
+    """Read all clips of a split into memory; rejected samples are counted and printed.
 
     Raises:
         UserError: if no clip can be used, or more are damaged than --data.max-bad-fraction allows.
@@ -109,7 +109,7 @@ def load_folds(config: Config, probe: ProbeConfig) -> list[ClipSplit]:
     """Read the clips of a corpus and divide them by speaker, as `--probe.folds` says.
 
     Returns:
-        One division, that of the splits (see `divide_by_speaker`); or one for each speaker, who is tested on in it.
+        One fold, from the splits (see `divide_by_speaker`); or one per speaker, whose clips are its test clips.
 
     Raises:
         UserError: as `load_clips`, or if there are too few speakers or emotions, or no test split.
@@ -127,7 +127,7 @@ def load_folds(config: Config, probe: ProbeConfig) -> list[ClipSplit]:
 
 
 def splits_of(config: Config, probe: ProbeConfig) -> list[str]:
-    """Return the training split and, if it is there, the test split."""
+    """Return the training split and, if it exists, the test split."""
     try:
         open_manifest(f"{config.features_url}/{probe.test_split}", retry_seconds=10)
     except ManifestError:
@@ -136,10 +136,10 @@ def splits_of(config: Config, probe: ProbeConfig) -> list[str]:
 
 
 def divide_by_speaker(train: list[Clip], test: list[Clip]) -> ClipSplit:
-    """Make sure that nobody is both learned from and tested on.
+    """Return a division in which no speaker is in both training and test clips.
 
-    Splits whose speakers differ stay as they are (RAVDESS: actors 1-18 and 19-24). Otherwise both are put together and
-    the last quarter of the speakers in order of name is tested on, as RAVDESS does with its actors.
+    Splits with disjoint speakers are not changed (RAVDESS: actors 1-18 and 19-24). Otherwise both are joined, and the
+    last quarter of the speakers, sorted by name, is held out for testing, like the actors of RAVDESS.
 
     Raises:
         UserError: if there are too few speakers, or an emotion of the test clips is not among the training clips.
@@ -157,7 +157,7 @@ def divide_by_speaker(train: list[Clip], test: list[Clip]) -> ClipSplit:
     if len(speakers) < 2 or len(labels) < 2:
         raise UserError(
             f"an emotion probe needs 2 speakers and 2 emotions to learn from, there are {len(speakers)} and "
-            f"{len(labels)} beside the speakers that are tested on"
+            f"{len(labels)} without the test speakers"
         )
     unknown = sorted({clip.emotion for clip in test} - set(labels))
     if unknown:
@@ -166,7 +166,7 @@ def divide_by_speaker(train: list[Clip], test: list[Clip]) -> ClipSplit:
 
 
 def hold_out_each_speaker(clips: list[Clip]) -> list[ClipSplit]:
-    """Return a division for each speaker, in order of name, in which they alone are tested on.
+    """Return one fold per speaker, sorted by name, in which only this speaker is held out for testing.
 
     Raises:
         UserError: as `divide_by_speaker`.
@@ -185,7 +185,7 @@ def hold_out_each_speaker(clips: list[Clip]) -> list[ClipSplit]:
 
 
 def last_speakers(clips: list[Clip]) -> set[str]:
-    """Return the last quarter of the speakers in order of name, at least one.
+    """Return the last quarter of the speakers, sorted by name, at least one.
 
     Raises:
         UserError: if there is only one speaker.
@@ -199,16 +199,15 @@ def last_speakers(clips: list[Clip]) -> set[str]:
 def augment(
     audio: NDArray[np.float16], mask_fraction: float, noise_level: float, rng: np.random.Generator
 ) -> NDArray[np.float16]:
-    """Return a changed copy of a clip's frames: one stretch masked, and noise.
+    """Return an augmented copy of a clip's frames: one span masked, and Gaussian noise added.
 
-    Features are stored and waveforms are not, so what is changed is what Whisper made of the sound. A masked frame is
-    the mean frame, which carries least.
+    Augmentation is applied to the features, as waveforms are not stored. Masked frames are replaced by the mean frame.
 
     Args:
         audio: (frames, dim).
-        mask_fraction: longest stretch, as a share of the frames; its length and place are drawn.
-        noise_level: of Gaussian noise, relative to the standard deviation of the frames in each dimension.
-        rng: what is drawn from.
+        mask_fraction: longest span, as a fraction of the frames; length and position are random.
+        noise_level: standard deviation of the noise, relative to that of the frames in each dimension.
+        rng: random generator.
     """
     if not len(audio):
         return audio

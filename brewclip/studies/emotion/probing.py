@@ -1,7 +1,7 @@
-"""Emotion classifiers and how they learn: logistic regression on features, and finetuning from there on.
+"""Training of emotion classifiers: logistic regression on features, and finetuning that starts from it.
 
-Nothing here sees a test clip: the strength of regularisation, the learning rate and the number of epochs are chosen by
-cross-validation over training speakers.
+Test clips are not used here: regularisation, learning rate and number of epochs are chosen by cross-validation over
+training speakers.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,22 +26,22 @@ INVERSE_REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _NUM_FOLDS = 5
 _MAX_ITERATIONS = 2_000
 _EMBED_BATCH = 64
-_ABSENT_BIAS = -30.0  # of an emotion that the clips at hand do not have: never predicted, and finite
+_ABSENT_BIAS = -30.0  # of an emotion without training clips: never predicted, but finite
 
 
 def choose_regularisation(features: NDArray[Any], targets: NDArray[np.int64], speakers: NDArray[Any]) -> float:
-    """Choose the strength of regularisation by cross-validation over speakers.
+    """Choose the regularisation by cross-validation over speakers.
 
     Source: the rule of one standard error (Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3).
 
     Args:
-        features: (views, n, D); view 0 are the clips as they are, the only ones that are validated on.
-        targets: (n,) number of the emotion.
-        speakers: (n,).
+        features: (views, n, D); view 0 holds the original clips, the only ones used for validation.
+        targets: (n,) class indices.
+        speakers: (n,) names.
 
     Returns:
-        C of `INVERSE_REGULARISATION`: the strongest regularisation whose accuracy is within one standard error of the
-        best one's, as folds by speaker hardly tell neighbours apart.
+        C from `INVERSE_REGULARISATION`: the strongest regularisation with an accuracy within one standard error of the
+        best, as folds by speaker hardly distinguish neighbouring values.
     """
     accuracies = np.array(
         [
@@ -49,7 +49,7 @@ def choose_regularisation(features: NDArray[Any], targets: NDArray[np.int64], sp
             for learn, validate in _folds(targets, speakers)
         ]
     ).reshape(-1, len(INVERSE_REGULARISATION))
-    if not len(accuracies):  # nothing to choose by
+    if not len(accuracies):  # no fold to validate on
         return INVERSE_REGULARISATION[0]
     return INVERSE_REGULARISATION[_simplest(accuracies)]
 
@@ -76,7 +76,7 @@ def fit_probe(features: NDArray[Any], targets: NDArray[np.int64], strength: floa
 
 
 def _folds(targets: NDArray[np.int64], speakers: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yield rows to learn from and rows of other speakers, where there are two emotions to learn."""
+    """Yield training rows and validation rows of other speakers, for folds with at least two emotions."""
     folds = GroupKFold(min(_NUM_FOLDS, len(np.unique(speakers))))
     for learn, validate in folds.split(targets, groups=speakers):
         if len(np.unique(targets[learn])) > 1:
@@ -84,21 +84,21 @@ def _folds(targets: NDArray[np.int64], speakers: NDArray[Any]) -> Iterator[tuple
 
 
 def targets_of(clips: list[Clip], labels: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return the number of each clip's emotion, and its speaker."""
+    """Return the class index and the speaker of each clip."""
     targets = np.array([labels.index(clip.emotion) for clip in clips], np.int64)
     return targets, np.array([clip.speaker for clip in clips])
 
 
 def views_of(clips: list[Clip], probe: ProbeConfig) -> Iterator[list[Clip]]:
-    """Yield the clips as they are, and then their changed copies."""
+    """Yield the original clips, then their augmented copies."""
     yield clips
     rng = np.random.default_rng(probe.seed)
     for _ in range(probe.augmented_copies):
-        yield _changed(clips, probe, rng)
+        yield _augmented(clips, probe, rng)
 
 
 class Learner:
-    """A classifier with what feeds it, sentences to tokens and clips to batches.
+    """Train and apply an emotion classifier on clips.
 
     Args:
         classifier: on the device to compute on.
@@ -117,21 +117,21 @@ class Learner:
         self.classifier, self.tokenize, self.labels, self.probe = classifier.eval(), tokenize, labels, probe
 
     def embed(self, clips: list[Clip]) -> NDArray[np.float32]:
-        """Return the features of the channel, (n, D), as the model is now."""
+        """Return the features of the channel, (n, D), with the current weights."""
         return self._run(self.classifier.features, clips)
 
     def embed_views(self, clips: list[Clip]) -> NDArray[np.float32]:
-        """Return the features (views, n, D) of training clips and of their changed copies."""
+        """Return the features (views, n, D) of training clips and their augmented copies."""
         return np.stack([self.embed(view) for view in views_of(clips, self.probe)])
 
     def predict(self, clips: list[Clip]) -> NDArray[np.int64]:
-        """Return the number of the emotion that model and head give each clip."""
+        """Return the predicted class index of each clip."""
         return self._run(self.classifier, clips).argmax(axis=1)
 
     def choose_schedule(self, clips: list[Clip], strength: float) -> tuple[float, int]:
-        """Return learning rate and number of epochs with the best accuracy in cross-validation by speaker.
+        """Choose learning rate and number of epochs by accuracy in cross-validation over speakers.
 
-        Of equal ones the fewest epochs; no epoch at all is the probe itself. The model is afterwards what it was.
+        Ties go to the fewest epochs; zero epochs is the probe itself. The weights are restored afterwards.
         """
         targets, speakers = targets_of(clips, self.labels)
         start = {name: value.detach().clone() for name, value in self.classifier.finetuned_parameters().items()}
@@ -154,18 +154,18 @@ class Learner:
                 value.copy_(start[name])
 
     def finetune(self, clips: list[Clip], linear: Pipeline, lr: float, num_epochs: int) -> None:
-        """Do all of `iter_finetuning`."""
+        """Run `iter_finetuning` to its end."""
         for _ in self.iter_finetuning(clips, linear, lr, num_epochs):
             pass
 
     def iter_finetuning(self, clips: list[Clip], linear: Pipeline, lr: float, num_epochs: int) -> Iterator[int]:
-        """Train head, prompts and last acoustic layer from a probe on; yield how many epochs are done, from 0.
+        """Train head, prompts and last acoustic layer, starting from a probe; yield the number of epochs done, from 0.
 
         Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features": first the head alone, then all.
 
         Args:
-            clips: learned from.
-            linear: the probe that the head starts as.
+            clips: training clips.
+            linear: probe that initialises the head.
             lr: learning rate of Adam.
             num_epochs: passes over the clips.
         """
@@ -176,7 +176,7 @@ class Learner:
         rng = np.random.default_rng(probe.seed)
         yield 0
         for epoch in range(1, num_epochs + 1):
-            seen = _changed(clips, probe, rng) if probe.augmented_copies else clips
+            seen = _augmented(clips, probe, rng) if probe.augmented_copies else clips
             classifier.train()
             for rows in np.array_split(rng.permutation(len(clips)), -(-len(clips) // probe.batch_size)):
                 batch = [seen[row] for row in rows]
@@ -190,11 +190,11 @@ class Learner:
             yield epoch
 
     def _load_head(self, linear: Pipeline) -> None:
-        """Put a probe into the head, the standardisation of its input folded in."""
+        """Load the weights of a probe into the head, with the standardisation folded in."""
         scaler, regression = linear[0], linear[1]
         weight = regression.coef_ / scaler.scale_
         bias = regression.intercept_ - weight @ scaler.mean_
-        if len(weight) == 1:  # of two emotions, the second against the first
+        if len(weight) == 1:  # two emotions: the second against the first
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         head = self.classifier.head
         with torch.no_grad():
@@ -221,5 +221,5 @@ class Learner:
         return self.tokenize([clip.text for clip in clips]).to(device), audio.to(device), mask.to(device)
 
 
-def _changed(clips: list[Clip], probe: ProbeConfig, rng: np.random.Generator) -> list[Clip]:
+def _augmented(clips: list[Clip], probe: ProbeConfig, rng: np.random.Generator) -> list[Clip]:
     return [replace(clip, audio=augment(clip.audio, probe.mask_fraction, probe.noise_level, rng)) for clip in clips]

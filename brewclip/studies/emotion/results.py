@@ -1,4 +1,4 @@
-"""Emotion results as people read them, and where they are kept: table, confusion matrices, JSON, MLflow."""
+"""Format and save emotion results: tables, confusion matrices, JSON, MLflow."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from brewclip.tracking.tracker import Tracker
 
 
 def emotion_rows(results: list[EmotionResult]) -> list[list[str]]:
-    """Return header and one row for each result: accuracy with interval, and the majority baseline beside it."""
+    """Return a header and one row per result: accuracy with interval, and the majority baseline."""
     header = ["system", "features", "method", "accuracy in % [95 %]", "majority in %"]
     return [header] + [
         [
@@ -32,7 +32,7 @@ def emotion_rows(results: list[EmotionResult]) -> list[list[str]]:
 
 
 def speaker_rows(results: list[EmotionResult]) -> list[list[str]]:
-    """Return header and one row for each result: accuracy on each speaker tested on."""
+    """Return a header and one row per result: accuracy on each test speaker."""
     speakers = results[0].test_speakers
     return [["system", "features", "method", *speakers]] + [
         [one.system, one.channel, one.method, *(f"{one.by_speaker[name]:.1f}" for name in speakers)] for one in results
@@ -40,13 +40,13 @@ def speaker_rows(results: list[EmotionResult]) -> list[list[str]]:
 
 
 def confusion_rows(result: EmotionResult) -> list[list[str]]:
-    """Return header and one row for each true emotion: how often it was taken for which."""
+    """Return the confusion matrix as a header and one row per true emotion."""
     header = ["true \\ predicted", *result.labels]
     return [header] + [[label, *map(str, row)] for label, row in zip(result.labels, result.confusion, strict=True)]
 
 
 def emotion_text(results: list[EmotionResult], *, markdown: bool = False) -> str:
-    """Return table, confusion matrices and how speakers were divided."""
+    """Format tables, confusion matrices and the division of speakers."""
     layout = markdown_table if markdown else align
     first = results[0]
     about = (
@@ -63,23 +63,23 @@ def emotion_text(results: list[EmotionResult], *, markdown: bool = False) -> str
 
 
 def _listed(values: Sequence[float]) -> str:
-    """Return the choices of all divisions; one, where all are the same."""
+    """Format the choices of all folds; a single one if all are equal."""
     return ", ".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
 def record_emotion(
     config: Config, systems: list[System], results: list[EmotionResult], probe: ProbeConfig, methods: Sequence[str]
 ) -> str:
-    """Write emotion.json and emotion.md, and the accuracies to MLflow.
+    """Write emotion.json and emotion.md, and log accuracies to MLflow.
 
     Args:
         config: settings of the evaluation.
-        systems: those with an MLflow run of their training get the metrics there, too.
-        results: of the systems and of the baseline.
+        systems: evaluated systems; metrics are also logged to their training runs in MLflow.
+        results: results of the systems and the baseline.
         probe, methods: settings of the classifiers.
 
     Returns:
-        The URL of the folder; see `open_folder`.
+        URL of the folder; see `open_folder`.
     """
     folder = open_folder(
         config,

@@ -1,4 +1,4 @@
-"""How much emotion features carry: a classifier on them, tested on speakers that it never heard."""
+"""Emotion recognition study: train classifiers on the features of a system and test them on held-out speakers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,27 +18,27 @@ from brewclip.studies.emotion.clips import Clip, ClipSplit, load_folds
 from brewclip.studies.emotion.probing import Learner, choose_regularisation, fit_probe, targets_of, views_of
 
 WHISPER = "whisper"
-_USUAL_STRENGTH = 1.0  # of scikit-learn
+_DEFAULT_C = 1.0  # of scikit-learn
 
 
 @dataclass(frozen=True)
 class EmotionResult:
-    """What a classifier made of the test clips; shares are in percent.
+    """Accuracy and predictions of a classifier on the test clips; shares in percent.
 
     Attributes:
         system: name of the system, or `whisper`.
         channel: `acoustic` F_A, `speech` F_L, `text` F_T, or `mean frame` of Whisper.
         method: `probe` or `finetune`.
-        accuracy, low, high: share of right answers with its 95 % bootstrap interval over clips.
-        majority: share of the most frequent emotion of the test clips, the best that a constant answer can do.
+        accuracy, low, high: share of correct predictions with its 95 % bootstrap interval over clips.
+        majority: share of the most frequent emotion of the test clips, the accuracy of the best constant prediction.
         labels: the emotions.
-        confusion: a row for each true emotion, a column for each predicted one; counts of clips.
-        num_train: clips learned from, without changed copies; of several divisions, in the smallest.
-        by_speaker: accuracy on each of the speakers tested on.
-        hits: 1 for each test clip that was told right, else 0, in their order.
+        confusion: counts of clips, one row per true emotion, one column per predicted emotion.
+        num_train: training clips without augmented copies, of the smallest fold.
+        by_speaker: accuracy on each test speaker.
+        hits: 1 for each correctly classified test clip, else 0, in their order.
         split: how speakers were divided.
-        inverse_regularisation: C of the probe in each division, chosen on its training speakers.
-        lr, num_epochs: of finetuning, chosen likewise; 0 epochs are the probe itself.
+        inverse_regularisation: C of the probe in each fold, chosen on its training speakers.
+        lr, num_epochs: schedule of finetuning, chosen likewise; 0 epochs is the probe itself.
     """
 
     system: str
@@ -60,22 +60,22 @@ class EmotionResult:
 
     @property
     def num_test(self) -> int:
-        """Clips tested on."""
+        """Number of test clips."""
         return sum(map(sum, self.confusion))
 
     @property
     def test_speakers(self) -> tuple[str, ...]:
-        """Who was tested on."""
+        """Names of the test speakers."""
         return tuple(self.by_speaker)
 
     def record(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it."""
+        """Return all fields as plain JSON."""
         return asdict(self) | {"num_test": self.num_test}
 
 
 @dataclass(frozen=True)
 class _Fold:
-    """What was predicted for the test clips of one division, and with which choices."""
+    """Predictions on the test clips of one fold, and the chosen hyperparameters."""
 
     predicted: NDArray[np.int64]
     strength: float
@@ -92,18 +92,18 @@ def probe_system(
     probe: ProbeConfig | None = None,
     folds: Sequence[ClipSplit] = (),
 ) -> EmotionResult:
-    """Train an emotion classifier on a system and test it on other speakers, in each division anew.
+    """Train an emotion classifier on a system and test it on other speakers, in each fold.
 
     Args:
-        config: names the corpus: storage, data and Whisper.
+        config: storage, data and Whisper settings of the emotion corpus.
         system: from `describe_system`.
-        channel: `acoustic`, `speech` or `text`; empty takes the sound where the system hears, else the text.
-        method: `probe` leaves the model as it is, `finetune` trains prompts and last acoustic layer with the head.
-        probe: settings; those of `ProbeConfig` by default.
-        folds: from `load_folds`, if they are at hand; read from storage by default.
+        channel: `acoustic`, `speech` or `text`; empty is `acoustic` if the system has that channel, else `text`.
+        method: `probe` freezes the model, `finetune` trains prompts and last acoustic layer with the head.
+        probe: settings; default `ProbeConfig()`.
+        folds: from `load_folds`; loaded from storage if empty.
 
     Raises:
-        UserError: if corpus, checkpoint and channel do not fit, or there is nothing to finetune.
+        UserError: if corpus, checkpoint and channel do not match, or there is nothing to finetune.
     """
     probe = probe or ProbeConfig()
     folds = folds or load_folds(config, probe)
@@ -118,7 +118,7 @@ def probe_system(
 
 
 def probe_whisper(folds: Sequence[ClipSplit], probe: ProbeConfig) -> EmotionResult:
-    """Train the plain baseline: logistic regression on the mean of Whisper's frames."""
+    """Train the baseline probe: logistic regression on the mean of Whisper's frames."""
     return probe_features(WHISPER, "mean frame", folds, probe, _mean_frames)
 
 
@@ -129,10 +129,10 @@ def probe_features(
     probe: ProbeConfig,
     embed: Callable[[list[Clip]], NDArray[Any]],
 ) -> EmotionResult:
-    """Train a probe on any features.
+    """Train a probe on arbitrary features.
 
     Args:
-        system, channel: what tables call them.
+        system, channel: labels in tables.
         folds: from `load_folds`.
         probe: settings.
         embed: n clips -> (n, D).
@@ -142,17 +142,17 @@ def probe_features(
 
 
 def probe_plainly(folds: Sequence[ClipSplit]) -> EmotionResult:
-    """Train what anyone would type: scikit-learn's logistic regression as it comes, on the standardised mean frame."""
+    """Train scikit-learn's logistic regression with default settings on the standardised mean frame."""
     found = []
     for clips in folds:
         targets, _ = targets_of(clips.train, clips.labels)
-        linear = fit_probe(_mean_frames(clips.train)[None], targets, _USUAL_STRENGTH)
-        found.append(_Fold(linear.predict(_mean_frames(clips.test)), _USUAL_STRENGTH))
+        linear = fit_probe(_mean_frames(clips.train)[None], targets, _DEFAULT_C)
+        found.append(_Fold(linear.predict(_mean_frames(clips.test)), _DEFAULT_C))
     return _result((WHISPER, "mean frame", "scikit-learn's default"), folds, found)
 
 
 def _load_learner(system: System, channel: str, method: str, probe: ProbeConfig, clips: ClipSplit) -> Learner:
-    """Return a classifier on the system as it was trained."""
+    """Build a classifier on a trained system."""
     model, clip_model = load_system(system, clips.train[0].audio.shape[1])
     try:
         classifier = EmotionClassifier(model, channel or channels_of(model)[0], len(clips.labels))
@@ -165,7 +165,7 @@ def _load_learner(system: System, channel: str, method: str, probe: ProbeConfig,
 
 
 def _probe(clips: ClipSplit, features: NDArray[Any], embed: Callable[[list[Clip]], NDArray[Any]]) -> _Fold:
-    """Learn from the features (views, n, D) of the training clips, and predict what is embedded of the test clips."""
+    """Train on the features (views, n, D) of the training clips and predict on the embedded test clips."""
     targets, speakers = targets_of(clips.train, clips.labels)
     strength = choose_regularisation(features, targets, speakers)
     return _Fold(fit_probe(features, targets, strength).predict(embed(clips.test)), strength)
@@ -181,23 +181,23 @@ def _finetune(learner: Learner, clips: ClipSplit) -> _Fold:
 
 
 def channels_to_probe(system: System) -> tuple[str, ...]:
-    """Return what of a system is worth probing: the sound, and its sum with the text; or the text alone."""
+    """Return the channels of a system to probe."""
     return {"brewclip": ("acoustic", "speech"), "acoustic": ("acoustic",)}.get(system.config.model.variant, ("text",))
 
 
 def can_finetune(system: System) -> bool:
-    """Return whether a system has prompts or an acoustic layer."""
+    """Return whether a system has prompts or an acoustic layer to finetune."""
     model = system.config.model
     return model.variant in ("brewclip", "acoustic") or (model.variant == "pipeline" and model.prompt_length > 0)
 
 
 def _mean_frames(clips: list[Clip]) -> NDArray[np.float32]:
-    """Return the mean frame of each clip (n, dim); zero for a clip without frames."""
+    """Return the mean frame of each clip, (n, dim); zero for a clip without frames."""
     return np.stack([clip.audio.astype(np.float32).sum(axis=0) / max(1, len(clip.audio)) for clip in clips])
 
 
 def _result(names: tuple[str, str, str], folds: Sequence[ClipSplit], found: Sequence[_Fold]) -> EmotionResult:
-    """Put the test clips of all divisions together."""
+    """Combine the predictions of all folds."""
     labels = tuple(sorted({label for clips in folds for label in clips.labels}))
     targets, speakers = targets_of([clip for clips in folds for clip in clips.test], labels)
     named = [clips.labels[number] for clips, fold in zip(folds, found, strict=True) for number in fold.predicted]

@@ -1,1 +1,1 @@
-"""Word errors of the transcripts, and recall as a function of them."""
+"""Word errors of the transcripts and their effect on recall."""

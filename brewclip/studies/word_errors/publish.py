@@ -1,4 +1,4 @@
-"""A study of word errors from rankings to what is kept of it: tables, image, JSON, MLflow."""
+"""Run a study of word errors on rankings and save its results: tables, figure, JSON, MLflow."""
 
 import json
 from dataclasses import asdict
@@ -25,18 +25,18 @@ def study_word_errors(
     systems: list[System],
     rankings: list[Ranking],
 ) -> str:
-    """Relate systems' ranks to word errors, print the tables, and keep tables, image and every utterance.
+    """Relate systems' ranks to word errors, print the tables, and save tables, figure and all utterances.
 
     Args:
         config: settings of the evaluation.
-        split: that was evaluated.
+        split: evaluated split.
         utterances: from `load_utterances`.
-        num_samples: of the split.
-        systems: that were evaluated.
-        rankings: one for each of them.
+        num_samples: samples of the split.
+        systems: evaluated systems.
+        rankings: one per system.
 
     Returns:
-        The URL of the folder that holds word_errors.json, word_errors.md and word_errors.png.
+        URL of the folder with word_errors.json, word_errors.md and word_errors.png.
     """
     summary = summarise(utterances, num_samples)
     effects = [measure_effect(ranking, utterances) for ranking in rankings]
@@ -52,10 +52,10 @@ def study_word_errors(
         "word_errors.md": "\n".join(markdown_table(rows) for rows in tables),
     }
     title = f"{config.data.corpus}, {split}: hits against word errors"
-    image = draw_effects(effects, title)
+    figure = draw_effects(effects, title)
     folder = open_folder(config, study_name(config, split, "word_errors"), systems, [split])
-    folder.write({name: text.encode() for name, text in texts.items()} | {"word_errors.png": image})
-    _record_in_mlflow(config, folder, summary, effects, texts, image)
+    folder.write({name: text.encode() for name, text in texts.items()} | {"word_errors.png": figure})
+    _record_in_mlflow(config, folder, summary, effects, texts, figure)
     print("\n" + "\n\n".join(align(rows) for rows in tables))
     print(f"\nwritten: {folder.storage.url}/word_errors.{{md,json,png}}", flush=True)
     return folder.storage.url
@@ -67,9 +67,9 @@ def _record_in_mlflow(
     summary: dict[str, Any],
     effects: list[WordErrorEffect],
     texts: dict[str, str],
-    image: bytes,
+    figure: bytes,
 ) -> None:
-    """Give the study a run of its own."""
+    """Log the study as its own MLflow run."""
     tracking = config.tracking
     tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
     record_origin(tracker, config, "word_errors")
@@ -82,5 +82,5 @@ def _record_in_mlflow(
             tracker.log_metrics({f"{prefix}_{key}": value for key, value in numbers.items()}, 0)
     for file, text in texts.items():
         tracker.log_text(text, file)
-    tracker.log_bytes(image, "word_errors.png")
+    tracker.log_bytes(figure, "word_errors.png")
     tracker.finish()

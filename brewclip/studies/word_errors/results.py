@@ -1,4 +1,4 @@
-"""Word errors as people read them: tables, an image, and what is kept as JSON."""
+"""Format the results of a word error study: tables, a figure, and JSON."""
 
 import io
 from typing import Any
@@ -13,12 +13,12 @@ from brewclip.studies.word_errors.study import HIT_AT, WordErrorEffect
 
 _COLOURS = ("#0b6e99", "#c8553d", "#5b8e3e", "#7d5ba6", "#8a6d1c", "#444444")
 _ENDS = ("", "_low", "_high")
-_BESIDE = 0.006  # distance between the points of two systems, of the width
-_LARGEST_WER = 1.5  # shown; above, utterances count at the right edge
+_OFFSET = 0.006  # between the points of two systems, as a fraction of the width
+_LARGEST_WER = 1.5  # of the axis; utterances above are drawn at the right edge
 
 
 def count_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """Return header and one row for each thing that was counted over the split."""
+    """Return a header and one row per count over the split."""
     titles = {
         "corpus_wer": "WER of the corpus in %",
         "median_wer": "median WER of an utterance in %",
@@ -45,7 +45,7 @@ def _cell(value: Any) -> str:
 
 
 def slope_rows(effects: list[WordErrorEffect]) -> list[list[str]]:
-    """Return header and one row for each system: the coefficient of WER for a hit, or why there is none."""
+    """Return a header and one row per system: the effect of WER on the log-odds of a hit, or why there is none."""
     rows = [["system", f"log-odds of R@{HIT_AT} per 10 points of WER [95 %]", "odds ratio [95 %]", "queries"]]
     for one in effects:
         if one.fit is None:
@@ -58,12 +58,12 @@ def slope_rows(effects: list[WordErrorEffect]) -> list[list[str]]:
 
 
 def _per_ten_points(fit: LogisticFit) -> tuple[float, float, float]:
-    """Return the slope and its interval for 10 points of WER in percent, as people read it."""
+    """Return the slope and its interval per 10 percentage points of WER."""
     return 0.1 * fit.slope, 0.1 * fit.low, 0.1 * fit.high
 
 
 def band_rows(effects: list[WordErrorEffect]) -> list[list[str]]:
-    """Return header and one row for each system and band of WER: speech -> image recall with its interval."""
+    """Return a header and one row per system and band of WER: speech -> image recall with its interval."""
     rows = [["system", "WER in %", "queries", *(f"R@{k}" for k in RECALL_AT)]]
     for one in effects:
         for band in one.bands:
@@ -77,7 +77,7 @@ def _recall_cell(recall: tuple[float, float, float] | None) -> str:
 
 
 def record_of(effect: WordErrorEffect) -> dict[str, Any]:
-    """Return the numbers of a system as JSON holds them; WER as a share, recall in percent."""
+    """Return the results of a system as plain JSON; WER as a fraction, recall in percent."""
     fit = effect.fit
     return {
         "system": effect.system,
@@ -100,10 +100,10 @@ def record_of(effect: WordErrorEffect) -> dict[str, Any]:
 
 
 def draw_effects(effects: list[WordErrorEffect], title: str) -> bytes:
-    """Draw the share of hits against WER: the fitted curve with its interval, the bands, and where queries lie.
+    """Plot the share of hits over WER: fitted curves with intervals, bands, and a histogram of the queries.
 
     Returns:
-        A PNG.
+        Bytes of a PNG.
     """
     figure = Figure(figsize=(8, 5.6), dpi=120, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -129,7 +129,7 @@ def draw_effects(effects: list[WordErrorEffect], title: str) -> bytes:
 
 
 def _draw_effect(axes: Axes, one: WordErrorEffect, colour: str, limit: float, offset: float) -> None:
-    """Draw one system; points of several systems stand beside each other."""
+    """Draw one system; the points of several systems are shifted by `offset`."""
     label = f"{one.system}: no curve"
     if one.fit is not None:
         grid = np.linspace(0, limit, 200)
@@ -139,7 +139,7 @@ def _draw_effect(axes: Axes, one: WordErrorEffect, colour: str, limit: float, of
         slope, low, high = _per_ten_points(one.fit)
         label = f"{one.system}: {slope:+.2f} [{low:+.2f}, {high:+.2f}] log-odds per 10 points"
     filled = [band for band in one.bands if band.num_queries]
-    places = [min(100 * band.mean_wer, limit) + _BESIDE * limit * offset for band in filled]
+    places = [min(100 * band.mean_wer, limit) + _OFFSET * limit * offset for band in filled]
     means, lows, highs = np.array([band.recall[HIT_AT] for band in filled]).T
     axes.errorbar(
         places, means, (means - lows, highs - means), fmt="o", color=colour, capsize=3, markersize=5, label=label

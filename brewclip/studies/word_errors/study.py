@@ -1,4 +1,4 @@
-"""What Whisper misheard, and what that costs: WER of every utterance, and recall as a function of it."""
+"""Word errors of Whisper and their effect: WER per utterance, and recall as a function of WER."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ HIT_AT = 5
 
 @dataclass(frozen=True)
 class Band:
-    """Recall of the utterances whose WER lies in (low, high]; in percent, with 95 % bootstrap intervals.
+    """Recall of the utterances with a WER in (low, high], in percent, with 95 % bootstrap intervals.
 
     Attributes:
-        low, high: shares; the band of 0 holds the utterances without an error.
-        num_queries: how many utterances.
-        mean_wer: of them, a share; nan without queries.
+        low, high: WER as a fraction; the band of 0 holds utterances without errors.
+        num_queries: number of utterances.
+        mean_wer: mean WER as a fraction; nan without queries.
         recall: k -> R@k, low, high; empty without queries.
     """
 
@@ -41,7 +41,7 @@ class Band:
 
     @property
     def label(self) -> str:
-        """Words for a table, in percent."""
+        """Label in tables, in percent."""
         if self.high == 0:
             return "0"
         if np.isinf(self.high):
@@ -51,15 +51,15 @@ class Band:
 
 @dataclass(frozen=True)
 class WordErrorEffect:
-    """What word errors do to a system on speech -> image.
+    """Effect of word errors on a system, speech -> image.
 
     Attributes:
-        system: name.
-        wer: (n,) of the queries that have one, shares.
-        hits: (n,) whether the right image is among the first `HIT_AT`.
-        fit: log-odds of a hit on WER, or None.
+        system: name of the system.
+        wer: (n,) WER as a fraction, of the queries that have one.
+        hits: (n,) whether the correct image is among the first `HIT_AT`.
+        fit: logistic regression of hits on WER, or None.
         problem: why there is no fit, or empty.
-        bands: recall by WER.
+        bands: recall by band of WER.
     """
 
     system: str
@@ -71,15 +71,15 @@ class WordErrorEffect:
 
 
 def load_utterances(config: Config, split: str) -> tuple[list[Utterance], int]:
-    """Read what was spoken and heard in a split, in stored order; samples without a text are left out.
+    """Read reference texts and transcripts of a split, in stored order; samples without a text are skipped.
 
     Returns:
-        The utterances, and how many samples the split has.
+        The utterances, and the number of samples of the split.
 
-    Source: WER over texts that Whisper's English normaliser made alike (Radford et al. 2022, appendix C).
+    Source: WER after Whisper's English normaliser (Radford et al. 2022, appendix C).
 
     Raises:
-        UserError: if no sample says what was spoken, or the split was not extracted.
+        UserError: if no sample has a reference text, or the split was not extracted.
     """
     manifest = open_manifest(f"{config.features_url}/{split}", retry_seconds=10)
     normalise = whisper.normalizers.EnglishTextNormalizer()
@@ -100,19 +100,19 @@ def load_utterances(config: Config, split: str) -> tuple[list[Utterance], int]:
 
 
 def summarise(utterances: list[Utterance], num_samples: int) -> dict[str, Any]:
-    """Count errors, silence and hallucination.
+    """Count errors, silence and hallucinations.
 
     Args:
-        utterances: those that say what was spoken.
-        num_samples: of the whole split.
+        utterances: utterances with a reference text.
+        num_samples: samples of the whole split.
 
     Returns:
-        corpus_wer (all errors over all words, percent), median_wer (percent), utterances, without_text (samples that do
-        not say what was spoken), nothing_spoken (texts without a word: in no rate), exact (without an error), silent
-        (rejected as no speech), rejected {reason: n} (transcripts that Whisper's rules emptied), empty (no word heard
-        though words were spoken), repetitive (kept or not, a compression ratio above Whisper's limit), retried (greedy
-        decoding was not trusted), invented (something was heard, and at least as many errors as words: WER of 100 % or
-        more, or words where none were spoken).
+        corpus_wer (all errors over all words, percent), median_wer (percent), utterances, without_text (samples without
+        a reference text), nothing_spoken (reference texts without a word; not in any rate), exact (no errors), silent
+        (rejected as no speech), rejected {reason: n} (transcripts emptied by Whisper's rules), empty (no word in the
+        transcript of a text with words), repetitive (rejected or not, a compression ratio above Whisper's limit),
+        retried (greedy decoding was not accepted), invented (a transcript with at least as many errors as words: WER of
+        100 % or more, or words where none were spoken).
     """
     spoken = [one for one in utterances if one.num_words]
     num_words = sum(one.num_words for one in spoken)
@@ -134,7 +134,7 @@ def summarise(utterances: list[Utterance], num_samples: int) -> dict[str, Any]:
 
 
 def measure_effect(ranking: Ranking, utterances: list[Utterance]) -> WordErrorEffect:
-    """Relate the ranks of a system's queries to their word errors.
+    """Fit the effect of word errors on the ranks of a system's queries.
 
     Raises:
         UserError: if no query of the ranking has a WER.
@@ -155,7 +155,7 @@ def measure_effect(ranking: Ranking, utterances: list[Utterance]) -> WordErrorEf
 
 
 def recall_by_band(wer: NDArray[np.float64], ranks: NDArray[np.int64]) -> list[Band]:
-    """Return recall, with intervals, of the queries in each band of WER."""
+    """Compute recall, with intervals, per band of WER."""
     bands = []
     for low, high in zip((-np.inf, *BAND_EDGES[:-1]), BAND_EDGES, strict=True):
         inside = (wer > low) & (wer <= high)
