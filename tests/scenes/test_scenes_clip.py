@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from brewclip.config import parse_options
 from brewclip.errors import UserError
 from brewclip.scenes.captions import read_captions
 from brewclip.scenes.world import sample_scene, world_seed
@@ -121,7 +122,12 @@ def test_a_tiny_training_runs_and_saves(tmp_path):
     training.build_clip().load_state_dict(load_file(output))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 1}, {"batch_size": 500, "num_images": 100}])
-def test_flags_that_cannot_work_are_refused(wrong):
-    with pytest.raises(UserError, match=r"--(steps|batch-size|num-images)"):
+@pytest.mark.parametrize("wrong", [{"batch_size": 1}, {"batch_size": 500, "num_images": 100}])
+def test_flags_that_cannot_work_together_are_refused(wrong):
+    with pytest.raises(UserError, match=r"--(batch-size|num-images)"):
         TrainScenesClip(**wrong).check()
+
+
+def test_a_flag_out_of_its_range_is_refused():
+    with pytest.raises(UserError, match="--steps 0 must be"):
+        parse_options(None, TrainScenesClip, ["--steps", "0"])

@@ -67,7 +67,7 @@ def test_a_gallery_shows_what_was_found(config, results):
     for row, number in zip(rows, best + worst, strict=True):
         rank = one.result.speech_to_image_rank[number]
         assert row.lines[0].startswith(f"rank {rank}, margin")
-        assert row.lines[1] == f"said: {one.embeddings.texts[number].removeprefix('a ').replace('number ', '')}"
+        assert row.lines[1] == f"said: {one.embeddings.texts[number].removeprefix('a ').replace('of number ', '')}"
         assert row.right_place == (rank - 1 if rank <= 5 else -1)
     image = pixels(draw_gallery("zero_shot", rows))
     assert image.shape[0] == 40 + 6 * (TILE_PIXELS + 12)
