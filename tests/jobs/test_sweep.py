@@ -143,7 +143,7 @@ def test_mlflow_has_the_sweep_with_its_trials(records, storage):
     assert {"brewclip.git_commit", "brewclip.command", "brewclip.sha256.manifest"} < set(best.data.tags)
     assert "jobs/sweep.py" in best.data.tags["brewclip.command"], "what the user typed, not what Ray started"
     assert {item.path for item in client.list_artifacts(best.info.run_id, "checkpoint")} == {
-        "checkpoint/model.safetensors", "checkpoint/checkpoint.json",
+        "checkpoint/model.safetensors", "checkpoint/checkpoint.json", "checkpoint/README.md",
     }  # fmt: skip
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
     tables, images = {"trials.csv", "trials.json", "trials.md"}, {"parallel_coordinates.png", "early_stopping.png"}
