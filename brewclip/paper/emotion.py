@@ -139,7 +139,7 @@ def _cached_or_run(own: Config, name: str, identity: dict[str, Any] | None, run:
     if identity is not None:
         # `choice` is how regularisation is chosen, so that results of an earlier rule are not reused.
         identity = identity | {"clips": _clips_sha256(own), "probe": asdict(ProbeConfig()), "choice": "one_error"}
-        identity = json.loads(json.dumps(identity))  # as it reads back
+        identity = json.loads(json.dumps(identity))  # as read from storage
     if cached and identity in (None, cached["identity"]):
         return _from_record(cached["result"])
     result = run()

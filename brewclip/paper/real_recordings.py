@@ -71,7 +71,7 @@ def load_kinds(folder: Path) -> dict[str, list[SpokenClip]]:
 def _ravdess_clip(path: Path) -> SpokenClip:
     fields = _RAVDESS_NAME.fullmatch(path.stem)
     if fields is None or fields[1] not in EMOTIONS or fields[2] not in STATEMENTS:
-        raise UserError(f"{path} has not the name of a clip of RAVDESS, such as 03-01-05-01-02-01-12")
+        raise UserError(f"{path} is not named like a clip of RAVDESS, such as 03-01-05-01-02-01-12")
     return SpokenClip(path.stem, STATEMENTS[fields[2]], _waveform(path), fields[3], EMOTIONS[fields[1]])
 
 

@@ -1,4 +1,4 @@
-"""Rankings made by hand for tests of tables and claims."""
+"""Synthetic rankings for tests of tables and claims."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from brewclip.metrics import RetrievalResult
 
 
 def make_ranking(hits: int, count: int = 200, *, seed: int = 0, prefix: str = "q") -> Ranking:
-    """Return a ranking of `count` queries, of which a random choice of `hits` is right at once and no other at all."""
+    """Return a ranking of `count` queries, `hits` of them, chosen at random, with rank 1 and the others missed."""
     ranks = np.full(count, 1000)
     ranks[np.random.default_rng(seed).permutation(count)[:hits]] = 1
     gain = (ranks == 1).astype(float)

@@ -1,4 +1,4 @@
-"""Verdicts on claims: what holds, what fails and which way, and what was not tested."""
+"""Verdicts on claims: holds, fails (and in which direction), not tested."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_a_system_without_seeds_is_compared_with_each():
     assert first.by_seed == "+10.0, +20.0"
 
 
-def test_what_was_not_run_says_so():
+def test_rows_that_were_not_run_give_the_verdict_not_run():
     (only,) = judge(ABOVE, "scenes", {"a": [make_ranking(60)], "b": []}, {})
     assert only.verdict == "not run"
 
@@ -103,7 +103,7 @@ def test_ground_truth_matters_more_on_free_speech():
     assert [one.verdict for one in gap] == ["holds", "holds"]
 
 
-def test_table5_looks_at_other_corpora_only():
+def test_table5_claims_are_about_other_corpora_only():
     rows = {ZERO.title: 100, trained_on("scenes"): 120, trained_on("scenes_narratives"): 50}
     verdicts = judge_table("table5", rankings_of({"scenes": rows, "scenes_narratives": rows}))
     adapts = [one for one in verdicts if "other read captions" in one.claim]

@@ -1,4 +1,4 @@
-"""The page of a table, and the file that gathers them."""
+"""Table sections, and the page that contains them."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_a_page_has_tables_claims_and_the_command(name, tmp_path):
     assert text.count("|---") >= 2 and all(one.claim in text for one in verdicts)
 
 
-def test_published_numbers_and_earlier_systems_stand_in_table1():
+def test_published_numbers_and_earlier_systems_are_in_table1():
     rows = {row.title: [make_ranking(60)] for row in TABLES["table1"].rows}
     text = corpus_table("table1", ["flickr8k"], "flickr8k", rows)
     assert "| 66.5/89.1/94.6 | 79.3/95.9/98.6 |" in text and "| MILAN (published) | 33.2 |" in text

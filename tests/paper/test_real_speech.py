@@ -40,7 +40,7 @@ def test_word_errors_by_hand():
     assert ours.num_words == 4
 
 
-def test_a_folder_without_speech_is_one_line(tmp_path):
+def test_a_folder_without_speech_gives_an_error_of_one_line(tmp_path):
     with pytest.raises(UserError, match="holds none of"):
         load_kinds(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
@@ -54,7 +54,7 @@ def test_a_digit_is_right_as_a_word_and_as_a_figure(number):
     assert all(one.rate[0] == 0.0 for one in measure_word_errors("digits", clips, heard, {}))
 
 
-def test_recordings_of_each_kind_are_read_with_what_was_said(shared_directory):
+def test_recordings_of_each_kind_are_loaded_with_their_text(shared_directory):
     kinds = load_kinds(shared_directory / "speech")
     assert {kind: len(clips) for kind, clips in kinds.items()} == {"RAVDESS": 240, "spoken digits": 120, "jfk": 1}
     first = kinds["RAVDESS"][0]
@@ -64,7 +64,7 @@ def test_recordings_of_each_kind_are_read_with_what_was_said(shared_directory):
 
 
 @pytest.mark.slow
-def test_the_page_names_the_command_and_what_was_measured(shared_directory, tmp_path):
+def test_the_page_has_the_command_and_the_measurements(shared_directory, tmp_path):
     folder, name = tmp_path / "speech/ravdess/Actor_01", "03-01-01-01-01-01-01.flac"
     folder.mkdir(parents=True)
     shutil.copy(shared_directory / "speech/ravdess/Actor_01" / name, folder / name)

@@ -54,7 +54,7 @@ def tiny(storage: str) -> Config:
 
 
 def save_finished(config: Config, step: int = 2) -> None:
-    """Write a run as if it had been trained."""
+    """Write a finished run without training it."""
     clip = load_clip("scenes")
     model = build_model(config, PromptedCLIP(clip.model), AUDIO_DIM)
     state = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
@@ -107,7 +107,7 @@ def test_cached_results_can_be_shown_before_there_are_any(tmp_path):
     assert text.count("| - | - | - | - | - | - |") == 3 and "not run" in text
 
 
-def test_mistakes_are_found_before_anything_runs(tmp_path):
+def test_mistakes_are_reported_before_anything_runs(tmp_path):
     config = tiny(tmp_path.as_uri())
     with pytest.raises(UserError, match="no whole split at"):
         reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND)
@@ -161,7 +161,7 @@ def test_cells_are_run_once(storage, ray, capsys):
     assert {claim["verdict"].partition(":")[0] for claim in results["claims"]} <= {"holds", "fails", "not tested"}
 
 
-def test_a_run_of_other_settings_is_not_taken_for_a_cell(tmp_path):
+def test_a_run_of_other_settings_is_not_reused_for_a_cell(tmp_path):
     config = tiny(tmp_path.as_uri())
     for split in ("train", "dev", "test"):
         write_features(config.features_url, split, 4)
@@ -200,7 +200,7 @@ def test_the_command_line_shows_cached_results(tmp_path):
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert "\npython jobs/reproduce.py table2 scenes scenes_noisy --seeds 0 1\n" in text, (
-        "without what is of one machine"
+        "without the settings of one machine"
     )
     assert "### scenes_noisy" in text and "not run" in text
 

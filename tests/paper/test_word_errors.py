@@ -1,4 +1,4 @@
-"""The claim about word errors, on a small split whose transcripts and ranks are made up."""
+"""The claim about word errors, on a small split whose transcripts and ranks are synthetic."""
 
 import numpy as np
 import pytest

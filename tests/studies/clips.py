@@ -1,4 +1,4 @@
-"""A small split of features with emotions for tests: no images, made-up Whisper frames."""
+"""A small split of features with emotions for tests: no images, synthetic Whisper frames."""
 
 import numpy as np
 
@@ -17,8 +17,8 @@ def write_clips(
 
     Args:
         url: folder of the splits.
-        split: its name.
-        speakers: their names; each has an offset of its own in the frames.
+        split: name of the split.
+        speakers: names; each speaker has a constant offset in the frames.
         repetitions: of each sentence and emotion.
         heard: whether frames carry the emotion.
         labelled: whether samples have a field `emotion`.

@@ -29,7 +29,7 @@ def model_of(variant):
 
 
 @pytest.mark.parametrize(("spoken", "corner"), [("a picture of a tiger", 0), ("a picture of an airplane", 1)])
-def test_the_patches_of_the_named_thing(spoken, corner):
+def test_patch_relevance_is_highest_on_the_named_object(spoken, corner):
     model, clip = model_of("zero_shot")
     image = image_of(clip, "tiger", "airplane")
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_the_patches_of_the_named_thing(spoken, corner):
     assert corners[corner] > 3 * corners[1 - corner]
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_unchanged():
     model, clip = model_of("brewclip")
     image = image_of(clip, "tiger", "airplane")
     before = model.encode_image(image[None])
@@ -53,7 +53,7 @@ def test_the_model_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("variant", ["brewclip", "acoustic"])
-def test_the_frames_that_matter(variant):
+def test_frame_relevance_is_highest_on_informative_frames(variant):
     """Without the most relevant frames the similarity falls; frames that are all alike are all as relevant."""
     model, clip = model_of(variant)
     tokens = clip.tokenize(["an image"])[0]
@@ -78,7 +78,7 @@ def similarity(model, tokens, audio, image) -> float:
 
 
 @pytest.mark.parametrize("variant", ["zero_shot", "pipeline"])
-def test_who_hears_no_sound_has_no_relevant_frames(variant):
+def test_without_an_acoustic_channel_there_is_no_frame_relevance(variant):
     model, clip = model_of(variant)
     image = torch.ones(model.clip.embed_dim)
     assert frame_relevance(model, clip.tokenize(["x"])[0], torch.ones(4, AUDIO_DIM), image) is None
@@ -90,7 +90,7 @@ def test_no_frames():
     assert frame_relevance(model, clip.tokenize(["x"])[0], torch.ones(0, AUDIO_DIM), image) is None
 
 
-def test_a_tower_of_one_block_has_no_last_but_one():
+def test_a_tower_of_one_block_has_no_penultimate_block():
     model, clip = model_of("zero_shot")
     transformer = model.clip.clip.visual.transformer
     transformer.resblocks = transformer.resblocks[:1]

@@ -1,4 +1,4 @@
-"""Emotion probes: what they read, whom they are tested on, and what the text alone reveals."""
+"""Emotion probes: channels, held-out speakers, and accuracy from the text alone."""
 
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ def test_the_sentence_alone_gives_the_majority_baseline(config, variant):
     assert [row[2] for row in result.confusion] == [16, 16, 32]  # all are called neutral
 
 
-def test_a_transcript_that_names_the_emotion_would_be_found_out(config):
+def test_a_transcript_that_names_the_emotion_is_detected(config):
     probe = replace(PROBE, transcript="asr")
     assert probe_system(config, system_of(config, "zero_shot"), probe=probe).accuracy > 90
 
@@ -73,7 +73,7 @@ def test_channels_of_the_full_model(config, clips):
         probe_system(config, system_of(config, "pipeline"), folds=[clips], channel="acoustic")
 
 
-def test_finetuning_starts_as_the_probe_and_choosing_epochs_leaves_it_as_it_was(config, clips):
+def test_finetuning_starts_as_the_probe_and_choosing_epochs_restores_the_weights(config, clips):
     model, clip = load_system(system_of(config, "acoustic"), AUDIO_DIM)
     learner = Learner(EmotionClassifier(model, "acoustic", 3), clip.tokenize, clips.labels, PROBE)
     linear = fit_probe(learner.embed_views(clips.train), targets_of(clips.train, clips.labels)[0], 1e-4)
@@ -126,7 +126,7 @@ def test_speakers_of_both_splits_are_held_out_from_both(config):
 
 
 @pytest.mark.slow
-def test_each_speaker_is_tested_on_once_by_a_probe_that_never_heard_them(config):
+def test_each_speaker_is_tested_once_by_a_probe_trained_on_the_others(config):
     probe = replace(PROBE, folds="speakers")
     folds = load_folds(config, probe)
     speakers = sorted([*TRAIN, "eve", "fay"])
@@ -146,7 +146,7 @@ def test_each_speaker_is_tested_on_once_by_a_probe_that_never_heard_them(config)
         load_folds(config, replace(PROBE, test_split="missing"))
 
 
-def test_of_strengths_that_folds_hardly_distinguish_the_most_regularised_is_taken(monkeypatch):
+def test_the_strongest_regularisation_within_one_standard_error_is_chosen(monkeypatch):
     """Of five speakers, four are classified alike by C from 0.01 on, and one a little better by the largest."""
     known = {1e-4: [30] * 5, 1e-3: [50] * 5, 1e-2: [70, 60, 80, 65, 70]}
     known |= {1e-1: [70, 60, 80, 65, 72], 1.0: [70, 60, 80, 65, 73], 10.0: [70, 60, 80, 65, 75]}
@@ -156,7 +156,7 @@ def test_of_strengths_that_folds_hardly_distinguish_the_most_regularised_is_take
     assert choose_regularisation(np.zeros((1, 5, 1)), np.zeros(5, np.int64), np.arange(5)) == 1e-2
 
 
-def test_splits_of_other_speakers_stay_as_they_are():
+def test_splits_with_disjoint_speakers_are_unchanged():
     train = [clip_of(name, emotion) for name in "ab" for emotion in ("happy", "sad")]
     test = [clip_of("c")]
     found = divide_by_speaker(train, test)
@@ -181,7 +181,7 @@ def test_a_corpus_without_emotions(config):
 
 
 def test_regularisation_is_chosen_across_speakers():
-    """A feature that names the speaker serves the speakers known and misleads about others."""
+    """A feature that identifies the speaker helps on known speakers and misleads on others."""
     rng = np.random.default_rng(0)
     speakers = np.repeat(np.arange(6), 20)
     targets = np.tile([0, 1], 60)
@@ -192,7 +192,7 @@ def test_regularisation_is_chosen_across_speakers():
     assert choose_regularisation(np.zeros((1, 120, 4)), targets, speakers) == 1e-4  # nothing to learn: the strongest
 
 
-def test_augmentation_masks_one_stretch_with_the_mean_and_adds_noise():
+def test_augmentation_masks_one_span_with_the_mean_and_adds_noise():
     rng = np.random.default_rng(0)
     audio = rng.normal(size=(50, 4)).astype(np.float16)
     np.testing.assert_array_equal(augment(audio, 0.0, 0.0, rng), audio)

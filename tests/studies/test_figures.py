@@ -37,7 +37,7 @@ def plain(colour: tuple[int, int, int], size: tuple[int, int] = (30, 20)) -> Ima
     return Image.new("RGB", size, colour)
 
 
-def test_the_right_answer_has_a_frame():
+def test_the_correct_image_is_framed():
     red, blue = plain((200, 0, 0)), plain((0, 0, 200))
     found = [blue, red, blue]
     without = pixels(draw_gallery("title", [GalleryRow(["text"], red, found, -1)]))
@@ -60,7 +60,7 @@ def test_best_and_worst_are_those_by_rank(results):
         assert ranks[worst[0]] == ranks.max()
 
 
-def test_a_gallery_shows_what_was_found(config, results):
+def test_a_gallery_shows_the_nearest_images(config, results):
     one = results[0]
     best, worst = best_and_worst(one, 3)
     rows = gallery_rows(one, QuerySamples(config, "test"), best + worst)
@@ -81,7 +81,7 @@ def test_relevance_is_drawn_at_its_position():
     assert heat[:30, 50:].mean() > heat[50:, 50:].mean() + 150
 
 
-def test_maps_of_every_system_that_hears_and_that_does_not(config, results):
+def test_relevance_maps_with_and_without_an_acoustic_channel(config, results):
     keys = [results[0].embeddings.keys[number] for number in (2, 7)]
     maps = draw_attention(config, results, QuerySamples(config, "test"), keys)
     assert len(maps) == 2
@@ -97,7 +97,7 @@ def test_maps_of_every_system_that_hears_and_that_does_not(config, results):
         assert (hears.max(axis=2).astype(int) - hears.min(axis=2)).max() > 30, "relevance in colour"
 
 
-def test_sound_that_is_gone_leaves_the_relevance():
+def test_relevance_is_drawn_without_the_recording():
     maps = [RelevanceMaps("a", 1, np.ones((2, 2), np.float32), np.linspace(0, 1, 9, dtype=np.float32))]
     image = pixels(draw_relevance(["key"], plain((9, 9, 9)), np.zeros((80, 0), np.float32), maps))
     last = image[-60, -800:-20]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from brewclip.config import preset
-from brewclip.studies import truncation as inputs
+from brewclip.studies import truncation
 from brewclip.studies.truncation import measure_truncation, truncation_record, truncation_table, untruncated_inputs
 from tests.evaluation.results import evaluate_here, system_of
 from tests.evaluation.spoken import write_spoken
@@ -29,7 +29,7 @@ def config(tmp_path):
         ("brewclip", ["image", "text", "speech"]),
     ],
 )
-def test_each_input_of_a_variant_is_made_whole_alone(config, variant, names):
+def test_each_input_of_a_variant_is_untruncated_alone(config, variant, names):
     system = system_of(config, variant)
     whole = untruncated_inputs(system.config)
     assert list(whole) == names
@@ -39,7 +39,7 @@ def test_each_input_of_a_variant_is_made_whole_alone(config, variant, names):
 
 
 def test_both_recalls_and_the_truncated_share(config, monkeypatch):
-    monkeypatch.setattr(inputs, "evaluate_system", evaluate_here)
+    monkeypatch.setattr(truncation, "evaluate_system", evaluate_here)
     effects = measure_truncation(system_of(config, "brewclip"), "dev")
     image, text, speech = effects
     assert text.truncated.truncation.truncated_texts == 1

@@ -49,7 +49,7 @@ def test_wer_of_an_utterance(spoken: str, heard: str, wer: float):
     assert utterance(spoken, heard).wer == pytest.approx(wer)
 
 
-def test_what_is_counted():
+def test_counts_of_a_split():
     silent = {"rejected": "no_speech", "compression_ratio": 0.6, "temperature": 0.0}
     repetitive = {"rejected": "repetitive", "compression_ratio": 9.0, "temperature": 1.0}
     found = summarise(
@@ -182,7 +182,7 @@ def test_tables_and_figure_with_and_without_a_curve():
         assert image.format == "PNG" and image.size == (960, 672)
 
 
-def test_a_split_that_does_not_say_what_was_spoken(tmp_path):
+def test_a_split_without_reference_text(tmp_path):
     config = Config(storage=tmp_path.as_uri(), data=DataConfig(corpus="mute"))
     write_split(f"{config.features_url}/test", [[3]])
     with pytest.raises(UserError, match=r"none of the 3 samples .* says what was spoken"):
