@@ -139,6 +139,19 @@ def check_resources(demand: Demand) -> None:
         remove_placement_group(group)
 
 
+def has_workers() -> bool:
+    """Return whether a placement group of this program has its resources, so that workers may run in it.
+
+    Ray Train reserves one for each attempt; until there is room, for ever if need be, no worker runs.
+    """
+    import ray
+    from ray.util import placement_group_table
+
+    own = ray.get_runtime_context().get_job_id()  # an id of a placement group ends in that of its job
+    groups = placement_group_table().values()
+    return any(one["state"] == "CREATED" and one["placement_group_id"].endswith(own) for one in groups)
+
+
 @contextlib.contextmanager
 def _ending_on_sigterm(demand: Demand) -> Iterator[None]:
     """Turn SIGTERM into a one-line error; Ray's own handler prints a stack, and its exit sometimes aborted."""

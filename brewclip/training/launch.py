@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from brewclip.checkpoints.checkpoint import load_checkpoint, load_resume_point, open_checkpoint
 from brewclip.checkpoints.compatibility import check_initial, check_same_run
 from brewclip.checkpoints.removal import begin_removal, finish_removal, is_being_removed
-from brewclip.cluster import check_resources, demand_of
+from brewclip.cluster import check_resources, demand_of, has_workers
 from brewclip.config import Config, flatten
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
@@ -204,19 +204,33 @@ def _warn_of_unreachable(config: Config) -> None:
 def _stopping_on_sigterm(config: Config) -> Iterator[None]:
     """Turn a request to end the driver into a checkpoint: the workers are told, and the driver waits for them.
 
-    Only a program's main thread can; a run that was started from another thread ends with its program.
+    Without workers, while they wait for room after a node was lost, the driver ends at once. Only a program's main
+    thread can; a run that was started from another thread ends with its program.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    ends_at_once = False
+
     def ask(number: int, frame: object) -> None:
+        nonlocal ends_at_once
+        if not has_workers():
+            ends_at_once = True
+            raise KeyboardInterrupt  # in ray.get, any other exception of a signal's handler is lost
         print(f"run {config.run_name!r} was asked to end: writing a checkpoint", flush=True)
         open_storage(config.run_url, retry_seconds=10).write(STOP, b"")
 
     before = signal.signal(signal.SIGTERM, ask)
     try:
         yield
+    except KeyboardInterrupt:
+        if not ends_at_once:
+            raise
+        raise UserError(
+            f"run {config.run_name!r} was asked to end while its workers waited for room: submit it again to go on "
+            "from its last checkpoint"
+        ) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
