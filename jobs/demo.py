@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from brewclip.config import exit_on_user_error, parse_options
 from brewclip.config.ranges import Range
+from brewclip.errors import UserError
 
 if TYPE_CHECKING:
     from brewclip.local import LocalServices, RayHead
@@ -85,8 +86,12 @@ def run_unwinding(usage: str | None, form: type[Form], run: Callable[[Form], Non
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with exit_on_user_error():
         options = parse_options(usage, form)
+        from brewclip.local import StateError
+
         try:
             run(options)
+        except StateError as error:
+            raise UserError(f"--state {error}") from None
         except KeyboardInterrupt:
             print("interrupted: the services were stopped, finished stages are saved", file=sys.stderr)
             raise SystemExit(130) from None

@@ -25,6 +25,7 @@ from typing import Annotated
 from brewclip.config import Config, exit_on_user_error, parse_command_line, preset
 from brewclip.config.names import FOLDER
 from brewclip.config.ranges import SEED
+from brewclip.config.unused import IGNORED_BY_TRAINING
 from brewclip.errors import UserError
 
 REAL_SPEECH = "real_speech"
@@ -93,8 +94,10 @@ def parse(words: list[str]) -> tuple[str, dict[str, ReproduceConfig]]:
     if not presets:
         raise UserError(f"{name} of which corpora? Name presets behind it, such as: {name} scenes")
     forms: dict[str, ReproduceConfig] = {}
+    ignored = ("optim.", "loss.") if name == REAL_SPEECH else IGNORED_BY_TRAINING
     for word in presets:
-        form = parse_command_line(__doc__, ReproduceConfig, [word, *words[flags:]])
+        once = () if forms else ignored
+        form = parse_command_line(__doc__, ReproduceConfig, [word, *words[flags:]], ignored=once)
         for flag, value, usual in (
             ("--run.name", form.run.name, ""),
             ("--run.seed", form.run.seed, preset(word).run.seed),

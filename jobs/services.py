@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brewclip.config import exit_on_user_error, parse_options
+from brewclip.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -28,9 +29,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_on_user_error():
         options = parse_options(__doc__, ServicesOptions)
-    from brewclip.local import LocalServices
+        from brewclip.local import LocalServices, StateError
 
-    with LocalServices(options.state) as services:
+        try:
+            local = LocalServices(options.state)
+        except StateError as error:
+            raise UserError(f"--state {error}") from None
+    with local as services:
         environment_file = write_private(
             options.state / "environment.sh",
             "".join(f"export {name}={shlex.quote(value)}\n" for name, value in services.environment().items()),

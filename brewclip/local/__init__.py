@@ -9,7 +9,7 @@ from brewclip.local.ray_head import RayHead
 from brewclip.local.ray_jobs import submit_job
 from brewclip.local.s3_key import S3Key
 from brewclip.local.s3_server import S3Server
-from brewclip.local.services import LocalServices
+from brewclip.local.services import LocalServices, StateError
 
 __all__ = [
     "LocalServices",
@@ -17,6 +17,7 @@ __all__ = [
     "RayHead",
     "S3Key",
     "S3Server",
+    "StateError",
     "free_port",
     "submit_job",
     "wait_until_ready",

@@ -17,6 +17,10 @@ from brewclip.local.server import Server
 BUCKET = "brewclip"
 
 
+class StateError(RuntimeError):
+    """A state directory that another program uses, or that cannot be written."""
+
+
 class LocalServices:
     """S3, Ray and MLflow on free loopback ports, started in parallel.
 
@@ -30,7 +34,7 @@ class LocalServices:
         say: called with a line when a server starts or stops.
 
     Raises:
-        RuntimeError: if another process uses the state directory.
+        StateError: if another process uses the state directory, or it cannot be written.
     """
 
     def __init__(
@@ -41,10 +45,13 @@ class LocalServices:
         say: Callable[[str], None] = print,
     ) -> None:
         self.state_directory = Path(state_directory).absolute()
-        self.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.state_directory.chmod(0o700)  # also where it exists: it holds keys, data and code
         self.say = say
-        self._lock: int | None = self._take_lock()
+        try:
+            self.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.state_directory.chmod(0o700)  # also where it exists: it holds keys, data and code
+            self._lock: int | None = self._take_lock()
+        except OSError as error:
+            raise StateError(f"{self.state_directory} cannot be written: {error.strerror}") from error
         logs = self.state_directory / "logs"
         key = S3Key.of_file(self.state_directory / "s3-key.json")
         self.s3 = S3Server(self.state_directory / "s3", logs, key)
@@ -97,7 +104,7 @@ class LocalServices:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise RuntimeError(
+            raise StateError(
                 f"{self.state_directory} is in use by another run: wait for its end or name another directory"
             ) from error
         return descriptor

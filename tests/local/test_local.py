@@ -16,7 +16,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from brewclip.local import LocalServices, MlflowServer, RayHead, S3Key, S3Server, submit_job
+from brewclip.local import LocalServices, MlflowServer, RayHead, S3Key, S3Server, StateError, submit_job
 from brewclip.local.processes import (
     SupervisedProcess,
     answers_http,
@@ -166,7 +166,7 @@ def test_a_key_file_is_private_and_kept(tmp_path: Path) -> None:
 
 def test_a_state_directory_serves_one_run_at_a_time(tmp_path: Path) -> None:
     first = LocalServices(tmp_path, say=lambda line: None)
-    with pytest.raises(RuntimeError, match="in use by another run"):
+    with pytest.raises(StateError, match="in use by another run"):
         LocalServices(tmp_path)
     first.stop()
     LocalServices(tmp_path, say=lambda line: None).stop()
