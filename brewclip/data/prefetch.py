@@ -15,7 +15,7 @@ from brewclip.data.reader import RawSample, SplitReader
 
 RawSamples = dict[tuple[int, int], RawSample]
 """(shard, index) -> bytes of a sample."""
-_MIN_PREFETCHED_WINDOWS = 64
+_MIN_PREFETCHED_SHUFFLE_WINDOWS = 64
 _PIECE_BYTES = 2**21
 
 
@@ -41,7 +41,7 @@ def open_source(
 
     Args:
         reader: the split.
-        order: which sample stands at which position.
+        order: which sample is at which position.
         first_positions: of this worker in the step that it begins with, ascending.
         memory_bytes: bound of the raw bytes held or being read.
         fetchers: threads that read.
@@ -87,7 +87,7 @@ class WholeSplit:
 
 
 @dataclass
-class _PrefetchedWindow:
+class _PrefetchedShuffleWindow:
     """A shuffle window that is being read or in memory, until each of its samples was taken."""
 
     content: Future[RawSamples]
@@ -107,7 +107,7 @@ class Prefetcher:
         fetchers: Executor,
     ) -> None:
         self._reader, self._order, self._memory_bytes, self._fetchers = reader, order, memory_bytes, fetchers
-        self._shuffle_windows: dict[tuple[int, int], _PrefetchedWindow] = {}
+        self._shuffle_windows: dict[tuple[int, int], _PrefetchedShuffleWindow] = {}
         lanes = first_positions % order.global_batch_size % order.num_lanes
         # the first position of each own lane; from then on, where its next shuffle window begins
         self._upcoming = [int(first_positions[np.argmax(lanes == lane)]) for lane in np.unique(lanes)]
@@ -133,7 +133,7 @@ class Prefetcher:
         self._held_bytes -= self._used_bytes.pop(0)
 
     def prefetch(self) -> None:
-        most = max(2 * len(self._upcoming), _MIN_PREFETCHED_WINDOWS)
+        most = max(2 * len(self._upcoming), _MIN_PREFETCHED_SHUFFLE_WINDOWS)
         while (
             len(self._shuffle_windows) < most
             and self._held_bytes + self._order.shuffle_window_bytes <= self._memory_bytes
@@ -151,7 +151,9 @@ class Prefetcher:
         self.peak_bytes = max(self.peak_bytes, self._held_bytes)
         users = (shuffle_window.end - position) // self._order.num_lanes
         content = self._fetchers.submit(_read, self._reader, shuffle_window.extents)
-        self._shuffle_windows[shuffle_window.lane, shuffle_window.number] = _PrefetchedWindow(content, size, users)
+        self._shuffle_windows[shuffle_window.lane, shuffle_window.number] = _PrefetchedShuffleWindow(
+            content, size, users
+        )
 
 
 def _read(reader: SplitReader, extents: list[Extent]) -> RawSamples:

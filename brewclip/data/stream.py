@@ -43,7 +43,7 @@ class Stream(Generic[Decoded]):
 
     Args:
         reader: the split.
-        order: which sample stands at which position.
+        order: which sample is at which position.
         decode: turns a sample, whose parts are views of what was read, into what a batch is made of; raises
             `BadSample` if it cannot.
         rejections: counts the samples that could not be used, and stops above its share.
