@@ -29,7 +29,7 @@ def test_a_driver_whose_workers_wait_for_room_ends_at_once(config, monkeypatch):
     assert not exists(open_storage(config.run_url), STOP), "no worker is there to read it"
 
 
-def test_a_driver_with_workers_tells_them_to_stop(config, monkeypatch, capsys):
+def test_a_driver_with_workers_asks_them_to_stop(config, monkeypatch, capsys):
     monkeypatch.setattr(launch, "has_workers", lambda: True)
     with launch._stopping_on_sigterm(config):
         os.kill(os.getpid(), signal.SIGTERM)
