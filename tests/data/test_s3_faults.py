@@ -99,7 +99,9 @@ def test_refusals_are_not_repeated(monkeypatch, storage, fault, kind):
     assert client.calls == 1
 
 
-@pytest.mark.parametrize(("answer", "created"), [(body(), True), (refusal(412), False), (refusal(409), False)], ids=str)
+@pytest.mark.parametrize(
+    ("answer", "created"), [(body(), True), (refusal(412), False), (refusal(409), False)], ids=["written", "412", "409"]
+)
 def test_a_conditional_write_says_whether_it_was_done(monkeypatch, storage, answer, created):
     monkeypatch.setattr(s3_storage, "_client", lambda: Client(answer))
     assert storage.create("one", b"data") is created
