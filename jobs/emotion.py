@@ -9,9 +9,9 @@ A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. T
 datasets/ravdess.py, datasets/scenes.py --style emotion, or datasets/table.py with the columns emotion and speaker (and
 text, the sentence spoken; else --probe.transcript asr). With few speakers, --probe.folds speakers tests each in turn.
 Prints accuracy with its interval and the majority baseline, accuracy by speaker, and confusion matrices. Each
-experiment has its own folder with emotion.json and emotion.md below STORAGE/evaluations/CORPUS-emotion, whose
-latest.json names the last one; metrics are logged to MLflow. A few hundred clips need no cluster: this runs in one
-process, on a GPU if there is one.
+experiment has its own folder with results.json, table.md, accuracy.png and report.html below
+STORAGE/evaluations/CORPUS-emotion, whose latest.json names the last one; metrics are logged to MLflow. A few hundred
+clips need no cluster: this runs in one process, on a GPU if there is one.
 """
 
 import sys
@@ -48,7 +48,7 @@ def main() -> None:
         from brewclip.data.storage import check_reachable
         from brewclip.evaluation.systems import describe_systems
         from brewclip.studies.emotion.clips import load_folds
-        from brewclip.studies.emotion.results import emotion_text, record_emotion
+        from brewclip.studies.emotion.results import record_emotion
         from brewclip.studies.emotion.study import can_finetune, channels_to_probe, probe_system, probe_whisper
 
         check_reachable(config.storage)
@@ -65,8 +65,7 @@ def main() -> None:
                         probe_system(config, system, channel=channel, method=method, probe=config.probe, folds=folds)
                     )
                     print(f"emotion {system.name}: {method} on {channel} done", flush=True)
-        url = record_emotion(config, systems, results, config.probe, config.methods)
-        print(f"\n{emotion_text(results)}\nwritten: {url}", flush=True)
+        record_emotion(config, systems, results, config.probe, config.methods)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ table1: retrieval. table2: ablation of the channels. table3: emotion. table4: AS
 table5: every training corpus against every test corpus. The corpora must have been extracted (jobs/extract.py).
 real_speech: word errors on a folder of real recordings compared with whisper.transcribe, and emotions by speaker; it
 takes one preset for Whisper and CLIP, and no corpus.
-Finished runs and evaluated cells are reused, so a second call only prints. Writes STORAGE/experiments/NAME/table.md
-and results.json.
+Finished runs and evaluated cells are reused, so a second call only prints. Writes table.md, results.json, a figure
+and report.html to STORAGE/experiments/NAME, and to MLflow.
 """
 
 import dataclasses
@@ -67,15 +67,15 @@ def main() -> None:
             from brewclip.paper.emotion import reproduce_emotion
 
             emotion = form.emotion_corpus or ("scenes_emotion" if form.model.clip == "scenes" else "ravdess")
-            text = reproduce_emotion(configs, emotion, form.seeds, command, keeps_only=form.only_cached)
+            page = reproduce_emotion(configs, emotion, form.seeds, command, only_cached=form.only_cached)
         elif name == REAL_SPEECH:
             from brewclip.paper.real_speech import reproduce_real_speech
 
-            text = reproduce_real_speech(plain(form), Path(form.speech), form.systems, command)
+            page = reproduce_real_speech(plain(form), Path(form.speech), form.systems, command)
         else:
-            text = reproduce_table(name, configs, form.seeds, form.split, command, keeps_only=form.only_cached)
+            page = reproduce_table(name, configs, form.seeds, form.split, command, only_cached=form.only_cached)
         if form.markdown:
-            write_page(Path(form.markdown), name, text)
+            write_page(Path(form.markdown), name, page)
 
 
 def parse(words: list[str]) -> tuple[str, dict[str, ReproduceConfig]]:

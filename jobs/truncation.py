@@ -5,9 +5,10 @@
 
 For each system: the centre crop against the whole image with padding (--data.image-transform letterbox), the text
 truncated at CLIP's 77 tokens less the prompts against chunks of the whole text (--data.long-text chunks), the first
---data.max-audio-frames of the speech against all of it (0). Prints the table, and writes inputs.json to its own folder
-below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-inputs, whose latest.json names the last one. The run is not
-retrained: to measure training without truncation, train with the same flags and use jobs/evaluate.py.
+--data.max-audio-frames of the speech against all of it (0). Prints the table, and writes results.json, table.md,
+truncation.png and report.html to their own folder below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-truncation, whose
+latest.json names the last one, and to MLflow. The run is not retrained: to measure training without truncation, train
+with the same flags and use jobs/evaluate.py.
 """
 
 from dataclasses import dataclass
@@ -32,24 +33,17 @@ def main() -> None:
     """Parse the configuration, connect to Ray, evaluate, print and write the results."""
     with exit_on_user_error():
         config = parse_command_line(__doc__, TruncationConfig, ignored=IGNORED_BY_EVALUATION)
-        import json
-
         from brewclip.cluster import connect
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
-        from brewclip.evaluation.folders import open_folder, study_name
         from brewclip.evaluation.systems import describe_systems
-        from brewclip.studies.truncation import measure_truncation, truncation_record, truncation_table
+        from brewclip.studies.truncation import study_truncation
 
         check_reachable(config.storage)
         open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
         systems = describe_systems(config, config.systems)
         connect()
-        effects = [effect for system in systems for effect in measure_truncation(system, config.split)]
-        folder = open_folder(config, study_name(config, config.split, "inputs"), systems, [config.split])
-        folder.write({"inputs.json": json.dumps(truncation_record(effects), indent=1).encode()})
-        print("\nspeech -> image, recall in %, and the gain without truncation [95 % interval]")
-        print(f"{truncation_table(effects)}\n{folder.storage.url}/inputs.json", flush=True)
+        study_truncation(config, systems, config.split)
 
 
 if __name__ == "__main__":

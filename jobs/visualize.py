@@ -3,10 +3,10 @@
     python jobs/visualize.py scenes --split test --systems zero_shot scenes-pipeline-0 scenes-brewclip-0
     python jobs/visualize.py scenes --systems scenes-brewclip-0 --keys scenetest000003-0 scenetest000007-1
 
-Writes PNG files to their own folder below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-look, whose latest.json names the
-last one: gallery-SYSTEM-best, gallery-SYSTEM-worst, and attention-KEY with a row for each system. The maps show what
-each patch of the correct image and each frame of the recording adds to their similarity; frames are shown for systems
-with an acoustic channel.
+Writes PNG files and report.html to their own folder below STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-visualize, whose
+latest.json names the last one, and to MLflow: gallery-SYSTEM-best, gallery-SYSTEM-worst, and attention-KEY with a row
+for each system. The maps show what each patch of the correct image and each frame of the recording adds to their
+similarity; frames are shown for systems with an acoustic channel.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@
 
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. Prints WER, silence and hallucination of
 the split, recall by WER, and the logistic regression of the R@5 hit on the WER of the utterance; writes
-word_errors.json, word_errors.md and word_errors.png to their own folder below
+results.json, table.md, word_errors.png and report.html to their own folder below
 STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT-word_errors, whose latest.json names the last one, and to MLflow.
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from brewclip.evaluation.pages import Page, Section
 from brewclip.evaluation.published import CORPORA, EARLIER, Recalls, describe_source, find_recalls
 from brewclip.evaluation.ranks import Difference
 from brewclip.evaluation.systems import SystemResult
@@ -62,8 +63,8 @@ def evaluation_page(
     split: str,
     baseline: str,
     differences: Mapping[str, Mapping[str, Difference]],
-) -> str:
-    """Format an evaluation as Markdown: recall with published numbers, ranks, and differences from a baseline."""
+) -> Page:
+    """Return the page of an evaluation: recall with published numbers, ranks, and differences from a baseline."""
     first = results[0]
     counts = f"{len(first.embeddings.keys)} recordings of {len(first.embeddings.image_ids)} images"
     recall = recall_rows({one.system.name: one.metrics for one in results})
@@ -78,28 +79,20 @@ def evaluation_page(
             (interval_cell(one.metrics, f"{d}/ndcg{NDCG_AT}"), one.metrics[f"{d}/median_rank"]) for d in DIRECTIONS
         ]
         ranks.append([one.system.name] + [text for ndcg, rank in cells for text in (ndcg, f"{rank:g}")])
-    parts = [
-        f"# {corpus}, {split}: {counts}\n\nRecall in % with the 95 % bootstrap interval over queries.\n",
-        markdown_table(recall),
-        "nDCG@10 in % with its interval, and the median rank of the first correct answer.\n",
-        markdown_table(ranks),
+    sections = [
+        Section("Recall", "In % with the 95 % bootstrap interval over queries.", recall),
+        Section("Ranks", "nDCG@10 in % with its interval, and the median rank of the first correct answer.", ranks),
     ]
     if differences:
-        parts += [f"Points of recall above {baseline}, paired over queries, with the 95 % interval.\n"]
-        parts += [markdown_table(difference_rows(differences))]
-    return "\n".join(parts)
+        text = "Points of recall, paired over queries, with the 95 % interval."
+        sections.append(Section(f"Difference from {baseline}", text, difference_rows(differences)))
+    return Page(f"{corpus}, {split}: {counts}", sections=sections)
 
 
 def difference_rows(differences: Mapping[str, Mapping[str, Difference]]) -> list[list[str]]:
     """Return a header and one row per system: points of recall above the baseline, in both directions."""
     rows = [[name, *(str(one) for one in cells.values())] for name, cells in differences.items()]
     return [recall_header(), *rows]
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """Format rows as a Markdown table; the first row is the header."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
 def text_table(results: Mapping[str, Mapping[str, float]]) -> str:

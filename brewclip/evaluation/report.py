@@ -6,7 +6,6 @@ JSON and shown as text, never as markup.
 """
 
 import base64
-import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from PIL import Image
 from brewclip.config import Config
 from brewclip.data.images import open_image
 from brewclip.data.schema import BadSample, Sample
+from brewclip.evaluation.pages import source_hash
 from brewclip.evaluation.queries import Place, QuerySamples, evenly_spaced, image_places, nearest_images
 from brewclip.evaluation.ranks import compare_all
 from brewclip.evaluation.recall_tables import TITLES
@@ -206,17 +206,12 @@ def _render(**values: Any) -> str:
         .from_string(page)
         .render(
             style=style,
-            style_hash=_source_hash(style),
+            style_hash=source_hash(style),
             script=script,
-            script_hash=_source_hash(script),
+            script_hash=source_hash(script),
             directions=[(TITLES[direction], direction) for direction in DIRECTIONS],
             recall_at=RECALL_AT,
             sound_megabytes=SOUND_BYTES // 2**20,
             **values,
         )
     )
-
-
-def _source_hash(text: str) -> str:
-    """Return the Content-Security-Policy hash of an inline script or style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

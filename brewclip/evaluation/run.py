@@ -1,6 +1,5 @@
-"""Run an evaluation and save its results: metrics in MLflow, JSON, tables, ranks, HTML report."""
+"""Run an evaluation and publish its results: recall tables, ranks, and an HTML report with queries."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -8,14 +7,14 @@ from typing import Any
 from brewclip.checkpoints.locate import ZERO_SHOT
 from brewclip.config import Config, flatten
 from brewclip.errors import UserError
-from brewclip.evaluation.folders import EvaluationFolder, file_name, open_folder, study_name
+from brewclip.evaluation.folders import file_name, open_folder, study_name
+from brewclip.evaluation.intervals_figure import Panel, Value, draw_intervals
+from brewclip.evaluation.publish import Publication, log_to_training_run, publish
 from brewclip.evaluation.ranks import Difference, compare_all
-from brewclip.evaluation.recall_tables import difference_lines, evaluation_page, text_table
+from brewclip.evaluation.recall_tables import TITLES, difference_lines, evaluation_page, text_table
 from brewclip.evaluation.report import build_report
 from brewclip.evaluation.systems import System, SystemResult, evaluate_system
 from brewclip.metrics import DIRECTIONS, RECALL_AT
-from brewclip.tracking.provenance import record_origin
-from brewclip.tracking.tracker import Tracker
 
 Differences = Mapping[str, Mapping[str, Difference]]
 
@@ -35,7 +34,7 @@ def choose_baseline(systems: list[System], name: str) -> str:
 def evaluate_and_record(
     config: Config, systems: list[System], split: str, num_report_queries: int, baseline: str = ""
 ) -> str:
-    """Evaluate systems on a split, print the tables, and save results, ranks, tables and report.
+    """Evaluate systems on a split, print the tables, and publish results, ranks, tables and report.
 
     Args:
         config: settings of the evaluation.
@@ -45,7 +44,7 @@ def evaluate_and_record(
         baseline: system to compare the others with; see `choose_baseline`.
 
     Returns:
-        URL of the folder with results.json, table.md, report.html and ranks/SYSTEM.npz; see `open_folder`.
+        URL of the folder, see `publish`; it also holds ranks/SYSTEM.npz.
     """
     baseline = choose_baseline(systems, baseline)
     settings = {"baseline": baseline, "num_report_queries": num_report_queries}
@@ -59,38 +58,47 @@ def evaluate_and_record(
         results.append(result)
     rankings = {one.system.name: one.ranking for one in results}
     differences = compare_all(rankings, baseline, DIRECTIONS, RECALL_AT)
-    records = [_record(one, split, baseline, differences) for one in results]
-    files = {
-        "results.json": json.dumps(records, indent=1),
-        "table.md": evaluation_page(results, config.data.corpus, split, baseline, differences),
-        "report.html": build_report(config, split, results, num_report_queries, baseline=baseline),
-    }
-    ranks = {f"ranks/{file_name(name)}.npz": ranking.to_bytes() for name, ranking in rankings.items()}
-    folder.write(ranks | {name: text.encode() for name, text in files.items()})
+    publication = Publication(
+        "evaluation",
+        [_record(one, split, baseline, differences) for one in results],
+        evaluation_page(results, config.data.corpus, split, baseline, differences),
+        figures={"recall.png": draw_recall(f"{config.data.corpus}, {split}", results, differences, baseline)},
+        report=build_report(config, split, results, num_report_queries, baseline=baseline),
+        files={f"ranks/{file_name(name)}.npz": ranking.to_bytes() for name, ranking in rankings.items()},
+        params={"systems": ", ".join(rankings), "split": split, "baseline": baseline},
+        metrics=[(_metrics(one, differences.get(one.system.name, {})), one.system.step) for one in results],
+    )
+    url = publish(config, folder, publication)
     for one in results:
         record_metrics(one, split)
-    _record_evaluation(config, folder, results, differences, baseline, files)
     print(f"\n{text_table({one.system.name: one.metrics for one in results})}", flush=True)
-    print(f"{difference_lines(differences, baseline)}\n\nreport: {folder.storage.url}/report.html", flush=True)
-    return folder.storage.url
+    print(f"{difference_lines(differences, baseline)}\n\nreport: {url}/report.html", flush=True)
+    return url
 
 
 def record_metrics(one: SystemResult, split: str) -> None:
     """Log metrics to a system's training run in MLflow, prefixed by the split, and by the corpus if it differs."""
-    system, tracking = one.system, one.system.config.tracking
-    if not system.mlflow_run_id:
-        return
-    data = system.config.data
-    prefix = split if data.corpus == system.trained_on else f"{data.corpus}_{split}"
+    data = one.system.config.data
+    prefix = split if data.corpus == one.system.trained_on else f"{data.corpus}_{split}"
     prefix += "" if data.transcript == "asr" else f"_{data.transcript}"
-    tracker = Tracker(tracking.uri, tracking.experiment, system.name, _run_url(system))
-    tracker.log_metrics({f"{prefix}/{name}": value for name, value in one.metrics.items()}, system.step)
-    tracker.finish()
+    log_to_training_run(one.system, {f"{prefix}/{name}": value for name, value in one.metrics.items()})
 
 
-def _run_url(system: System) -> str:
-    """Return the URL of a checkpoint's run, which identifies it in MLflow."""
-    return system.url.rstrip("/").partition("/checkpoints/")[0]
+def draw_recall(title: str, results: list[SystemResult], differences: Differences, baseline: str) -> bytes:
+    """Draw R@10 of each system in both directions, and the differences from the baseline; return a PNG."""
+    k = RECALL_AT[-1]
+    panels = []
+    for direction in DIRECTIONS:
+        name = f"{direction}/R{k}"
+        values = [
+            Value(one.system.name, *(one.metrics[f"{name}{end}"] for end in ("", "_low", "_high"))) for one in results
+        ]
+        panels.append(Panel(f"{TITLES[direction]}, R@{k} in %", values))
+        points = [
+            Value(system, cells[name].mean, cells[name].low, cells[name].high) for system, cells in differences.items()
+        ]
+        panels.append(Panel(f"{TITLES[direction]}, points of R@{k} above {baseline}, paired", points, reference=0.0))
+    return draw_intervals(title, panels)
 
 
 def _record(one: SystemResult, split: str, baseline: str, differences: Differences) -> dict[str, Any]:
@@ -111,26 +119,7 @@ def _record(one: SystemResult, split: str, baseline: str, differences: Differenc
     }
 
 
-def _record_evaluation(
-    config: Config,
-    folder: EvaluationFolder,
-    results: list[SystemResult],
-    differences: Differences,
-    baseline: str,
-    files: dict[str, str],
-) -> None:
-    """Log the evaluation as its own MLflow run, with table and report."""
-    tracking = config.tracking
-    tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
-    ((split, sha256),) = folder.identity["splits"].items()
-    record_origin(tracker, config, "evaluation", sha256={"manifest": sha256})
-    names = ", ".join(one.system.name for one in results)
-    tracker.log_params({"systems": names, "split": split, "baseline": baseline})
-    for one in results:
-        name = file_name(one.system.name)
-        own = differences.get(one.system.name, {})
-        tracker.log_metrics({f"{name}/{metric}": value for metric, value in one.metrics.items()}, one.system.step)
-        tracker.log_metrics({f"{name}/above_baseline/{k}": value.mean for k, value in own.items()}, one.system.step)
-    for file, text in files.items():
-        tracker.log_text(text, file)
-    tracker.finish()
+def _metrics(one: SystemResult, differences: Mapping[str, Difference]) -> dict[str, float]:
+    name = file_name(one.system.name)
+    metrics = {f"{name}/{metric}": value for metric, value in one.metrics.items()}
+    return metrics | {f"{name}/above_baseline/{metric}": value.mean for metric, value in differences.items()}

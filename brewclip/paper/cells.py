@@ -1,23 +1,21 @@
 """Cells of a table: a system trained with one seed and evaluated on one split, with cached ranks.
 
 A cell trains under the run name that jobs/train.py would use, so an existing run is resumed, or reused if finished.
-Ranks per query are cached below STORAGE/experiments/cells for one checkpoint, split and gallery: if any of them
-changes, the cell is evaluated again.
+Ranks per query are cached below STORAGE/experiments/cells with their identity: if anything that they depend on changes,
+the cell is evaluated again.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from brewclip.checkpoints.checkpoint import load_checkpoint
 from brewclip.checkpoints.compatibility import check_same_run
 from brewclip.checkpoints.locate import ZERO_SHOT
 from brewclip.cluster import connect
 from brewclip.config import Config, Transcript, Variant, for_variant
-from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import open_storage
-from brewclip.errors import ObjectMissing
 from brewclip.evaluation.folders import file_name
+from brewclip.evaluation.identity import ResultCache, identify
 from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.run import record_metrics
 from brewclip.evaluation.systems import System, describe_system, evaluate_system
@@ -79,16 +77,17 @@ def run_cell(cell: Cell) -> Ranking:
     """
     train_cell(cell)
     system = describe_cell(cell)
-    cached = load_cached(cell)
-    if cached is not None and cached.facts.get("identity") == _identity(cell, system):
+    identity = identify(system.config, [system], [cell.split])
+    cached = _cache(cell).load(cell.name, identity)
+    if cached is not None:
         print(f"cell {cell.name}: cached", flush=True)
-        return cached
+        return Ranking.from_bytes(cached)
     connect()
     result = evaluate_system(system, cell.split)
     record_metrics(result, cell.split)
     ranking = result.ranking
-    ranking.facts["identity"] = _identity(cell, system)
-    _storage(cell).write(_object(cell), ranking.to_bytes())
+    ranking.facts["identity"] = identity
+    _cache(cell).save(cell.name, identity, ranking.to_bytes())
     print(f"cell {cell.name}: measured on {len(ranking.keys)} recordings", flush=True)
     return ranking
 
@@ -122,30 +121,9 @@ def describe_cell(cell: Cell) -> System:
 
 def load_cached(cell: Cell) -> Ranking | None:
     """Return the cached ranks of a cell without checking their identity; None if there are none."""
-    try:
-        return Ranking.from_bytes(_storage(cell).read(_object(cell)))
-    except ObjectMissing:
-        return None
+    cached = _cache(cell).load(cell.name, identity=None)
+    return None if cached is None else Ranking.from_bytes(cached)
 
 
-def _identity(cell: Cell, system: System) -> dict[str, Any]:
-    """Return everything that the ranks of a cell depend on."""
-    data, model = system.config.data, system.config.model
-    return {
-        "weights_sha256": system.weights_sha256,
-        "step": system.step,
-        "split_sha256": open_manifest(f"{system.config.features_url}/{cell.split}").sha256,
-        "reads": cell.test_transcript,
-        "clip": model.clip,
-        "max_audio_frames": data.max_audio_frames,
-        "long_text": data.long_text,
-        "image_transform": data.image_transform,
-    }
-
-
-def _storage(cell: Cell) -> Any:
-    return open_storage(f"{cell.test.storage.rstrip('/')}/experiments/cells")
-
-
-def _object(cell: Cell) -> str:
-    return f"{cell.name}.npz"
+def _cache(cell: Cell) -> ResultCache:
+    return ResultCache(cell.test, "cells")

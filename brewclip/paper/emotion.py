@@ -2,23 +2,24 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
 from brewclip.config import Config
 from brewclip.config.probe import ProbeConfig
-from brewclip.data.manifest import open_manifest
-from brewclip.data.storage import open_storage
-from brewclip.errors import ManifestError, ObjectMissing
+from brewclip.evaluation.identity import ResultCache, identify
+from brewclip.evaluation.intervals_figure import Panel, Value, draw_intervals
+from brewclip.evaluation.pages import Page, Section
+from brewclip.evaluation.publish import Publication
 from brewclip.evaluation.published import EMOTION
 from brewclip.evaluation.ranks import Difference
-from brewclip.evaluation.recall_tables import markdown_table
-from brewclip.evaluation.systems import describe_system
+from brewclip.evaluation.systems import System, describe_system
 from brewclip.paper.cells import Cell, plan_cells, train_cell
-from brewclip.paper.claims import FAILS, HEADER, HOLDS, NOT_RUN, Verdict
-from brewclip.paper.reproduce import count_verdicts
-from brewclip.studies.emotion.clips import ClipSplit, load_folds
+from brewclip.paper.claims import FAILS, HOLDS, NOT_RUN, Verdict
+from brewclip.paper.page import claims_section, publish_table
+from brewclip.paper.reproduce import recording
+from brewclip.studies.emotion.clips import ClipSplit, load_folds, splits_of
 from brewclip.studies.emotion.study import EmotionResult, probe_system, probe_whisper
 
 TITLE: Final = "Table 3: emotion"
@@ -31,35 +32,45 @@ Results = dict[tuple[str, str, str], list[EmotionResult]]
 
 
 def reproduce_emotion(
-    configs: Mapping[str, Config], emotion_corpus: str, seeds: Sequence[int], command: str, *, keeps_only: bool = False
-) -> str:
-    """Train missing systems, probe them, and write the page to STORAGE/experiments/table3.
+    configs: Mapping[str, Config], emotion_corpus: str, seeds: Sequence[int], command: str, *, only_cached: bool = False
+) -> Page:
+    """Train missing systems, probe them, and publish the table in STORAGE/experiments/table3.
 
     Args:
         configs: settings of each training corpus.
         emotion_corpus: recordings with emotions and speakers.
         seeds: seeds of the runs.
         command: command shown on the page.
-        keeps_only: run nothing, show cached results only.
-
-    Returns:
-        The section of the table as Markdown.
+        only_cached: run nothing and log nothing to MLflow, show cached results only.
     """
-    parts, verdicts, records = [f"## {TITLE}\n\n```\n{command}\n```\n"], [], []
+    sections, panels, verdicts, records = [], [], [], []
     for corpus, config in configs.items():
         own = replace(config, data=replace(config.data, corpus=emotion_corpus))
-        baseline, results = _results(config, own, seeds, keeps_only)
-        parts.append(f"### Trained on {corpus}, probed on {emotion_corpus}\n\n{_describe(baseline)}\n")
-        parts.append(markdown_table(emotion_rows(baseline, results)))
+        baseline, results = _results(config, own, seeds, only_cached)
+        title = f"Trained on {corpus}, probed on {emotion_corpus}"
+        sections.append(Section(title, _describe(baseline), emotion_rows(baseline, results)))
+        panels.append(emotion_panel(title, baseline, results))
         verdicts += judge_emotion(corpus, results)
         records += [one.record() | {"trained_on": corpus} for many in results.values() for one in many]
-    parts += ["### Claims\n", markdown_table([HEADER, *(verdict.cells() for verdict in verdicts)])]
-    text = "\n".join(parts)
-    storage = open_storage(f"{next(iter(configs.values())).storage.rstrip('/')}/experiments/table3")
-    storage.write("results.json", json.dumps(records, indent=1).encode())
-    storage.write("table.md", text.encode())
-    print(f"\n{text}\ntable3: {count_verdicts(verdicts)}; written to {storage.url}", flush=True)
-    return text
+    page = Page(TITLE, sections=[*sections, claims_section(verdicts)], command=command)
+    publication = Publication(
+        "table",
+        records,
+        page,
+        figures={"table3.png": draw_intervals(TITLE, panels)} if records else {},
+        params={"corpora": ", ".join(configs), "emotions": emotion_corpus, "seeds": ", ".join(map(str, seeds))},
+    )
+    publish_table(recording(next(iter(configs.values())), only_cached=only_cached), "table3", publication, verdicts)
+    return page
+
+
+def emotion_panel(title: str, baseline: EmotionResult | None, results: Results) -> Panel:
+    """Return the accuracy of each row: its interval for one seed, else lowest to highest seed."""
+    rows = {f"{_TITLES[variant]}, {_TITLES[method]}": results.get((variant, channel, method), [])
+            for variant, channel, method in _ROWS}  # fmt: skip
+    rows["logistic regression on Whisper's mean frame"] = [baseline] if baseline is not None else []
+    values = [Value(label, *_spread(many)) for label, many in rows.items() if many]
+    return Panel(f"{title}: accuracy in %", values, reference=baseline.majority if baseline is not None else None)
 
 
 def emotion_rows(baseline: EmotionResult | None, results: Results) -> list[list[str]]:
@@ -99,14 +110,12 @@ def judge_emotion(corpus: str, results: Results) -> list[Verdict]:
 
 
 def _results(
-    config: Config, own: Config, seeds: Sequence[int], keeps_only: bool
+    config: Config, own: Config, seeds: Sequence[int], only_cached: bool
 ) -> tuple[EmotionResult | None, Results]:
     """Return the baseline and the results of every row; a row is empty if any seed is missing."""
     probe, results = ProbeConfig(), Results()
-    folds = [] if keeps_only else load_folds(own, probe)
-    baseline = _cached_or_run(
-        own, "whisper", None if keeps_only else {}, lambda: probe_whisper(folds, probe) if folds else None
-    )
+    folds = [] if only_cached else load_folds(own, probe)
+    baseline = _cached_or_run(own, "whisper", [], folds, lambda: probe_whisper(folds, probe))
     for variant, channel, method in _ROWS:
         cells = plan_cells(config, own, variant, "asr", "asr", seeds, probe.test_split)  # type: ignore[arg-type]
         found = [_run(cell, own, channel, method, folds) for cell in cells]
@@ -115,49 +124,31 @@ def _results(
 
 
 def _run(cell: Cell, own: Config, channel: str, method: str, folds: list[ClipSplit]) -> EmotionResult | None:
-    if not folds:
-        return _cached_or_run(own, f"{cell.train.run_name}-{channel}-{method}", None, lambda: None)
-    train_cell(cell)
-    system = describe_system(own, cell.train.run_url)
+    name, systems = f"{cell.train.run_name}-{channel}-{method}", []
+    if folds:
+        train_cell(cell)
+        systems = [describe_system(own, cell.train.run_url)]
     return _cached_or_run(
-        own,
-        f"{cell.train.run_name}-{channel}-{method}",
-        {"weights_sha256": system.weights_sha256},
-        lambda: probe_system(own, system, channel=channel, method=method, folds=folds),
+        own, name, systems, folds, lambda: probe_system(own, systems[0], channel=channel, method=method, folds=folds)
     )
 
 
-def _cached_or_run(own: Config, name: str, identity: dict[str, Any] | None, run: Any) -> EmotionResult | None:
-    """Return the cached result of the same identity, else run and cache it; identity None accepts any cached result."""
-    storage = open_storage(f"{own.storage.rstrip('/')}/experiments/emotion/{own.data.corpus}")
-    try:
-        cached = json.loads(storage.read(f"{name}.json"))
-    except ObjectMissing:
-        cached = {}
-    if cached and "hits" not in cached["result"]:  # written by a version without `hits`
-        cached = {}
-    if identity is not None:
-        # `choice` is how regularisation is chosen, so that results of an earlier rule are not reused.
-        identity = identity | {"clips": _clips_sha256(own), "probe": asdict(ProbeConfig()), "choice": "one_error"}
-        identity = json.loads(json.dumps(identity))  # as read from storage
-    if cached and identity in (None, cached["identity"]):
-        return _from_record(cached["result"])
+def _cached_or_run(
+    own: Config, name: str, systems: list[System], folds: list[ClipSplit], run: Callable[[], EmotionResult]
+) -> EmotionResult | None:
+    """Return the cached result of the same identity, else run and cache it; without folds, any cached result."""
+    cache, probe = ResultCache(own, f"emotion/{own.data.corpus}"), ProbeConfig()
+    if not folds:
+        cached = cache.load(name, identity=None)
+        return _from_record(json.loads(cached)) if cached is not None else None
+    identity = identify(own, systems, splits_of(own, probe), probe=asdict(probe), name=name)
+    cached = cache.load(name, identity)
+    if cached is not None:
+        return _from_record(json.loads(cached))
     result = run()
-    if result is not None:
-        storage.write(f"{name}.json", json.dumps({"identity": identity, "result": result.record()}).encode())
-        print(f"emotion {name}: {result.accuracy:.1f} %, commonest answer {result.majority:.1f} %", flush=True)
+    cache.save(name, identity, json.dumps(result.record()).encode())
+    print(f"emotion {name}: {result.accuracy:.1f} %, commonest answer {result.majority:.1f} %", flush=True)
     return result
-
-
-def _clips_sha256(own: Config) -> list[str]:
-    """Return the hashes of the splits with the clips."""
-    hashes = []
-    for split in (own.data.train_split, ProbeConfig().test_split):
-        try:
-            hashes.append(open_manifest(f"{own.features_url}/{split}", retry_seconds=10).sha256)
-        except ManifestError:
-            continue
-    return hashes
 
 
 def _from_record(record: dict[str, Any]) -> EmotionResult:
@@ -180,10 +171,16 @@ def _describe(baseline: EmotionResult | None) -> str:
 def _accuracy(many: Sequence[EmotionResult]) -> str:
     if not many:
         return "-"
+    mean, low, high = _spread(many)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]" if len(many) == 1 else f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _spread(many: Sequence[EmotionResult]) -> tuple[float, float, float]:
+    """Return accuracy and its interval for one seed, else the mean, the lowest and the highest accuracy."""
     if len(many) == 1:
-        return f"{many[0].accuracy:.1f} [{many[0].low:.1f}, {many[0].high:.1f}]"
+        return many[0].accuracy, many[0].low, many[0].high
     values = [one.accuracy for one in many]
-    return f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    return sum(values) / len(values), min(values), max(values)
 
 
 def _above_majority(many: Sequence[EmotionResult]) -> Difference | None:

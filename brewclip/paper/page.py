@@ -1,7 +1,8 @@
-"""Format a table of the paper as Markdown: measured and published numbers, and a verdict on each claim."""
+"""Pages of the paper's tables: measured and published numbers, a figure, and a verdict on each claim."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,25 @@ import numpy as np
 from brewclip.config import Config
 from brewclip.data.manifest import open_manifest
 from brewclip.errors import ManifestError
+from brewclip.evaluation.folders import file_name, open_experiment
+from brewclip.evaluation.intervals_figure import Panel, Value, draw_intervals
+from brewclip.evaluation.pages import Page, Rows, Section
+from brewclip.evaluation.publish import Publication, publish
 from brewclip.evaluation.published import CORPORA, describe_source
 from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.recall_tables import (
+    TITLES,
     earlier_rows,
     interval_cell,
-    markdown_table,
     published_cells,
     published_header,
     recall_header,
 )
 from brewclip.metrics import DIRECTIONS, RECALL_AT
-from brewclip.paper.claims import HEADER, Verdict
+from brewclip.paper.claims import FAILS, HEADER, HOLDS, Verdict
 from brewclip.paper.retrieval_tables import TABLES, Rankings, published_rows
 
+_PLURAL = {HOLDS: "hold", FAILS: "fail"}
 PREAMBLE = """# The paper's tables, run here
 
 Written by `jobs/reproduce.py`: each section names its command, and running it again replaces the section. Recall is in
@@ -58,7 +64,7 @@ def describe_corpus(config: Config, split: str, total_steps: bool) -> str:
     return ", ".join(counts)
 
 
-def corpus_table(name: str, corpora: Sequence[str], corpus: str, rows: Mapping[str, Sequence[Ranking]]) -> str:
+def corpus_rows(name: str, corpora: Sequence[str], corpus: str, rows: Mapping[str, Sequence[Ranking]]) -> Rows:
     """Return the table of one corpus."""
     published = published_rows(name, corpora, corpus)
     table = [recall_header() + published_header(corpus)]
@@ -66,13 +72,13 @@ def corpus_table(name: str, corpora: Sequence[str], corpus: str, rows: Mapping[s
         table.append([title, *recall_cells(rankings), *published_cells(corpus, published.get(title))])
     if TABLES[name].shows_earlier:
         table += earlier_rows(corpus, len(published_header(corpus)))
-    return markdown_table(table)
+    return table
 
 
-def section(
+def table_page(
     name: str, command: str, configs: Mapping[str, Config], rankings: Rankings, verdicts: Sequence[Verdict], split: str
-) -> str:
-    """Return the section of a table.
+) -> Page:
+    """Return the page of a table.
 
     Args:
         name: name of the table.
@@ -82,18 +88,79 @@ def section(
         verdicts: verdicts on the claims.
         split: evaluated split.
     """
-    parts = [f"## {TABLES[name].title}\n\n```\n{command}\n```\n"]
+    sections = []
     for corpus, rows in rankings.items():
         trains = any("zero-shot" not in title for title in rows)
         about = describe_corpus(configs[corpus], split, trains)
         mirrored = (
             "" if corpus in CORPORA or not describe_source(corpus) else " The published numbers are of other data."
         )
-        parts.append(f"### {CORPORA.get(corpus, corpus)}\n\n{about}.{mirrored}\n" if about else f"### {corpus}\n")
-        parts.append(corpus_table(name, list(rankings), corpus, rows))
-    parts.append("### Claims\n")
-    parts.append(markdown_table([HEADER, *(verdict.cells() for verdict in verdicts)]))
-    return "\n".join(parts)
+        title = CORPORA.get(corpus, corpus) if about else corpus
+        text = f"{about}.{mirrored}" if about else ""
+        sections.append(Section(title, text, corpus_rows(name, list(rankings), corpus, rows)))
+    return Page(TABLES[name].title, sections=[*sections, claims_section(verdicts)], command=command)
+
+
+def claims_section(verdicts: Sequence[Verdict]) -> Section:
+    """Return the section with the verdict on each claim."""
+    return Section("Claims", rows=[HEADER, *(verdict.cells() for verdict in verdicts)])
+
+
+def count_verdicts(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Return the number of claims per verdict."""
+    return dict(Counter(verdict.verdict.partition(":")[0] for verdict in verdicts))
+
+
+def draw_table(name: str, rankings: Rankings) -> bytes:
+    """Draw R@10 of each row, in each corpus and direction; return a PNG.
+
+    Ends of an interval are those of the cell: lowest and highest seed, or the bootstrap interval of a single one.
+    """
+    k, panels = RECALL_AT[-1], []
+    for corpus, rows in rankings.items():
+        for direction in DIRECTIONS:
+            values = [_value(title, many, direction, k) for title, many in rows.items() if many]
+            panels.append(Panel(f"{corpus}, {TITLES[direction]}, R@{k} in %", values))
+    return draw_intervals(TABLES[name].title, panels)
+
+
+def _value(title: str, rankings: Sequence[Ranking], direction: str, k: int) -> Value:
+    if len(rankings) == 1:
+        metrics = rankings[0].result.summary()
+        return Value(title, *(metrics[f"{direction}/R{k}{end}"] for end in ("", "_low", "_high")))
+    recalls = [one.recall(direction, k) for one in rankings]
+    return Value(title, float(np.mean(recalls)), min(recalls), max(recalls))
+
+
+def publish_table(config: Config, name: str, publication: Publication, verdicts: Sequence[Verdict] = ()) -> None:
+    """Print a table and publish it in STORAGE/experiments/NAME.
+
+    Args:
+        config: settings with storage and tracking.
+        name: name of the table.
+        publication: the table.
+        verdicts: verdicts on its claims, counted in the last line and in MLflow.
+    """
+    counts = count_verdicts(verdicts)
+    metrics = {f"claims/{file_name(verdict)}": float(count) for verdict, count in counts.items()}
+    publication = replace(publication, metrics=[*publication.metrics, (metrics, 0)])
+    url = publish(config, open_experiment(config, name, command=publication.page.command), publication)
+    claims = f"{', '.join(f'{count} {_PLURAL.get(verdict, verdict)}' for verdict, count in counts.items())}; "
+    print(f"\n{publication.page.markdown()}\n{name}: {claims if counts else ''}written to {url}", flush=True)
+
+
+def recall_metrics(rankings: Rankings) -> dict[str, float]:
+    """Return the mean recall over the seeds of every row, CORPUS/ROW/DIRECTION/Rk."""
+    return {
+        f"{file_name(corpus)}/{file_name(title)}/{direction}/R{k}": float(
+            np.mean([one.recall(direction, k) for one in many])
+        )
+        for corpus, rows in rankings.items()
+        for title, many in rows.items()
+        if many
+        for direction in DIRECTIONS
+        for k in RECALL_AT
+    }
 
 
 def record(rankings: Rankings, verdicts: Sequence[Verdict]) -> dict[str, Any]:

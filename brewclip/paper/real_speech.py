@@ -1,9 +1,8 @@
 """Real speech: word errors of the extraction compared with whisper.transcribe, and emotions of held-out speakers.
 
-Needs neither a corpus nor Ray nor MLflow.
+Needs neither a corpus nor Ray.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +16,15 @@ from numpy.typing import NDArray
 
 from brewclip.config import Config
 from brewclip.config.probe import ProbeConfig
-from brewclip.data.storage import open_storage
-from brewclip.evaluation.recall_tables import markdown_table
+from brewclip.evaluation.intervals_figure import Panel, Value, draw_intervals
+from brewclip.evaluation.pages import Page, Section
+from brewclip.evaluation.publish import Publication
 from brewclip.evaluation.systems import System, describe_systems
 from brewclip.evaluation.wer import count_errors
 from brewclip.intervals import NUM_RESAMPLES, paired_difference
 from brewclip.models.acoustic import AcousticEncoder
 from brewclip.models.whisper import Speech, SpeechReader
+from brewclip.paper.page import publish_table
 from brewclip.paper.real_recordings import EMOTIONS, FOUR_CLASSES, RAVDESS, SpokenClip, load_kinds
 from brewclip.pretrained.load import load_whisper
 from brewclip.studies.emotion.clips import Clip, ClipSplit, hold_out_each_speaker
@@ -163,17 +164,14 @@ def _untrained_layer(audio_dim: int, width: int) -> Callable[[list[Clip]], NDArr
     return embed
 
 
-def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], command: str) -> str:
-    """Measure word errors and emotion accuracy on real speech; write the page to STORAGE/experiments/real_speech.
+def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], command: str) -> Page:
+    """Measure word errors and emotion accuracy on real speech; publish them in STORAGE/experiments/real_speech.
 
     Args:
         config: settings with Whisper, language and CLIP.
         folder: folder of recordings, see `load_kinds`.
         names: systems whose acoustic channel is probed for emotions.
         command: command shown on the page.
-
-    Returns:
-        The section as Markdown.
     """
     systems = describe_systems(config, names) if names else []
     kinds = load_kinds(folder)
@@ -191,38 +189,47 @@ def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], co
             ):
                 emotions[title] = probe_emotions(config, systems, emotion_folds(clips, speeches, classes))
                 _say(f"{kind}: {title} probed")
-    text = real_speech_section(command, config.model.whisper, errors, emotions)
+    page = real_speech_page(command, config.model.whisper, errors, emotions)
     record = {
         "word_errors": [asdict(one) for one in errors],
         "emotions": {title: [one.record() for one in results] for title, results in emotions.items()},
     }
-    storage = open_storage(f"{config.storage.rstrip('/')}/experiments/real_speech")
-    storage.write("results.json", json.dumps(record, indent=1).encode())
-    storage.write("table.md", text.encode())
-    print(f"\n{text}\nreal_speech: written to {storage.url}", flush=True)
-    return text
+    figures = {"real_speech.png": draw_intervals(TITLE, _panels(errors, emotions))}
+    publish_table(config, "real_speech", Publication("table", record, page, figures=figures))
+    return page
 
 
-def real_speech_section(
+def real_speech_page(
     command: str, whisper_name: str, errors: Sequence[WordErrors], emotions: dict[str, list[EmotionResult]]
-) -> str:
-    """Format the section of the page."""
-    parts = [
-        f"## {TITLE}\n\n```\n{command}\n```\n",
-        f"### Word errors of Whisper {whisper_name}\n\nIn %, after Whisper's English normaliser, with the 95 % "
-        "interval over clips. A rejected clip has an empty transcript, and all its words count as errors; "
-        "`whisper.transcribe` keeps text that its checks distrust.\n",
-        markdown_table(word_error_rows(errors)),
-    ]
+) -> Page:
+    """Return the page of word errors and emotions."""
+    about = (
+        "In %, after Whisper's English normaliser, with the 95 % interval over clips. A rejected clip has an empty "
+        "transcript, and all its words count as errors; `whisper.transcribe` keeps text that its checks distrust."
+    )
+    sections = [Section(f"Word errors of Whisper {whisper_name}", about, word_error_rows(errors))]
     for title, results in emotions.items():
         first = results[0]
-        parts.append(
-            f"### Emotions, {title}\n\n{first.num_test} clips of RAVDESS, {first.split}. Accuracy in % with the 95 % "
-            f"interval over clips; the commonest answer is right in {first.majority:.1f} %. C is chosen on the "
-            "speakers learned from.\n"
+        about = (
+            f"{first.num_test} clips of RAVDESS, {first.split}. Accuracy in % with the 95 % interval over clips; the "
+            f"commonest answer is right in {first.majority:.1f} %. C is chosen on the speakers learned from."
         )
-        parts.append(markdown_table(real_emotion_rows(results)))
-    return "\n".join(parts)
+        sections.append(Section(f"Emotions, {title}", about, real_emotion_rows(results)))
+    return Page(TITLE, sections=sections, command=command)
+
+
+def _panels(errors: Sequence[WordErrors], emotions: dict[str, list[EmotionResult]]) -> list[Panel]:
+    """Return the panels of the figure: WER of each kind of speech, accuracy of each set of emotions."""
+    kinds = dict.fromkeys(one.kind for one in errors)
+    panels = [
+        Panel(f"{kind}, WER in %", [Value(one.way, *one.rate) for one in errors if one.kind == kind]) for kind in kinds
+    ]
+    for title, results in emotions.items():
+        values = [
+            Value(f"{one.system}, {one.channel}, {one.method}", one.accuracy, one.low, one.high) for one in results
+        ]
+        panels.append(Panel(f"emotions, {title}: accuracy in %", values, reference=results[0].majority))
+    return panels
 
 
 def word_error_rows(errors: Sequence[WordErrors]) -> list[list[str]]:

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from brewclip.config import Config
-from brewclip.evaluation.columns import align
+from brewclip.evaluation.folders import file_name, open_folder, study_name
+from brewclip.evaluation.intervals_figure import Panel, Value, draw_intervals
+from brewclip.evaluation.pages import Page, Section
+from brewclip.evaluation.publish import Publication, publish
 from brewclip.evaluation.ranks import Difference, compare
 from brewclip.evaluation.systems import System, SystemResult, evaluate_system
 from brewclip.metrics import DIRECTIONS, RECALL_AT
@@ -61,27 +64,60 @@ def measure_truncation(system: System, split: str) -> list[TruncationEffect]:
     return effects
 
 
-def truncation_table(effects: list[TruncationEffect]) -> str:
-    """Format for a terminal the truncated share, both recalls and the gain per input."""
-    rows = [
-        [
-            "system",
-            "input",
-            "truncated",
-            *(f"R@{k} {what}" for k in _PRINTED_AT for what in ("truncated", "whole", "gain")),
-        ]
-    ]
+def study_truncation(config: Config, systems: list[System], split: str) -> str:
+    """Measure the effect of truncation on each system, print the table, and publish it.
+
+    Args:
+        config: settings of the evaluation.
+        systems: systems with distinct names.
+        split: split to evaluate on.
+
+    Returns:
+        URL of the folder, see `publish`.
+    """
+    effects = [effect for system in systems for effect in measure_truncation(system, split)]
+    title = f"{config.data.corpus}, {split}: truncation"
+    text = "speech -> image, recall in %, and the gain without truncation [95 % interval]"
+    page = Page(title, text, [Section(rows=truncation_rows(effects))])
+    publication = Publication(
+        "truncation",
+        truncation_record(effects),
+        page,
+        figures={"truncation.png": draw_gains(title, effects)},
+        params={"systems": ", ".join(system.name for system in systems), "split": split},
+        metrics=[(_gains(one), one.truncated.system.step) for one in effects],
+    )
+    url = publish(config, open_folder(config, study_name(config, split, "truncation"), systems, [split]), publication)
+    print(f"\n{page.terminal()}\n\nwritten: {url}", flush=True)
+    return url
+
+
+def truncation_rows(effects: list[TruncationEffect]) -> list[list[str]]:
+    """Return a header and one row per system and input: truncated share, both recalls and the gain."""
+    measured = [f"R@{k} {what}" for k in _PRINTED_AT for what in ("truncated", "whole", "gain")]
+    rows = [["system", "input", "truncated", *measured]]
     for one in effects:
-        cells = [
-            cell
-            for k in _PRINTED_AT
-            for cell in (
-                *(f"{m.metrics[f'{_DIRECTION}/R{k}']:.1f}" for m in (one.truncated, one.whole)),
-                str(one.differences[k]),
-            )
-        ]
+        cells = []
+        for k in _PRINTED_AT:
+            cells += [f"{result.metrics[f'{_DIRECTION}/R{k}']:.1f}" for result in (one.truncated, one.whole)]
+            cells.append(str(one.differences[k]))
         rows.append([one.truncated.system.name, one.name, _truncated_share(one), *cells])
-    return align(rows)
+    return rows
+
+
+def draw_gains(title: str, effects: list[TruncationEffect]) -> bytes:
+    """Draw the gain of each untruncated input; return a PNG."""
+    panels = []
+    for k in _PRINTED_AT:
+        gains = [(f"{one.truncated.system.name}, {one.name}", one.differences[k]) for one in effects]
+        values = [Value(label, gain.mean, gain.low, gain.high) for label, gain in gains]
+        panels.append(Panel(f"points of R@{k} gained without truncation", values, reference=0.0))
+    return draw_intervals(title, panels)
+
+
+def _gains(one: TruncationEffect) -> dict[str, float]:
+    prefix = f"{file_name(one.truncated.system.name)}/{one.name}"
+    return {f"{prefix}/gain_R{k}": gain.mean for k, gain in one.differences.items()}
 
 
 def truncation_record(effects: list[TruncationEffect]) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from brewclip.data.images import open_image
 from brewclip.data.schema import Sample
 from brewclip.errors import UserError
 from brewclip.evaluation.folders import file_name, open_folder, study_name
+from brewclip.evaluation.pages import Page
+from brewclip.evaluation.publish import Publication, publish
 from brewclip.evaluation.queries import QuerySamples, evenly_spaced, image_places, nearest_images
 from brewclip.evaluation.systems import System, SystemResult, evaluate_system, load_system
 from brewclip.factory import audio_dim_of, build_decoder
@@ -29,7 +31,7 @@ _NUM_MELS = 80
 def visualize_and_record(
     config: Config, systems: list[System], split: str, num_queries: int, keys: Sequence[str]
 ) -> list[str]:
-    """Draw the galleries of every system and the relevance maps of some queries, and save them.
+    """Draw the galleries of every system and the relevance maps of some queries, and publish them.
 
     Args:
         config: settings of the evaluation.
@@ -39,7 +41,7 @@ def visualize_and_record(
         keys: keys of the queries whose relevance maps are drawn.
 
     Returns:
-        URLs of the PNG files; see `open_folder`.
+        URLs of the PNG files.
 
     Raises:
         UserError: if a key is not in the split.
@@ -61,9 +63,15 @@ def visualize_and_record(
     for key, png in zip(keys, draw_attention(config, results, samples, keys), strict=True):
         files[f"attention-{file_name(key)}.png"] = png
     settings = {"num_queries": num_queries, "keys": list(keys)}
-    folder = open_folder(config, study_name(config, split, "look"), systems, [split], **settings)
-    folder.write(files)
-    return [f"{folder.storage.url}/{name}" for name in files]
+    folder = open_folder(config, study_name(config, split, "visualize"), systems, [split], **settings)
+    names = [system.name for system in systems]
+    page = Page(
+        f"{config.data.corpus}, {split}: {', '.join(names)}", "Galleries, and relevance maps of single queries."
+    )
+    record = {"systems": names, "split": split, "keys": list(keys), "figures": list(files)}
+    publication = Publication("visualize", record, page, figures=files, params={"systems": ", ".join(names)})
+    url = publish(config, folder, publication)
+    return [f"{url}/{name}" for name in files]
 
 
 def best_and_worst(one: SystemResult, count: int) -> tuple[list[int], list[int]]:

@@ -34,7 +34,7 @@ def test_every_difference_has_its_own_folder(config):
         folder(system(config, "a"), system(config, "b", "trained on")),
         folder(system(config, "a"), system(config, "b"), baseline="b"),
         folder(system(config, "a"), system(config, "b", long_text="chunks")),
-        folder(system(config, "a"), system(config, "b"), study=study_name(config, "test", "look")),
+        folder(system(config, "a"), system(config, "b"), study=study_name(config, "test", "visualize")),
     ]
     assert len({first, *others}) == 6
     elsewhere = replace(config, tracking=replace(config.tracking, uri="http://other"))

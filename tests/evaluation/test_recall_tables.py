@@ -7,8 +7,9 @@ import pytest
 from brewclip.config import preset
 from brewclip.errors import UserError
 from brewclip.evaluation.embed import Embeddings
+from brewclip.evaluation.pages import markdown_table
 from brewclip.evaluation.ranks import compare_all
-from brewclip.evaluation.recall_tables import difference_lines, evaluation_page, markdown_table, recall_rows, text_table
+from brewclip.evaluation.recall_tables import difference_lines, evaluation_page, recall_rows, text_table
 from brewclip.evaluation.run import choose_baseline
 from brewclip.evaluation.systems import System, SystemResult
 from brewclip.metrics import DIRECTIONS, RECALL_AT
@@ -33,7 +34,7 @@ def page(corpus: str) -> str:
     results = [system_result(corpus, "zero_shot", 20), system_result(corpus, "brewclip", 60)]
     rankings = {one.system.name: one.ranking for one in results}
     differences = compare_all(rankings, "zero_shot", DIRECTIONS, RECALL_AT)
-    return evaluation_page(results, corpus, "test", "zero_shot", differences)
+    return evaluation_page(results, corpus, "test", "zero_shot", differences).markdown()
 
 
 def test_rows_have_recall_with_its_interval():
@@ -69,7 +70,7 @@ def test_numbers_for_the_scenes_world_are_marked_as_other_data():
 def test_the_page_reports_ranks_and_differences():
     text = page("flickr8k")
     assert "| brewclip | 30.0 [" in text and "median rank" in text and "| 1000 |" in text
-    assert "Points of recall above zero_shot" in text and "| brewclip | +20.0 [" in text
+    assert "## Difference from zero_shot" in text and "| brewclip | +20.0 [" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {10, 6, 8}, "rows are as wide as their headers"
 

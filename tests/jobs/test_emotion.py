@@ -45,10 +45,10 @@ def test_the_job_prints_keeps_and_records(storage, mlflow_server):
     assert "zero_shot: nothing to finetune, left out" in done.stdout
     assert "majority in %" in done.stdout and done.stdout.count("true \\ predicted") == 2
     kept = latest_evaluation(storage, "clips-emotion")
-    results = json.loads(kept.read("emotion.json"))
+    results = json.loads(kept.read("results.json"))
     assert [(one["system"], one["channel"]) for one in results] == [("whisper", "mean frame"), ("zero_shot", "text")]
     assert results[0]["accuracy"] > results[1]["accuracy"] == results[1]["majority"] == 50.0
-    assert b"| whisper | mean frame | probe |" in kept.read("emotion.md")
+    assert b"| whisper | mean frame | probe |" in kept.read("table.md")
     client = mlflow.MlflowClient(mlflow_server.tracking_uri)
     experiment = client.get_experiment_by_name("brewclip").experiment_id
     (found,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{kept.url}'")

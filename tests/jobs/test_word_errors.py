@@ -34,10 +34,10 @@ def test_the_job_prints_and_keeps(tmp_path, ray_head):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WER of the corpus in %" in done.stdout
     kept = latest_evaluation(url, "scenes-test-asr-word_errors")
-    record = json.loads(kept.read("word_errors.json"))
+    record = json.loads(kept.read("results.json"))
     assert record["counts"]["utterances"] == len(record["utterances"]) == 18
     # "scene 3" was transcribed as "a scene of number 3": three words inserted for two spoken, in every utterance.
     assert record["counts"]["corpus_wer"] == pytest.approx(150.0)
     assert record["systems"][0]["problem"] == "no slope: all 18 values are equal"
     assert kept.read("word_errors.png").startswith(b"\x89PNG")
-    assert b"no slope" in kept.read("word_errors.md")
+    assert b"no slope" in kept.read("table.md")

@@ -6,9 +6,18 @@ import pytest
 
 from brewclip.config import preset
 from brewclip.errors import UserError
+from brewclip.evaluation.pages import Page, markdown_table
 from brewclip.paper.emotion import emotion_rows, judge_emotion
-from brewclip.paper.page import corpus_table, put_section, recall_cells, section
-from brewclip.paper.reproduce import count_verdicts, write_page
+from brewclip.paper.page import (
+    corpus_rows,
+    count_verdicts,
+    draw_table,
+    put_section,
+    recall_cells,
+    recall_metrics,
+    table_page,
+)
+from brewclip.paper.reproduce import write_page
 from brewclip.paper.retrieval_tables import TABLES, judge_table
 from brewclip.studies.emotion.study import EmotionResult
 from tests.paper.results import make_ranking
@@ -26,31 +35,37 @@ def test_a_page_has_tables_claims_and_the_command(name, tmp_path):
     rankings = {"scenes_noisy": {row.title: [make_ranking(60), make_ranking(70)] for row in TABLES[name].rows}}
     config = type(config)(storage=tmp_path.as_uri(), data=config.data, model=config.model)
     verdicts = judge_table(name, rankings)
-    text = section(name, "python jobs/reproduce.py x", {"scenes_noisy": config}, rankings, verdicts, "test")
+    page = table_page(name, "python jobs/reproduce.py x", {"scenes_noisy": config}, rankings, verdicts, "test")
+    text = page.markdown(level=2)
+    assert text.startswith(f"## {TABLES[name].title}\n") and "\n### Claims\n" in text
     assert "```\npython jobs/reproduce.py x\n```" in text
     assert "32.5 (30.0 to 35.0)" in text and "LN-COCO (other data)" in text
     for block in text.split("\n\n"):
         widths = {line.count("|") for line in block.splitlines() if line.startswith("|")}
         assert len(widths) <= 1, "rows are as wide as their header"
     assert text.count("|---") >= 2 and all(one.claim in text for one in verdicts)
+    assert draw_table(name, rankings).startswith(b"\x89PNG")
+    metrics = recall_metrics(rankings)
+    assert len(metrics) == 6 * len(TABLES[name].rows)
+    assert {value for key, value in metrics.items() if key.endswith("speech_to_image/R1")} == {32.5}
 
 
 def test_published_numbers_and_earlier_systems_are_in_table1():
     rows = {row.title: [make_ranking(60)] for row in TABLES["table1"].rows}
-    text = corpus_table("table1", ["flickr8k"], "flickr8k", rows)
+    text = markdown_table(corpus_rows("table1", ["flickr8k"], "flickr8k", rows))
     assert "| 66.5/89.1/94.6 | 79.3/95.9/98.6 |" in text and "| MILAN (published) | 33.2 |" in text
 
 
 def test_a_section_is_replaced_and_the_others_stay(tmp_path):
     path = tmp_path / "docs" / "RESULTS.md"
-    for name, text in (("table2", "## Two\nfirst text"), ("table1", "## One"), ("table2", "## Two\n\nnew")):
-        write_page(path, name, text)
+    for name, text in (("table2", ("Two", "first text")), ("table1", ("One",)), ("table2", ("Two", "new"))):
+        write_page(path, name, Page(*text))
     page = path.read_text()
     assert page.startswith("# The paper's tables")
     assert page.index("## One") < page.index("## Two") and "first text" not in page and page.count("## Two") == 1
     assert put_section(page, "table1", "## One") == page, "writing the same again changes nothing"
     with pytest.raises(UserError, match="cannot be written"):
-        write_page(tmp_path, "table1", "x")
+        write_page(tmp_path, "table1", Page("x"))
 
 
 def emotion(accuracy: float, half: float = 4.0) -> EmotionResult:
@@ -77,5 +92,5 @@ def test_emotion_is_shown_with_the_majority_baseline():
     assert found["the pipeline alone is at the commonest answer"].verdict == "holds"
     assert found["finetuning is above the linear probe"].verdict == "fails"
     assert found["the acoustic channel is above the pipeline alone"].difference.startswith("+34.5 [")
-    assert count_verdicts(list(found.values())) == "3 hold, 1 fail"
+    assert count_verdicts(list(found.values())) == {"holds": 3, "fails": 1}
     assert {one.verdict for one in judge_emotion("scenes", {})} == {"not run"}

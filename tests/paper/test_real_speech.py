@@ -69,7 +69,9 @@ def test_the_page_has_the_command_and_the_measurements(shared_directory, tmp_pat
     folder.mkdir(parents=True)
     shutil.copy(shared_directory / "speech/ravdess/Actor_01" / name, folder / name)
     config = replace(preset("scenes"), storage=tmp_path.as_uri())
-    text = reproduce_real_speech(config, tmp_path / "speech", [], "python jobs/reproduce.py real_speech scenes")
+    text = reproduce_real_speech(
+        config, tmp_path / "speech", [], "python jobs/reproduce.py real_speech scenes"
+    ).markdown()
     assert "```\npython jobs/reproduce.py real_speech scenes\n```" in text
     assert "| RAVDESS | 1 | 6 | extraction | 0.00 [0.00, 0.00] | +0.00 [+0.00, +0.00] | 0 |" in text
     written = open_storage(f"{tmp_path.as_uri()}/experiments/real_speech")
@@ -111,7 +113,7 @@ def test_real_emotional_clips_from_the_recipe_to_a_probe_by_speaker(tmp_path, ra
             heard.append(normalise(sample.metadata["transcript"]))
     assert len(said) == 32 and len(set(said)) == 2
     assert jiwer.wer(said, heard) < 0.03, heard
-    results = json.loads(latest_evaluation(storage, "ravdess-emotion").read("emotion.json"))
+    results = json.loads(latest_evaluation(storage, "ravdess-emotion").read("results.json"))
     whisper, text = results
     assert (whisper["system"], whisper["num_test"], len(whisper["by_speaker"])) == ("whisper", 32, 4)
     assert whisper["low"] > text["majority"] == 25.0, whisper["accuracy"]

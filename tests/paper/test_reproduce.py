@@ -29,6 +29,7 @@ from tests.training.features import AUDIO_DIM, write_features
 
 CHECKOUT = Path(__file__).parents[2]
 COMMAND = "python jobs/reproduce.py table1 scenes"
+TABLE3 = "python jobs/reproduce.py table3 scenes"
 
 
 def load_job() -> ModuleType:
@@ -103,7 +104,9 @@ def test_table5_trains_on_every_corpus_once():
 
 
 def test_cached_results_can_be_shown_before_there_are_any(tmp_path):
-    text = reproduce_table("table1", {"scenes": tiny(tmp_path.as_uri())}, [0], "test", COMMAND, keeps_only=True)
+    text = reproduce_table(
+        "table1", {"scenes": tiny(tmp_path.as_uri())}, [0], "test", COMMAND, only_cached=True
+    ).markdown()
     assert text.count("| - | - | - | - | - | - |") == 3 and "not run" in text
 
 
@@ -136,19 +139,19 @@ def ray(ray_head) -> Iterator[None]:
 @pytest.mark.services
 def test_cells_are_run_once(storage, ray, capsys):
     config, cache = tiny(storage), open_storage(f"{storage}/experiments/cells")
-    text = reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND)
+    text = reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND).markdown()
     said = capsys.readouterr().out
     assert "training scenes-pipeline-0" in said and "training scenes-brewclip-0" not in said
     assert said.count(": measured on 12 recordings") == len(cache.list_names()) == 3
     assert text.count("\n| ") >= 3 and "| not run |" not in text
 
     def again() -> str:
-        assert reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND) == text
+        assert reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND).markdown() == text
         return capsys.readouterr().out
 
     assert again().count(": cached") == 3
     name = "scenes-pipeline-0--scenes-test-asr"
-    cache.delete(f"{name}.npz")
+    cache.delete(f"{name}.cached")
     said = again()
     assert f"cell {name}: measured" in said and said.count(": cached") == 2 and "training" not in said
     save_finished(for_variant(config, "brewclip", 0), step=3)
@@ -213,10 +216,10 @@ def test_emotion_is_probed_once(tmp_path, capsys):
     own = replace(config, data=replace(config.data, corpus="scenes_emotion"))
     write_clips(own.features_url, "train", ["ann", "bob", "cid"], repetitions=2)
     write_clips(own.features_url, "test", ["dee", "eve"], repetitions=2)
-    text = reproduce_emotion({"scenes": config}, "scenes_emotion", [0], "python jobs/reproduce.py table3 scenes")
+    text = reproduce_emotion({"scenes": config}, "scenes_emotion", [0], TABLE3).markdown()
     first = capsys.readouterr().out
     assert "emotion scenes-brewclip-0-acoustic-probe: " in first and "| not run |" not in text
     row = next(line for line in text.splitlines() if line.startswith("| prompted pipeline | linear probe"))
     assert "| 50.0 [" in row and "| 50.0 | 33 |" in row, "the sentence says nothing of the emotion"
-    again = reproduce_emotion({"scenes": config}, "scenes_emotion", [0], "python jobs/reproduce.py table3 scenes")
+    again = reproduce_emotion({"scenes": config}, "scenes_emotion", [0], TABLE3).markdown()
     assert again == text and "-probe: " not in capsys.readouterr().out

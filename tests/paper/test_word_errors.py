@@ -43,7 +43,7 @@ def test_the_claim_holds_where_misheard_queries_miss(tmp_path, is_worse, verdict
     assert found.difference.startswith("-" if is_worse else "+")
     for name in open_storage(f"{config.features_url}/test").list_names():
         open_storage(f"{config.features_url}/test").delete(name)
-    assert judge_word_errors(config, "test", ranking, keeps_only=True) == found, "cached, without the split"
+    assert judge_word_errors(config, "test", ranking, only_cached=True) == found, "cached, without the split"
 
 
 def test_without_a_measurement_it_is_not_run(tmp_path):

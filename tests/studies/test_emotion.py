@@ -14,7 +14,7 @@ from brewclip.models.emotion import EmotionClassifier
 from brewclip.studies.emotion import probing
 from brewclip.studies.emotion.clips import Clip, augment, divide_by_speaker, load_folds
 from brewclip.studies.emotion.probing import Learner, choose_regularisation, fit_probe, targets_of
-from brewclip.studies.emotion.results import confusion_rows, emotion_rows, emotion_text
+from brewclip.studies.emotion.results import confusion_rows, draw_accuracy, emotion_page, emotion_rows
 from brewclip.studies.emotion.study import probe_system, probe_whisper
 from tests.studies.clips import AUDIO_DIM, write_clips
 
@@ -137,7 +137,7 @@ def test_each_speaker_is_tested_once_by_a_probe_trained_on_the_others(config):
     assert result.accuracy == 100.0 and result.num_test == 6 * 32 == len(result.hits)
     assert result.by_speaker == dict.fromkeys(speakers, 100.0)
     assert len(result.inverse_regularisation) == 6
-    text = emotion_text([result])
+    text = emotion_page("clips", [result]).terminal()
     assert "each of 6 speakers tested on once" in text and "eve" in text
     few = replace(config, data=replace(config.data, train_split="test"))
     with pytest.raises(UserError, match=r"--probe.folds speakers needs 3 speakers, .*; there are 2"):
@@ -232,8 +232,8 @@ def test_tables_show_the_baseline_and_the_accuracy(clips):
         ["neutral", "1", "0", "4"],
     ]
     assert result.record()["num_test"] == 8
-    for markdown in (False, True):
-        text = emotion_text([result], markdown=markdown)
+    page = emotion_page("clips", [result])
+    for text in (page.terminal(), page.markdown(), page.html({"accuracy.png": draw_accuracy("clips", [result])})):
         assert "75.0 [60.0, 90.0]" in text and "true \\ predicted" in text and "2 other speakers" in text
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from brewclip.config import preset
 from brewclip.studies import truncation
-from brewclip.studies.truncation import measure_truncation, truncation_record, truncation_table, untruncated_inputs
+from brewclip.studies.truncation import measure_truncation, truncation_record, truncation_rows, untruncated_inputs
 from tests.evaluation.results import evaluate_here, system_of
 from tests.evaluation.spoken import write_spoken
 
@@ -53,7 +53,7 @@ def test_both_recalls_and_the_truncated_share(config, monkeypatch):
     for one in effects:
         gain = one.whole.metrics["speech_to_image/R1"] - one.truncated.metrics["speech_to_image/R1"]
         assert one.differences[1].mean == pytest.approx(gain)
-    table = truncation_table(effects).splitlines()
+    table = truncation_rows(effects)
     assert len(table) == 4
-    assert "in 16.7 % of texts" in table[2]
+    assert "in 16.7 % of texts" in table[2][2]
     assert [row["input"] for row in truncation_record(effects)] == ["image", "text", "speech"]

@@ -1,19 +1,17 @@
-"""Format and save emotion results: tables, confusion matrices, JSON, MLflow."""
+"""Format and publish emotion results: accuracy, accuracy by speaker, confusion matrices."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from brewclip.config import Config
 from brewclip.config.probe import ProbeConfig
-from brewclip.evaluation.columns import align
 from brewclip.evaluation.folders import file_name, open_folder
-from brewclip.evaluation.recall_tables import markdown_table
+from brewclip.evaluation.intervals_figure import Panel, Value, draw_intervals
+from brewclip.evaluation.pages import Page, Section
+from brewclip.evaluation.publish import Publication, log_to_training_run, publish
 from brewclip.evaluation.systems import System
 from brewclip.studies.emotion.clips import splits_of
 from brewclip.studies.emotion.study import EmotionResult
-from brewclip.tracking.provenance import record_origin
-from brewclip.tracking.tracker import Tracker
 
 
 def emotion_rows(results: list[EmotionResult]) -> list[list[str]]:
@@ -45,21 +43,29 @@ def confusion_rows(result: EmotionResult) -> list[list[str]]:
     return [header] + [[label, *map(str, row)] for label, row in zip(result.labels, result.confusion, strict=True)]
 
 
-def emotion_text(results: list[EmotionResult], *, markdown: bool = False) -> str:
-    """Format tables, confusion matrices and the division of speakers."""
-    layout = markdown_table if markdown else align
+def emotion_page(corpus: str, results: list[EmotionResult]) -> Page:
+    """Return the page with tables, confusion matrices and the division of speakers."""
     first = results[0]
     about = (
         f"{first.num_train} clips learned from, {first.num_test} clips of {len(first.test_speakers)} other speakers "
         f"tested: {first.split}. The interval is over clips, not over speakers."
     )
-    parts = [about, layout(emotion_rows(results)), "Accuracy on each speaker, in %:", layout(speaker_rows(results))]
+    sections = [
+        Section(rows=emotion_rows(results)),
+        Section(text="Accuracy on each speaker, in %:", rows=speaker_rows(results)),
+    ]
     for one in results:
         chosen = f"C {_listed(one.inverse_regularisation)}"
         chosen += f", {_listed(one.num_epochs)} epochs at {_listed(one.lr)}" if one.method == "finetune" else ""
-        parts.append(f"{one.system}, {one.channel}, {one.method} ({chosen}):")
-        parts.append(layout(confusion_rows(one)))
-    return "\n\n".join(parts) + "\n"
+        text = f"{one.system}, {one.channel}, {one.method} ({chosen}):"
+        sections.append(Section(text=text, rows=confusion_rows(one)))
+    return Page(f"Emotions of {corpus}", about, sections)
+
+
+def draw_accuracy(corpus: str, results: list[EmotionResult]) -> bytes:
+    """Draw the accuracy of each result, with a line at the majority baseline; return a PNG."""
+    values = [Value(f"{one.system}, {one.channel}, {one.method}", one.accuracy, one.low, one.high) for one in results]
+    return draw_intervals(f"Emotions of {corpus}", [Panel("accuracy in %", values, reference=results[0].majority)])
 
 
 def _listed(values: Sequence[float]) -> str:
@@ -70,48 +76,41 @@ def _listed(values: Sequence[float]) -> str:
 def record_emotion(
     config: Config, systems: list[System], results: list[EmotionResult], probe: ProbeConfig, methods: Sequence[str]
 ) -> str:
-    """Write emotion.json and emotion.md, and log accuracies to MLflow.
+    """Print the tables and publish them; accuracies are also logged to the training runs of the systems.
 
     Args:
         config: settings of the evaluation.
-        systems: evaluated systems; metrics are also logged to their training runs in MLflow.
+        systems: evaluated systems.
         results: results of the systems and the baseline.
         probe, methods: settings of the classifiers.
 
     Returns:
-        URL of the folder; see `open_folder`.
+        URL of the folder, see `publish`.
     """
-    folder = open_folder(
-        config,
-        f"{config.data.corpus}-emotion",
-        systems,
-        splits_of(config, probe),
-        probe=asdict(probe),
-        methods=list(methods),
-    )
-    files = {
-        "emotion.json": json.dumps([one.record() for one in results], indent=1),
-        "emotion.md": emotion_text(results, markdown=True),
-    }
-    folder.write({name: text.encode() for name, text in files.items()})
-    tracking = config.tracking
-    for system in systems:
-        own = {k: v for one in results if one.system == system.name for k, v in _metrics(one).items()}
-        if system.mlflow_run_id and own:
-            tracker = Tracker(tracking.uri, tracking.experiment, system.name, system.url.partition("/checkpoints/")[0])
-            tracker.log_metrics({f"emotion/{name}": value for name, value in own.items()}, system.step)
-            tracker.finish()
-    tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
-    record_origin(tracker, config, "emotion")
-    tracker.log_params({"systems": ", ".join(system.name for system in systems), "speakers": results[0].split})
+    corpus, splits = config.data.corpus, splits_of(config, probe)
+    folder = open_folder(config, f"{corpus}-emotion", systems, splits, probe=asdict(probe), methods=list(methods))
     steps = {system.name: system.step for system in systems}
-    for one in results:
-        metrics = {f"{file_name(one.system)}/{name}": value for name, value in _metrics(one).items()}
-        tracker.log_metrics(metrics, steps.get(one.system, 0))
-    for name, text in files.items():
-        tracker.log_text(text, name)
-    tracker.finish()
-    return folder.storage.url
+    page = emotion_page(corpus, results)
+    publication = Publication(
+        "emotion",
+        [one.record() for one in results],
+        page,
+        figures={"accuracy.png": draw_accuracy(corpus, results)},
+        params={"systems": ", ".join(steps), "speakers": results[0].split},
+        metrics=[
+            (
+                {f"{file_name(one.system)}/{name}": value for name, value in _metrics(one).items()},
+                steps.get(one.system, 0),
+            )
+            for one in results
+        ],
+    )
+    url = publish(config, folder, publication)
+    for system in systems:
+        own = {name: value for one in results if one.system == system.name for name, value in _metrics(one).items()}
+        log_to_training_run(system, {f"emotion/{name}": value for name, value in own.items()})
+    print(f"\n{page.terminal()}\n\nwritten: {url}", flush=True)
+    return url
 
 
 def _metrics(one: EmotionResult) -> dict[str, float]:

@@ -1,20 +1,16 @@
-"""Run a study of word errors on rankings and save its results: tables, figure, JSON, MLflow."""
+"""Run a study of word errors on rankings and publish it: counts, slopes, recall by band, a figure, all utterances."""
 
-import json
 from dataclasses import asdict
-from typing import Any
 
 from brewclip.config import Config
-from brewclip.evaluation.columns import align
-from brewclip.evaluation.folders import EvaluationFolder, file_name, open_folder, study_name
+from brewclip.evaluation.folders import file_name, open_folder, study_name
+from brewclip.evaluation.pages import Page, Section
+from brewclip.evaluation.publish import Publication, publish
 from brewclip.evaluation.ranks import Ranking
-from brewclip.evaluation.recall_tables import markdown_table
 from brewclip.evaluation.systems import System
 from brewclip.evaluation.wer import Utterance
 from brewclip.studies.word_errors.results import band_rows, count_rows, draw_effects, record_of, slope_rows
 from brewclip.studies.word_errors.study import WordErrorEffect, measure_effect, summarise
-from brewclip.tracking.provenance import record_origin
-from brewclip.tracking.tracker import Tracker
 
 
 def study_word_errors(
@@ -25,7 +21,7 @@ def study_word_errors(
     systems: list[System],
     rankings: list[Ranking],
 ) -> str:
-    """Relate systems' ranks to word errors, print the tables, and save tables, figure and all utterances.
+    """Relate systems' ranks to word errors, print the tables, and publish them.
 
     Args:
         config: settings of the evaluation.
@@ -36,51 +32,37 @@ def study_word_errors(
         rankings: one per system.
 
     Returns:
-        URL of the folder with word_errors.json, word_errors.md and word_errors.png.
+        URL of the folder, see `publish`; results.json lists all utterances.
     """
     summary = summarise(utterances, num_samples)
     effects = [measure_effect(ranking, utterances) for ranking in rankings]
-    tables = [count_rows(summary), slope_rows(effects), band_rows(effects)]
+    title = f"{config.data.corpus}, {split}: hits against word errors"
+    page = Page(
+        title, sections=[Section(rows=rows) for rows in (count_rows(summary), slope_rows(effects), band_rows(effects))]
+    )
     record = {
         "split": split,
         "counts": summary,
         "systems": [record_of(one) for one in effects],
         "utterances": [asdict(one) for one in utterances],
     }
-    texts = {
-        "word_errors.json": json.dumps(record, indent=1),
-        "word_errors.md": "\n".join(markdown_table(rows) for rows in tables),
-    }
-    title = f"{config.data.corpus}, {split}: hits against word errors"
-    figure = draw_effects(effects, title)
-    folder = open_folder(config, study_name(config, split, "word_errors"), systems, [split])
-    folder.write({name: text.encode() for name, text in texts.items()} | {"word_errors.png": figure})
-    _record_in_mlflow(config, folder, summary, effects, texts, figure)
-    print("\n" + "\n\n".join(align(rows) for rows in tables))
-    print(f"\nwritten: {folder.storage.url}/word_errors.{{md,json,png}}", flush=True)
-    return folder.storage.url
+    counts = {key: float(value) for key, value in summary.items() if isinstance(value, int | float)}
+    publication = Publication(
+        "word_errors",
+        record,
+        page,
+        figures={"word_errors.png": draw_effects(effects, title)},
+        params={"systems": ", ".join(one.system for one in effects)},
+        metrics=[(counts, 0), *((_slopes(one), 0) for one in effects)],
+    )
+    url = publish(config, open_folder(config, study_name(config, split, "word_errors"), systems, [split]), publication)
+    print(f"\n{page.terminal()}\n\nwritten: {url}", flush=True)
+    return url
 
 
-def _record_in_mlflow(
-    config: Config,
-    folder: EvaluationFolder,
-    summary: dict[str, Any],
-    effects: list[WordErrorEffect],
-    texts: dict[str, str],
-    figure: bytes,
-) -> None:
-    """Log the study as its own MLflow run."""
-    tracking = config.tracking
-    tracker = Tracker(tracking.uri, tracking.experiment, folder.run_name, folder.storage.url)
-    record_origin(tracker, config, "word_errors")
-    tracker.log_params({"systems": ", ".join(one.system for one in effects)})
-    tracker.log_metrics({key: value for key, value in summary.items() if isinstance(value, int | float)}, 0)
-    for one in effects:
-        if one.fit is not None:
-            numbers = {"slope": one.fit.slope, "slope_low": one.fit.low, "slope_high": one.fit.high}
-            prefix = f"{file_name(one.system)}/wer"
-            tracker.log_metrics({f"{prefix}_{key}": value for key, value in numbers.items()}, 0)
-    for file, text in texts.items():
-        tracker.log_text(text, file)
-    tracker.log_bytes(figure, "word_errors.png")
-    tracker.finish()
+def _slopes(one: WordErrorEffect) -> dict[str, float]:
+    """Return the slope and its interval as metrics; none if there is no slope."""
+    if one.fit is None:
+        return {}
+    prefix = f"{file_name(one.system)}/wer_slope"
+    return {prefix: one.fit.slope, f"{prefix}_low": one.fit.low, f"{prefix}_high": one.fit.high}
