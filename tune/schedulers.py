@@ -1,31 +1,38 @@
-"""Ray Tune's schedulers and searchers by the names of the settings; schedulers are restored with a sweep."""
+"""Ray Tune's schedulers by the names of the settings, resumed from the record of earlier trials."""
 
-import sys
+from types import SimpleNamespace
 from typing import Any
 
-from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.concurrency_limiter import ConcurrencyLimiter
-from ray.tune.search.search_algorithm import SearchAlgorithm
-from ray.tune.search.search_generator import SearchGenerator
 
+from tune.ledger import TrialRecord
 from tune.options import SweepConfig
-from tune.spaces import Space
+from tune.trial import TRIAL
 
-# Evaluations by trial id and step.
-History = dict[str, dict[int, float]]
+
+class _Past(SimpleNamespace):
+    """A trial of before, as far as schedulers know one."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class _Remembering:
-    """Replays to a scheduler, which Tune does not restore, the reports of trials from before an interruption."""
+    """Replays the reports of trials of before an interruption to a scheduler; their decisions were carried out then."""
 
-    history: History
+    before: dict[str, TrialRecord]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        ended = [name for name, record in self.before.items() if record.outcome is not None]
+        for name in ended:
+            past = _Past(trial_id=f"before-{name}", config={TRIAL: name})
+            super().on_trial_add(tune_controller, past)  # type: ignore[misc]
+            self._replay(tune_controller, past)
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
-        for step, value in self.history.get(trial.trial_id, {}).items():
-            # Its decision was carried out then.
+        self._replay(tune_controller, trial)
+
+    def _replay(self, tune_controller: Any, trial: Any) -> None:
+        record = self.before.pop(trial.config[TRIAL], None)
+        for step, value in record.curve.items() if record is not None else ():
             super().on_trial_result(tune_controller, trial, {"step": step, self._metric: value})  # type: ignore[misc,attr-defined]
 
 
@@ -37,12 +44,12 @@ class RememberingMedian(_Remembering, MedianStoppingRule):
     """Median stopping that resumes with the reported curves."""
 
 
-def build_scheduler(config: SweepConfig, history: History) -> TrialScheduler:
+def build_scheduler(config: SweepConfig, before: dict[str, TrialRecord]) -> TrialScheduler:
     """Return the scheduler of a sweep; it compares best evaluations so far, from the first evaluation on.
 
     Args:
         config: of the sweep.
-        history: reports of trials from before an interruption.
+        before: trials of before an interruption.
     """
     every, total = config.run.eval_every_steps, config.optim.total_steps
     scheduler: Any
@@ -57,40 +64,5 @@ def build_scheduler(config: SweepConfig, history: History) -> TrialScheduler:
         )
     else:
         return FIFOScheduler()
-    scheduler.history = history
+    scheduler.before = dict(before)
     return scheduler
-
-
-def build_search(config: SweepConfig, max_concurrent: int) -> SearchAlgorithm:
-    """Return the searcher of a sweep; random with a warning if Optuna is not installed.
-
-    Args:
-        config: of the sweep.
-        max_concurrent: maximum parallel trials.
-    """
-    if config.sweep.search == "tpe":
-        try:
-            import optuna
-        except ImportError:
-            print("warning: Optuna is not installed, settings are drawn at random: pip install optuna", file=sys.stderr)
-        else:
-            from ray.tune.search.optuna import OptunaSearch
-
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            searcher = OptunaSearch(metric=config.run.selection_metric, mode="max", seed=config.run.seed)
-            return SearchGenerator(ConcurrencyLimiter(searcher, max_concurrent))
-    return BasicVariantGenerator(max_concurrent=max_concurrent, random_state=config.run.seed)
-
-
-def tune_space(space: Space) -> dict[str, Any]:
-    """Return a space in Tune's terms."""
-    forms = {"log_uniform": tune.loguniform, "uniform": tune.uniform}
-    domains = {}
-    for field, values in space.items():
-        if isinstance(values, list):
-            domains[field] = tune.choice(values)
-        elif values[0] == "integers":
-            domains[field] = tune.randint(values[1], values[2] + 1)
-        else:
-            domains[field] = forms[values[0]](values[1], values[2])
-    return domains

@@ -115,3 +115,19 @@ def _first_problem(kind: Any, values: Sequence[Any]) -> str:
     """Return what is wrong with the first value that a setting of this type and range does not take."""
     problems = ((value, problem_of(value, kind)) for value in values)
     return next((f"{value!r} {problem}" for value, problem in problems if problem), "")
+
+
+def tune_space(space: Space) -> dict[str, Any]:
+    """Return a space in Tune's terms."""
+    from ray import tune
+
+    forms = {"log_uniform": tune.loguniform, "uniform": tune.uniform}
+    domains: dict[str, Any] = {}
+    for field, values in space.items():
+        if isinstance(values, list):
+            domains[field] = tune.choice(values)
+        elif values[0] == "integers":
+            domains[field] = tune.randint(values[1], values[2] + 1)
+        else:
+            domains[field] = forms[values[0]](values[1], values[2])
+    return domains

@@ -1,6 +1,6 @@
 """A sweep from settings to results: trials over the whole cluster, resumed where it was interrupted.
 
-Below STORAGE/sweeps/NAME: sweep.json, space and settings; state/, Tune's own state and the evaluations so far;
+Below STORAGE/sweeps/NAME: sweep.json, space and settings; trials.jsonl, the record from which it is resumed;
 trials.json, trials.csv, trials.md and the figures, once it is over. The trials are runs, STORAGE/runs/NAME-TRIAL.
 """
 
@@ -17,18 +17,18 @@ from brewclip.checkpoints.facts import CheckpointFacts
 from brewclip.cluster import check_resources, demand_of, uses_gpu
 from brewclip.config import flatten
 from brewclip.config.masking import without_secrets
-from brewclip.data.storage import Storage, open_storage
+from brewclip.data.storage import Storage, exists, open_storage
 from brewclip.errors import UserError
 from brewclip.tracking.tracker import describe_environment, supersede
 from brewclip.training.launch import prepare
+from tune.ledger import LEDGER, Ledger, TrialRecord
 from tune.options import SweepConfig, check_options, shared_settings
 from tune.records import SweepRecord, register_best, sweep_url
 from tune.results import TrialRow, best_trial, table_files, text_table
 from tune.spaces import Space
-from tune.state import StateMirror, read_json, read_results
+from tune.state import FileMirror, read_json
 from tune.trial import is_trial_of
 
-_EXPERIMENT = "experiment"  # Tune's folder within the state
 _MEMORY_OF_TRIAL_BYTES = 600 * 2**20
 
 
@@ -50,6 +50,11 @@ def prepare_sweep(config: SweepConfig, space: Space) -> None:
     if before is None:
         storage.write("sweep.json", json.dumps(settings, indent=1).encode())
         return
+    if exists(storage, "state/results.jsonl") and not exists(storage, LEDGER):
+        raise UserError(
+            f"sweep {config.run_name!r} was started by an earlier version, whose state is pickled and is not read: "
+            "choose another --run.name, or start over with --run.fresh"
+        )
     if before["space"] != settings["space"]:
         raise UserError(
             f"sweep {config.run_name!r} was started with another space: choose another --run.name, or start over "
@@ -74,11 +79,12 @@ def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]
     record = SweepRecord(config, space, command)
     storage = open_storage(sweep_url(config))
     with tempfile.TemporaryDirectory(prefix="brewclip-sweep-") as folder:
-        mirror = StateMirror(open_storage(f"{sweep_url(config)}/state"), Path(folder))
+        ledger = Ledger(Path(folder))
+        mirror = FileMirror(storage, ledger.path)
         mirror.fetch()
         mirror.start()
         try:
-            rows = _run_trials(config, space, record.run_id, Path(folder))
+            rows = _run_trials(config, space, record.run_id, ledger, Path(folder))
         except BaseException:
             record.abandon()
             raise
@@ -95,44 +101,52 @@ def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]
     return rows
 
 
-def _run_trials(config: SweepConfig, space: Space, parent: str, folder: Path) -> list[TrialRow]:
-    """Run the remaining trials with Tune, and return all trials, including those of earlier submissions."""
-    # Read when Tune is imported: its loggers would write a second record of everything to the state.
+def _run_trials(config: SweepConfig, space: Space, parent: str, ledger: Ledger, folder: Path) -> list[TrialRow]:
+    """Run the remaining trials with Tune, and return all trials, including those of earlier submissions.
+
+    Args:
+        config: of the sweep.
+        space: the search space.
+        parent: the sweep's run in MLflow.
+        ledger: record of the trials.
+        folder: for Tune's files, which nothing is read from.
+    """
+    # Read when Tune is imported: its loggers would write a second record of everything.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # with it, an interrupted sweep would look like a finished one
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its boxed tables do not fit our output lines
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it warns about the loggers' missing files
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # of the state: a few kB, then copied to storage
     from ray import tune
 
-    from tune.schedulers import build_scheduler, build_search, tune_space
-    from tune.watch import TrialWatch, read_trials
+    from tune.schedulers import build_scheduler
+    from tune.search import build_search, limit
+    from tune.watch import TrialWatch
 
-    history = read_results(folder)
-    # Built in any case: this writes settings that depend on the cluster of today, and the scheduler's history.
-    tuner = tune.Tuner(
-        _trainable(config, parent),
-        param_space=tune_space(space),
-        tune_config=tune.TuneConfig(
-            num_samples=config.sweep.num_trials,
-            scheduler=build_scheduler(config, history),
-            search_alg=build_search(config, count_places(config)),
-        ),
-        run_config=tune.RunConfig(
-            name=_EXPERIMENT,
-            storage_path=str(folder),
-            verbose=0,
-            callbacks=[TrialWatch(config, parent, folder)],
-            failure_config=tune.FailureConfig(max_failures=0),
-        ),
-    )
-    if list((folder / _EXPERIMENT).glob("experiment_state-*.json")):
-        print(f"sweep {config.run_name}: resumed, trials that have reported: {len(history)}", flush=True)
-        tuner = tune.Tuner.restore(
-            str(folder / _EXPERIMENT), _trainable(config, parent), resume_unfinished=True, param_space=tune_space(space)
+    before = ledger.resume(space)
+    if before:
+        print(f"sweep {config.run_name}: resumed, trials that have reported: {_reported(before)}", flush=True)
+    search = build_search(config, space, before)
+    if search.num_left:
+        tuner = tune.Tuner(
+            _trainable(config, parent),
+            tune_config=tune.TuneConfig(
+                num_samples=search.num_left,
+                scheduler=build_scheduler(config, before),
+                search_alg=limit(search, count_places(config)),
+            ),
+            run_config=tune.RunConfig(
+                storage_path=str(folder),
+                verbose=0,
+                callbacks=[TrialWatch(config, parent, ledger)],
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
         )
-    tuner.fit()
-    return read_trials(folder)
+        tuner.fit()
+    return [record.row(config.run_name, trial) for trial, record in ledger.read().items()]
+
+
+def _reported(trials: dict[str, TrialRecord]) -> int:
+    return sum(bool(record.curve) for record in trials.values())
 
 
 def _trainable(config: SweepConfig, parent: str) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 from brewclip.config import Config, check, unflatten
 from brewclip.errors import UserError
 
+TRIAL = "trial"  # among the settings that Tune passes to a trial: its number in the sweep, five digits
+
 
 def trial_config(shared: dict[str, Any], params: dict[str, Any], run_name: str) -> Config:
     """Return the settings of a trial: the shared ones, overridden by the trial's own.
@@ -26,13 +28,13 @@ def trial_config(shared: dict[str, Any], params: dict[str, Any], run_name: str) 
     return config
 
 
-def trial_run_name(sweep: str, trial_id: str) -> str:
-    """Return the name of a trial's run; trial ids are unchanged when a sweep is resumed."""
-    return f"{sweep}-{trial_id.rpartition('_')[2]}"
+def trial_run_name(sweep: str, trial: str) -> str:
+    """Return the name of a trial's run; its number is unchanged when a sweep is resumed."""
+    return f"{sweep}-{trial}"
 
 
 def is_trial_of(sweep: str, run_file: str) -> bool:
-    """Return whether a file below the runs belongs to a trial of a sweep: Tune's ids are 5 digits or 8 hex ones."""
+    """Return whether a file below the runs belongs to a trial of a sweep: 5 digits, 8 hex ones in earlier versions."""
     return re.fullmatch(rf"{re.escape(sweep)}-(\d{{5}}|[0-9a-f]{{8}})/.*", run_file) is not None
 
 
@@ -40,7 +42,7 @@ def run_trial(params: dict[str, Any], sweep: str, shared: dict[str, Any], enviro
     """Train with the parameters chosen by Tune; evaluations are reported to Tune, the last one from here.
 
     Args:
-        params: dotted settings of this trial.
+        params: dotted settings of this trial, and its number.
         sweep: name of the sweep.
         shared: settings of all trials, flattened.
         environment: of the program that the user started.
@@ -57,7 +59,8 @@ def run_trial(params: dict[str, Any], sweep: str, shared: dict[str, Any], enviro
     from brewclip.training.launch import claim_run, run_training
     from brewclip.training.worker import report_of
 
-    config = trial_config(shared, params, trial_run_name(sweep, ray.tune.get_context().get_trial_id()))
+    own = {name: value for name, value in params.items() if name != TRIAL}
+    config = trial_config(shared, own, trial_run_name(sweep, params[TRIAL]))
     with claim_run(config) as fence:
         result = run_training(config, fence, environment=environment, callbacks=[TuneReportCallback()])
     ray.tune.report(report_of(result["step"], result["best"], config))

@@ -1,7 +1,5 @@
-"""Tune callback: a line per trial event, records for a later restore, and the final state of trials in MLflow."""
+"""Tune callback: a line per trial event, records for resuming, and the final state of trials in MLflow."""
 
-import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,91 +7,55 @@ from ray import cloudpickle
 from ray.tune import Callback
 
 from brewclip.errors import UserError
+from tune.ledger import Ledger
 from tune.options import SweepConfig
 from tune.records import settle_trial
-from tune.results import Outcome, TrialRow
-from tune.state import append_problem, append_result, read_problems, read_results
-from tune.trial import trial_run_name
-
-_TRIALS = "trials.json"
+from tune.results import Outcome
+from tune.trial import TRIAL, trial_run_name
 
 
 class TrialWatch(Callback):
-    """Prints trial events, records evaluations for a later restore, and closes the trials' runs in MLflow.
+    """Prints trial events, records them for resuming, and closes the trials' runs in MLflow.
 
     Args:
         config: of the sweep.
         parent: the sweep's run in MLflow.
-        folder: of the sweep's state.
+        ledger: record of the trials.
     """
 
-    def __init__(self, config: SweepConfig, parent: str, folder: Path) -> None:
-        self.config, self.parent, self.folder = config, parent, folder
+    def __init__(self, config: SweepConfig, parent: str, ledger: Ledger) -> None:
+        self.config, self.parent, self.ledger = config, parent, ledger
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        settings = ", ".join(f"{name} {value}" for name, value in trial.config.items())
-        print(f"sweep {self.config.run_name}: trial {self._name(trial)} starts: {settings}", flush=True)
+        params = {name: value for name, value in trial.config.items() if name != TRIAL}
+        self.ledger.start(trial.config[TRIAL], params)
+        settings = ", ".join(f"{name} {value}" for name, value in params.items())
+        self._say(trial, f"starts: {settings}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         step, value = int(result["step"]), float(result[self.config.run.selection_metric])
-        append_result(self.folder, trial.trial_id, step, value)
-        print(
-            f"sweep {self.config.run_name}: trial {self._name(trial)} at step {step}, best so far {value:.1f}",
-            flush=True,
-        )
+        self.ledger.evaluate(trial.config[TRIAL], step, value)
+        self._say(trial, f"at step {step}, best so far {value:.1f}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._settle(describe_trial(self.config, trial))
+        step = int((trial.last_result or {}).get("step", 0))
+        self._end(trial, "finished" if step >= self.config.optim.total_steps else "stopped_early")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        problem = cause_of(_error_of(trial))
-        append_problem(self.folder, trial.trial_id, problem)
-        self._settle(describe_trial(self.config, trial, problem=problem))
+        self._end(trial, "failed", cause_of(_error_of(trial)))
 
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        history, problems = read_results(self.folder), read_problems(self.folder)
-        rows = [
-            describe_trial(self.config, trial, history.get(trial.trial_id, {}), self._problem_of(trial, problems))
-            for trial in trials
-        ]
-        (self.folder / _TRIALS).write_text(json.dumps([asdict(row) for row in rows]))
-
-    def _problem_of(self, trial: Any, problems: dict[str, str]) -> str:
-        return problems.get(trial.trial_id, "it failed, see the output") if trial.status == trial.ERROR else ""
-
-    def _settle(self, row: TrialRow) -> None:
-        what = row.outcome.replace("_", " ") + (f": {row.problem}" if row.problem else f" at step {row.step}")
-        print(f"sweep {self.config.run_name}: trial {row.name} {what}", flush=True)
+    def _end(self, trial: Any, outcome: Outcome, problem: str = "") -> None:
+        number = trial.config[TRIAL]
+        self.ledger.end(number, outcome, problem)
+        row = self.ledger.read()[number].row(self.config.run_name, number)
+        self._say(trial, outcome.replace("_", " ") + (f": {problem}" if problem else f" at step {row.step}"))
         settle_trial(self.config, self.parent, row, wait_seconds=10.0)
 
-    def _name(self, trial: Any) -> str:
-        return trial_run_name(self.config.run_name, trial.trial_id)
-
-
-def read_trials(folder: Path) -> list[TrialRow]:
-    """Return the trials as they were at the end of the sweep, in the order of their creation."""
-    rows = [TrialRow(**row) for row in json.loads((folder / _TRIALS).read_text())]
-    return [replace(row, curve={int(step): value for step, value in row.curve.items()}) for row in rows]
-
-
-def describe_trial(
-    config: SweepConfig, trial: Any, curve: dict[int, float] | None = None, problem: str = ""
-) -> TrialRow:
-    """Return the result of an ended Tune trial; with a problem it has failed."""
-    last = trial.last_result or {}
-    step = int(last.get("step", 0))
-    outcome: Outcome = "failed" if problem else "finished" if step >= config.optim.total_steps else "stopped_early"
-    return TrialRow(
-        name=trial_run_name(config.run_name, trial.trial_id),
-        params=json.loads(json.dumps(trial.config, default=lambda value: value.item())),
-        outcome=outcome,
-        step=step,
-        best=last.get(config.run.selection_metric),
-        problem=problem,
-        curve=curve or {},
-    )
+    def _say(self, trial: Any, what: str) -> None:
+        sweep = self.config.run_name
+        print(f"sweep {sweep}: trial {trial_run_name(sweep, trial.config[TRIAL])} {what}", flush=True)
 
 
 def cause_of(error: BaseException) -> str:
@@ -104,7 +66,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def _error_of(trial: Any) -> BaseException:
-    """Return the error of a Tune trial, from its local file, which reaches Tune's storage only later."""
+    """Return the error of a Tune trial, which Ray has just written to this machine's private folder."""
     try:
         with open(trial.pickled_error_file, "rb") as file:
             return cloudpickle.load(file)

@@ -44,7 +44,12 @@ def test_a_folder_has_every_form_of_the_results(config):
     assert json.loads(folder.storage.read("results.json")) == {"value": 1}
     report = folder.storage.read("report.html").decode()
     assert "of &lt;b&gt;tags&lt;/b&gt;" in report and "<td>50.0</td>" in report
-    assert "default-src 'none'" in report and "data:image/png;base64," in report and "http:" not in report and "https:" not in report
+    assert (
+        "default-src 'none'" in report
+        and "data:image/png;base64," in report
+        and "http:" not in report
+        and "https:" not in report
+    )
 
 
 def test_a_page_is_one_content_in_three_forms():
