@@ -94,8 +94,8 @@ def ray_head(
 
 @pytest.fixture(scope="session")
 def shared_directory() -> Path:
-    """The directory `shared` beside the checkout, which holds inputs that are not in the repository."""
+    """The directory `shared` next to the checkout, which holds inputs that are not in the repository."""
     directory = CHECKOUT.parent / "shared"
     if not directory.is_dir():
-        pytest.skip("the directory 'shared' (speech recordings) is not beside the checkout")
+        pytest.skip("the directory 'shared' (speech recordings) is not next to the checkout")
     return directory

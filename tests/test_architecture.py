@@ -43,7 +43,7 @@ FILES_AND_PROCESSES = {"os", "pathlib", "io", "glob", "shutil", "tempfile", "sub
 
 @dataclass(frozen=True)
 class Rule:
-    """What the files of a room may import, beside the floors. None: anything."""
+    """What the files of a room may import, in addition to the floors. None: anything."""
 
     ours: frozenset[str] | None = None
     third_party: frozenset[str] | None = None
@@ -87,7 +87,7 @@ RULES: dict[str, Rule] = {
         )
     ),
 }
-# What must import in a moment: the command line's mistakes are told before torch is loaded.
+# What must import in a moment: the command line's mistakes are reported before torch is loaded.
 LIGHT_MODULES = ("brewclip", "brewclip.config", "brewclip.local")
 
 

@@ -49,7 +49,7 @@ def save_checkpoint(
         storage: folder of the run.
         checkpoint: what is saved.
         best: whether it is the best so far.
-        keep: newest checkpoints kept, beside the best.
+        keep: newest checkpoints to keep, in addition to the best.
         fence: raises if another program has taken the run over; called before the pointers are written.
 
     Returns:

@@ -39,8 +39,8 @@ class CheckpointFacts:
         mlflow_run_id: where the run is recorded, or empty.
         metrics: dev metrics at this step, if it was evaluated.
         best: metric and step of the best checkpoint so far.
-        files: sha256 of the files beside it.
-        frozen_settings: what the features of a frozen model depend on beside its weights, by its name, see
+        files: sha256 of the other files of the checkpoint.
+        frozen_settings: what the features of a frozen model depend on in addition to its weights, by its name, see
             `clip_identity.ClipIdentity`; checked on load. Checkpoints before 2026-11-26 have none.
     """
 

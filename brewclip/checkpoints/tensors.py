@@ -69,7 +69,7 @@ def check_optimizer(model: Mapping[str, tuple[int, ...]], optimizer: Mapping[str
     """Compare the shapes of Adam's state with those of what it trains; state that is not there yet is none.
 
     Names of the state are in the order of the model's tensors, the state itself in that of Adam's groups (prompts,
-    scale, the rest), so a name may stand beside the shape of another tensor; all shapes together are the model's.
+    scale, the rest), so a name may have the shape of another tensor; all shapes together are the model's.
 
     Raises:
         CheckpointError: if they belong to different models.

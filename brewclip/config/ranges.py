@@ -1,4 +1,4 @@
-"""Allowed values of settings, written beside them as `Annotated[int, Range(1, 64)]`, and the one check of all of them.
+"""Allowed values of settings, written with them as `Annotated[int, Range(1, 64)]`, and the one check of all of them.
 
 Every command line, preset, sweep space and checkpoint passes through `check_ranges`: type, finiteness, range. Rules
 between several settings are in `checks` and in the jobs.

@@ -37,7 +37,7 @@ class EmotionClassifier(nn.Module):
             there = ", ".join(channels_of(model))
             raise ValueError(f"a {model.variant} model has no channel {channel!r}; it has {there}")
         if num_classes < 2:
-            raise ValueError(f"{num_classes} emotions cannot be told apart; at least 2 are needed")
+            raise ValueError(f"{num_classes} emotions cannot be classified; at least 2 are needed")
         self.model, self.channel = model, channel
         self.model.requires_grad_(False)
         self.head = nn.Linear(model.clip.embed_dim, num_classes)

@@ -202,7 +202,7 @@ def _warn_of_unreachable(config: Config) -> None:
 
 @contextlib.contextmanager
 def _stopping_on_sigterm(config: Config) -> Iterator[None]:
-    """Turn a request to end the driver into a checkpoint: the workers are told, and the driver waits for them.
+    """Turn a request to end the driver into a checkpoint: the workers are notified, and the driver waits for them.
 
     Without workers, while they wait for room after a node was lost, the driver ends at once. Only a program's main
     thread can; a run that was started from another thread ends with its program.

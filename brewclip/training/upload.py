@@ -62,7 +62,7 @@ class CheckpointSaver:
             raise self._problem
 
     def _upload(self) -> None:
-        """Upload until told to end; after a failure the queue is emptied, so that nobody waits for room in it."""
+        """Upload until `close`; after a failure the queue is emptied, so that nobody waits for room in it."""
         while (saved := self._waiting.get()) is not None:
             try:
                 if self._problem is None:

@@ -19,7 +19,7 @@ RECORD = {
     "comparisons": [
         Comparison("fast", (30.0, 20.0, 40.0), (2.0, 2.0, 2.0), "x/s", 10.0).record(),
         Comparison("slow", (1.0,), (2.0,), "x/s", 0.9).record(),
-        Comparison("told", (1.0,), (2.0,), "x/s").record(),
+        Comparison("slower", (1.0,), (2.0,), "x/s").record(),
     ],
     "limits": [Limit("memory", (5.0,), "GB", 4.0).record(), Limit("seconds", (1.0, 3.0, 2.0), "s", 2.5).record()],
 }
@@ -32,7 +32,7 @@ def test_the_table_says_what_was_reached_and_what_was_not() -> None:
     assert lines[4:] == [
         f"| fast | 30 x/s | 2 | 15.00 (10.00 to 20.00) | >= 10 | reached | {command}",
         f"| slow | 1 x/s | 2 | 0.50 (0.50 to 0.50) | >= 0.9 | MISSED | {command}",
-        f"| told | 1 x/s | 2 | 0.50 (0.50 to 0.50) |  |  | {command}",
+        f"| slower | 1 x/s | 2 | 0.50 (0.50 to 0.50) |  |  | {command}",
         f"| memory | 5 GB | | | <= 4 | MISSED | {command}",
         f"| seconds | 2 s | | | <= 2.5 | reached | {command}",
         "| stream | failed | | | | FAILED | `python jobs/benchmark.py stream` |",

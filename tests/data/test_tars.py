@@ -1,4 +1,4 @@
-"""Tars of somebody else: the members that `tarfile` finds, where they lie, and damage within bounded memory."""
+"""Tars of somebody else: the members that `tarfile` finds, where they are, and damage within bounded memory."""
 
 import bz2
 import gzip

@@ -61,5 +61,5 @@ def test_zero_shot_has_nothing_to_finetune():
 def test_mistakes():
     with pytest.raises(ValueError, match="a pipeline model has no channel 'acoustic'; it has text"):
         EmotionClassifier(build("pipeline"), "acoustic", 4)
-    with pytest.raises(ValueError, match="1 emotions cannot be told apart"):
+    with pytest.raises(ValueError, match="1 emotions cannot be classified"):
         EmotionClassifier(build("pipeline"), "text", 1)

@@ -23,7 +23,7 @@ class TrainingJob:
     """`python jobs/train.py scenes ...` as a process of its own, with its output kept.
 
     Args:
-        storage: base URL; the features lie below it.
+        storage: base URL; the features are below it.
         name: of the run.
         log: file that gets the output; appended to.
         flags: further flags.

@@ -160,7 +160,7 @@ def test_a_damaged_latest_gives_the_newest_whole_checkpoint_with_a_line(tmp_path
     assert "step-00000100 is the newest whole checkpoint and is used" in line
     assert "latest" in line
     assert load_resume_point(storage).facts.step == 100
-    assert capsys.readouterr().err == "", "it is told once"
+    assert capsys.readouterr().err == "", "it is reported once"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "checkpoint.json"])
