@@ -5,6 +5,7 @@ tree's root, so that the tests at the end can plant each kind of violation in a 
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ class Import:
     imported: str
 
 
+@functools.cache
 def source_files(root: Path) -> dict[str, Path]:
     """Returns the file of every module of ours, by dotted name."""
     files = {}
@@ -116,8 +118,13 @@ def room_of(module: str) -> str:
     return ".".join(parts[: 2 if parts[0] == "brewclip" else 1])
 
 
-def imports_of(root: Path) -> Iterator[Import]:
-    """Yields every import of every file, those inside functions too."""
+@functools.cache
+def imports_of(root: Path) -> list[Import]:
+    """Returns every import of every file, those inside functions too."""
+    return list(_iter_imports(root))
+
+
+def _iter_imports(root: Path) -> Iterator[Import]:
     files = source_files(root)
     for module, path in files.items():
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]

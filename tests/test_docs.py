@@ -1,6 +1,7 @@
 """What README and docs name exists: files, links, settings. And README stays short."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,11 +56,16 @@ def is_there(name: str) -> bool:
     if name in WRITTEN or name.startswith(("RUN/", "STORAGE/", "CORPUS/", "URL/")) or (CHECKOUT / name).exists():
         return True
     tail = name.strip("/")
-    return any(
-        f"/{path.relative_to(CHECKOUT)}".endswith(f"/{tail}") for tree in TREES for path in (CHECKOUT / tree).rglob("*")
-    )
+    return any(path.endswith(f"/{tail}") for path in paths())
 
 
+@functools.cache
+def paths() -> list[str]:
+    """Return all files and folders of the checkout's trees, each as /PATH."""
+    return [f"/{path.relative_to(CHECKOUT)}" for tree in TREES for path in (CHECKOUT / tree).rglob("*")]
+
+
+@functools.cache
 def fields() -> set[str]:
     """Return the names of the annotated fields of all classes: settings and options are dataclasses."""
     found = {"help", "version"}
