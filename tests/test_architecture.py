@@ -249,6 +249,13 @@ def test_importing_it_does_not_load_torch_or_ray(module: str) -> None:
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 
 
+def test_the_driver_of_a_training_loads_no_tower() -> None:
+    """Driver and Ray's controller start one after the other; CLIP and Whisper would cost each of them seconds."""
+    code = "import sys, brewclip.training.launch; print(*{'open_clip', 'torchvision', 'whisper'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
+
+
 PLANTED = [
     (floor_violations, "brewclip/models/clip.py", "def f():\n    import brewclip.training.loop", "looks up"),
     (floor_violations, "brewclip/audio.py", "from .data import storage", "brewclip.audio looks up"),

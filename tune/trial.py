@@ -57,7 +57,7 @@ def run_trial(params: dict[str, Any], sweep: str, shared: dict[str, Any], enviro
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from brewclip.training.launch import claim_run, run_training
-    from brewclip.training.worker import report_of
+    from brewclip.training.state import report_of
 
     own = {name: value for name, value in params.items() if name != TRIAL}
     config = trial_config(shared, own, trial_run_name(sweep, params[TRIAL]))

@@ -140,7 +140,8 @@ def measure_worker(settings: dict[str, Any]) -> None:
     """Train on this worker, fed by each source in turn; rank 0 writes the rates to storage."""
     from brewclip.data.storage import open_storage
     from brewclip.factory import build_decoder
-    from brewclip.training.worker import Assignment, Worker
+    from brewclip.training.assignment import Assignment
+    from brewclip.training.worker import Worker
 
     started = time.time()
     os.environ.update(settings["environment"])
@@ -170,7 +171,8 @@ def measure_worker(settings: dict[str, Any]) -> None:
 def _steps(worker: Any, batches: Iterator[Any], *, is_real: bool) -> float:
     """Train for the configured steps; return pairs per second over all workers."""
     from brewclip.benchmarks.steps import train_only
-    from brewclip.training.loop import TrainState, train
+    from brewclip.training.loop import train
+    from brewclip.training.state import TrainState
 
     config: Config = worker.config
     model, optimizer = worker.parts.model, worker.parts.optimizer

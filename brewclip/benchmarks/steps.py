@@ -20,8 +20,9 @@ from brewclip.factory import build_autocast, build_decoder, build_model
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.load import LoadedClip, load_clip
-from brewclip.training.loop import TrainState, train
+from brewclip.training.loop import train
 from brewclip.training.optimizer import build_optimizer
+from brewclip.training.state import TrainState
 
 
 def build_config(storage: str, global_batch_size: int, num_steps: int, num_workers: int = 1) -> Config:

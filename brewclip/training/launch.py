@@ -22,10 +22,10 @@ from brewclip.data.storage import Storage, check_reachable, exists, open_storage
 from brewclip.errors import UserError
 from brewclip.tracking.registry import resolve_model
 from brewclip.tracking.tracker import describe_environment, supersede
+from brewclip.training.assignment import RESULT, Assignment, train_worker
 from brewclip.training.lease import Fence, holding_lease
-from brewclip.training.loop import STOP_REQUESTED
+from brewclip.training.state import STOP_REQUESTED
 from brewclip.training.stop import STOP
-from brewclip.training.worker import RESULT, Assignment, train_worker
 
 
 def prepare(config: Config) -> None:

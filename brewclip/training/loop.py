@@ -6,7 +6,6 @@ It knows nothing of Ray, storage or MLflow: what it needs of them it calls throu
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -20,25 +19,7 @@ from brewclip.errors import UserError
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.training.optimizer import learning_rate, set_learning_rate
-
-STOP_REQUESTED = "stop requested"
-
-
-@dataclass
-class TrainState:
-    """Where a run stands.
-
-    Attributes:
-        step: optimiser steps done.
-        best: metric and step of the best evaluation so far; empty before the first.
-        metrics: dev metrics of the last evaluation, if it was at this step.
-        problem: why the run ended early; empty if it did not.
-    """
-
-    step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    problem: str = ""
+from brewclip.training.state import STOP_REQUESTED, TrainState
 
 
 class LoopHooks(Protocol):

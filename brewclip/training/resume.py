@@ -11,9 +11,9 @@ from brewclip.data.storage import Storage
 from brewclip.distributed import world_rank
 from brewclip.errors import CheckpointError
 from brewclip.factory import restore_model
-from brewclip.training.loop import TrainState
 from brewclip.training.optimizer import load_optimizer_state
 from brewclip.training.parts import Parts
+from brewclip.training.state import TrainState
 
 
 def resume(config: Config, storage: Storage, parts: Parts) -> TrainState:

@@ -7,7 +7,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,45 +26,26 @@ from brewclip.distributed import agree_on_problem, sum_over_workers, world_rank,
 from brewclip.errors import UserError
 from brewclip.evaluation.embed import embed_split, gather_embeddings
 from brewclip.factory import build_autocast
-from brewclip.tracking.tracker import describe_environment
+from brewclip.training.assignment import RESULT, Assignment
 from brewclip.training.console import describe_run, describe_start, describe_step
 from brewclip.training.lease import Fence
-from brewclip.training.loop import TrainState, train
+from brewclip.training.loop import train
 from brewclip.training.optimizer import optimizer_state
 from brewclip.training.parts import build_parts
 from brewclip.training.record import RunRecord
 from brewclip.training.resume import resume
+from brewclip.training.state import TrainState, report_of
 from brewclip.training.stop import StopFlag
 from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
 
-RESULT = "result.json"
 # Ray starts a group again when a worker dies or raises; these would be raised again.
 _NOT_WORTH_A_RETRY = (
     TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError, NotImplementedError,
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """What the driver gives to the workers.
-
-    Attributes:
-        config: the run, flattened.
-        environment: of the driver: command, commit, versions.
-        report: whether evaluations are reported to Ray Train as they come.
-        fence: of the driver's lease, which rank 0 checks before it changes the run; None where there is none.
-        submitted: when the workers were asked for, in seconds since 1970.
-    """
-
-    config: dict[str, Any]
-    environment: dict[str, str] = field(default_factory=describe_environment)
-    report: bool = False
-    fence: Fence | None = None
-    submitted: float = field(default_factory=time.time)
-
-
-def train_worker(settings: dict[str, Any]) -> None:
-    """Build one worker's parts, train, and write the result to the run; runs on every worker of the group.
+def run_worker(settings: dict[str, Any]) -> None:
+    """Build one worker's parts, train, and write the result to the run.
 
     What one rank alone raises would leave the others waiting for it. It writes the result and raises, so that Ray ends
     the group; the workers of the next attempt find the result and return at once.
@@ -255,11 +235,6 @@ class Worker:
         self.stop_flag.set()
         self.saver.close()
         self.record.finish(self.storage, done=self.state.step >= self.config.optim.total_steps)
-
-
-def report_of(step: int, best: dict[str, float], config: Config) -> dict[str, float]:
-    """Return what is reported of an evaluation: the step, and the best of the selection metric so far."""
-    return {"step": step, config.run.selection_metric: best[config.run.selection_metric]}
 
 
 def _without_secrets(value: Any) -> Any:

@@ -17,8 +17,9 @@ from brewclip.factory import build_autocast, build_decoder, build_model
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.clip_identity import weights_sha256
 from brewclip.pretrained.load import load_clip
-from brewclip.training.loop import STOP_REQUESTED, TrainState, train
+from brewclip.training.loop import train
 from brewclip.training.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from brewclip.training.state import STOP_REQUESTED, TrainState
 from tests.training.features import AUDIO_DIM, write_features
 
 STEPS = 12

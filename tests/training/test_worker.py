@@ -10,7 +10,7 @@ from brewclip.config import Config, RunConfig, flatten
 from brewclip.data.storage import open_storage
 from brewclip.errors import StorageError
 from brewclip.training import worker
-from brewclip.training.worker import RESULT, Assignment, train_worker
+from brewclip.training.assignment import RESULT, Assignment, train_worker
 
 
 @pytest.fixture
