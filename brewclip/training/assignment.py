@@ -1,7 +1,4 @@
-"""What the driver gives to the workers, and where they start.
-
-It is light to import: the driver and Ray's controller need neither CLIP nor the training loop, which take seconds.
-"""
+"""What the driver gives to the workers, and the name of what they give back; light to import, for both."""
 
 import time
 from dataclasses import dataclass, field
@@ -30,14 +27,3 @@ class Assignment:
     report: bool = False
     fence: Fence | None = None
     submitted: float = field(default_factory=time.time)
-
-
-def train_worker(settings: dict[str, Any]) -> None:
-    """Train as one worker of a group, see `run_worker`.
-
-    Args:
-        settings: an `Assignment` as a dictionary.
-    """
-    from brewclip.training.worker import run_worker
-
-    run_worker(settings)

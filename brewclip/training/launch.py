@@ -1,4 +1,7 @@
-"""The driver's part of a training run: find mistakes early, start the workers, say how it ended."""
+"""The driver's part of a training run: find mistakes early, start the workers, say how it ended.
+
+It is light to import: driver and Ray's controller need neither CLIP nor the training loop, which take seconds.
+"""
 
 import contextlib
 import json
@@ -22,7 +25,7 @@ from brewclip.data.storage import Storage, check_reachable, exists, open_storage
 from brewclip.errors import UserError
 from brewclip.tracking.registry import resolve_model
 from brewclip.tracking.tracker import describe_environment, supersede
-from brewclip.training.assignment import RESULT, Assignment, train_worker
+from brewclip.training.assignment import RESULT, Assignment
 from brewclip.training.lease import Fence, holding_lease
 from brewclip.training.state import STOP_REQUESTED
 from brewclip.training.stop import STOP
@@ -157,6 +160,17 @@ def _fit(config: Config, assignment: Assignment, callbacks: list[Any] | None) ->
         )
         with _stopping_on_sigterm(config):
             trainer.fit()
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Train as one worker of a group, see `run_worker`.
+
+    Args:
+        settings: an `Assignment` as a dictionary.
+    """
+    from brewclip.training.worker import run_worker
+
+    run_worker(settings)
 
 
 def _start_over(config: Config, storage: Storage) -> None:

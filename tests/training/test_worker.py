@@ -10,7 +10,8 @@ from brewclip.config import Config, RunConfig, flatten
 from brewclip.data.storage import open_storage
 from brewclip.errors import StorageError
 from brewclip.training import worker
-from brewclip.training.assignment import RESULT, Assignment, train_worker
+from brewclip.training.assignment import RESULT, Assignment
+from brewclip.training.worker import run_worker
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def test_what_one_rank_raises_is_the_result_and_ends_the_group(monkeypatch, conf
     monkeypatch.setattr(worker, "world_size", lambda: 2)
     monkeypatch.setattr(worker, "_built_worker", raising(error))
     with pytest.raises(type(error)):  # Ray ends the other workers of the group
-        train_worker(settings)
+        run_worker(settings)
     result = json.loads(open_storage(config.run_url).read(RESULT))
     assert (result["problem"], result["is_bug"]) == (problem, is_bug)
     monkeypatch.setattr(worker, "_built_worker", raising(AssertionError("built again")))
-    train_worker(settings)  # of the group that Ray starts next
+    run_worker(settings)  # of the group that Ray starts next
 
 
 def test_what_all_workers_agree_on_is_no_exception(monkeypatch, config, settings):
@@ -58,5 +59,5 @@ def test_what_all_workers_agree_on_is_no_exception(monkeypatch, config, settings
 
     monkeypatch.setattr(worker, "world_size", lambda: 2)
     monkeypatch.setattr(worker, "_built_worker", built)
-    train_worker(settings)
+    run_worker(settings)
     assert json.loads(open_storage(config.run_url).read(RESULT))["problem"] == "the data does not fit"
