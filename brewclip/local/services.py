@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from brewclip.local.mlflow_login import MlflowLogin
 from brewclip.local.mlflow_server import MlflowServer
 from brewclip.local.ray_head import RayHead
 from brewclip.local.s3_key import S3Key
@@ -24,8 +25,9 @@ class StateError(RuntimeError):
 class LocalServices:
     """S3, Ray and MLflow on free loopback ports, started in parallel.
 
-    The objects (`s3/`), the runs (`mlflow/mlflow.db`) and the key pair (`s3-key.json`) remain in the state directory
-    and are reused by later runs; the ports are new each time. MLflow's artifacts are in the bucket, below `mlflow/`.
+    The objects (`s3/`), the runs (`mlflow/mlflow.db`), the key pair (`s3-key.json`) and MLflow's password
+    (`mlflow-password`) remain in the state directory and are reused by later runs; the ports are new each time.
+    MLflow's artifacts are in the bucket, below `mlflow/`.
 
     Args:
         state_directory: created if missing, for its owner only.
@@ -56,7 +58,8 @@ class LocalServices:
         key = S3Key.of_file(self.state_directory / "s3-key.json")
         self.s3 = S3Server(self.state_directory / "s3", logs, key)
         artifacts = f"{self.bucket_url}/mlflow"
-        self.mlflow = MlflowServer(self.state_directory / "mlflow", logs, artifacts, self.s3.environment())
+        login = MlflowLogin.of_file(self.mlflow_password_file)
+        self.mlflow = MlflowServer(self.state_directory / "mlflow", logs, artifacts, self.s3.environment(), login)
         self.ray = RayHead(logs, num_cpus=num_cpus, environment=self._storage_and_tracking() | dict(environment or {}))
         self._servers: tuple[Server, ...] = (self.s3, self.ray, self.mlflow)  # the fastest to start comes first
 
@@ -64,6 +67,11 @@ class LocalServices:
     def bucket_url(self) -> str:
         """URL of the bucket, which is created at the start."""
         return f"s3://{BUCKET}"
+
+    @property
+    def mlflow_password_file(self) -> Path:
+        """The file with MLflow's password, readable by its owner only."""
+        return self.state_directory / "mlflow-password"
 
     def environment(self) -> dict[str, str]:
         """Return the variables by which a program on this machine finds all three, and the bucket."""

@@ -61,6 +61,7 @@ def cluster(documents, settings, s3, mlflow_server, tmp_path_factory):
     variables = {name: places.get(value, value) for name, value in variables.items()}
     assert variables["BREWCLIP_STORAGE"] == "s3://brewclip"
     keys = {name: value for name, value in s3.environment().items() if name != "AWS_ENDPOINT_URL"}
+    keys |= mlflow_server.login.client_environment()  # in the cluster, a network policy is MLflow's boundary
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(CHECKOUT)  # the image's working directory
         head = RayHead(tmp_path_factory.mktemp("logs"), num_cpus=2, environment=keys | variables)
