@@ -19,7 +19,7 @@ BUCKET = "brewclip"
 
 
 class StateError(RuntimeError):
-    """A state directory that another program uses, or that cannot be written."""
+    """A state directory that another program uses, that cannot be written, or whose secrets are damaged."""
 
 
 class LocalServices:
@@ -36,7 +36,8 @@ class LocalServices:
         say: called with a line when a server starts or stops.
 
     Raises:
-        StateError: if another process uses the state directory, or it cannot be written.
+        StateError: if another process uses the state directory, it cannot be written, or its key pair or password is
+            damaged.
     """
 
     def __init__(
@@ -55,10 +56,14 @@ class LocalServices:
         except OSError as error:
             raise StateError(f"{self.state_directory} cannot be written: {error.strerror}") from error
         logs = self.state_directory / "logs"
-        key = S3Key.of_file(self.state_directory / "s3-key.json")
+        try:
+            key = S3Key.of_file(self.state_directory / "s3-key.json")
+            login = MlflowLogin.of_file(self.mlflow_password_file)
+        except ValueError as error:
+            self._release_lock()
+            raise StateError(str(error)) from error
         self.s3 = S3Server(self.state_directory / "s3", logs, key)
         artifacts = f"{self.bucket_url}/mlflow"
-        login = MlflowLogin.of_file(self.mlflow_password_file)
         self.mlflow = MlflowServer(self.state_directory / "mlflow", logs, artifacts, self.s3.environment(), login)
         self.ray = RayHead(logs, num_cpus=num_cpus, environment=self._storage_and_tracking() | dict(environment or {}))
         self._servers: tuple[Server, ...] = (self.s3, self.ray, self.mlflow)  # the fastest to start comes first
@@ -102,8 +107,7 @@ class LocalServices:
         for server in self._servers:
             server.stop()
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._release_lock()
             self.say(f"services: ended after {time.monotonic() - start:.1f} s")
 
     def _take_lock(self) -> int:
@@ -116,6 +120,11 @@ class LocalServices:
                 f"{self.state_directory} is in use by another run: wait for its end or name another directory"
             ) from error
         return descriptor
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> Self:
         self.start()

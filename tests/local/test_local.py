@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -207,6 +208,15 @@ def test_only_the_jobs_own_lines_are_passed_on() -> None:
     assert list(without_chatter(iter(lines))) == ["step 1", lines[3]]
     never_submitted = [lines[0], f"{stamp}ERR cli.py:75 -- no head at this address"]
     assert list(without_chatter(iter(never_submitted))) == never_submitted
+
+
+@pytest.mark.parametrize("name", ["s3-key.json", "mlflow-password"])
+def test_a_damaged_secret_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("short")
+    command = [sys.executable, "jobs/services.py", "--state", str(tmp_path)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: --state .*/{name} .*delete it to get a new one\n", done.stderr)
 
 
 @pytest.mark.services
