@@ -4,7 +4,6 @@ make services
 . .state/environment.sh && ray job submit --working-dir . -- python jobs/train.py scenes    # in a second terminal
 """
 
-import os
 import shlex
 import signal
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ def main() -> None:
     with exit_on_user_error():
         options = parse_options(__doc__, ServicesOptions)
         from brewclip.local import LocalServices, StateError
+        from brewclip.local.private_files import write_private
 
         try:
             local = LocalServices(options.state)
@@ -41,7 +41,8 @@ def main() -> None:
             "".join(f"export {name}={shlex.quote(value)}\n" for name, value in services.environment().items()),
         )
         token_file = write_private(options.state / "ray-token", services.ray.token + "\n")
-        print(f"MLflow:        {services.mlflow.tracking_uri}")
+        login = f"it asks for user {services.mlflow.login.username} and the password in {services.mlflow_password_file}"
+        print(f"MLflow:        {services.mlflow.tracking_uri} ({login})")
         print(f"Ray dashboard: {services.ray.dashboard_url} (it asks for the token in {token_file})")
         print(f"S3 server:     {services.s3.endpoint_url}, bucket {services.bucket_url}")
         print(f"in a second terminal: . {environment_file}")
@@ -53,15 +54,6 @@ def main() -> None:
         finally:
             environment_file.unlink()
             token_file.unlink()
-
-
-def write_private(path: Path, text: str) -> Path:
-    """Write a file that only its owner can read."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    return path
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Not for production: set AWS_*, MLFLOW_TRACKING_URI and RAY_ADDRESS to use your own cluster instead.
 """
 
+from brewclip.local.mlflow_login import MlflowLogin
 from brewclip.local.mlflow_server import MlflowServer
 from brewclip.local.processes import free_port, wait_until_ready
 from brewclip.local.ray_head import RayHead
@@ -13,6 +14,7 @@ from brewclip.local.services import LocalServices, StateError
 
 __all__ = [
     "LocalServices",
+    "MlflowLogin",
     "MlflowServer",
     "RayHead",
     "S3Key",

@@ -1,11 +1,12 @@
 """The key pair of the local S3 server: random, stored in a file that only its owner can read."""
 
 import json
-import os
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
+
+from brewclip.local.private_files import write_private
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,7 @@ class S3Key:
         """
         if not path.exists():
             key = cls.random()
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(asdict(key), file)
+            write_private(path, json.dumps(asdict(key)))
             return key
         try:
             return cls(**json.loads(path.read_text()))

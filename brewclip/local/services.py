@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from brewclip.local.mlflow_login import MlflowLogin
 from brewclip.local.mlflow_server import MlflowServer
 from brewclip.local.ray_head import RayHead
 from brewclip.local.s3_key import S3Key
@@ -18,14 +19,15 @@ BUCKET = "brewclip"
 
 
 class StateError(RuntimeError):
-    """A state directory that another program uses, or that cannot be written."""
+    """A state directory that another program uses, that cannot be written, or whose secrets are damaged."""
 
 
 class LocalServices:
     """S3, Ray and MLflow on free loopback ports, started in parallel.
 
-    The objects (`s3/`), the runs (`mlflow/mlflow.db`) and the key pair (`s3-key.json`) remain in the state directory
-    and are reused by later runs; the ports are new each time. MLflow's artifacts are in the bucket, below `mlflow/`.
+    The objects (`s3/`), the runs (`mlflow/mlflow.db`), the key pair (`s3-key.json`) and MLflow's password
+    (`mlflow-password`) remain in the state directory and are reused by later runs; the ports are new each time.
+    MLflow's artifacts are in the bucket, below `mlflow/`.
 
     Args:
         state_directory: created if missing, for its owner only.
@@ -34,7 +36,8 @@ class LocalServices:
         say: called with a line when a server starts or stops.
 
     Raises:
-        StateError: if another process uses the state directory, or it cannot be written.
+        StateError: if another process uses the state directory, it cannot be written, or its key pair or password is
+            damaged.
     """
 
     def __init__(
@@ -53,10 +56,15 @@ class LocalServices:
         except OSError as error:
             raise StateError(f"{self.state_directory} cannot be written: {error.strerror}") from error
         logs = self.state_directory / "logs"
-        key = S3Key.of_file(self.state_directory / "s3-key.json")
+        try:
+            key = S3Key.of_file(self.state_directory / "s3-key.json")
+            login = MlflowLogin.of_file(self.mlflow_password_file)
+        except ValueError as error:
+            self._release_lock()
+            raise StateError(str(error)) from error
         self.s3 = S3Server(self.state_directory / "s3", logs, key)
         artifacts = f"{self.bucket_url}/mlflow"
-        self.mlflow = MlflowServer(self.state_directory / "mlflow", logs, artifacts, self.s3.environment())
+        self.mlflow = MlflowServer(self.state_directory / "mlflow", logs, artifacts, self.s3.environment(), login)
         self.ray = RayHead(logs, num_cpus=num_cpus, environment=self._storage_and_tracking() | dict(environment or {}))
         self._servers: tuple[Server, ...] = (self.s3, self.ray, self.mlflow)  # the fastest to start comes first
 
@@ -64,6 +72,11 @@ class LocalServices:
     def bucket_url(self) -> str:
         """URL of the bucket, which is created at the start."""
         return f"s3://{BUCKET}"
+
+    @property
+    def mlflow_password_file(self) -> Path:
+        """The file with MLflow's password, readable by its owner only."""
+        return self.state_directory / "mlflow-password"
 
     def environment(self) -> dict[str, str]:
         """Return the variables by which a program on this machine finds all three, and the bucket."""
@@ -94,8 +107,7 @@ class LocalServices:
         for server in self._servers:
             server.stop()
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._release_lock()
             self.say(f"services: ended after {time.monotonic() - start:.1f} s")
 
     def _take_lock(self) -> int:
@@ -108,6 +120,11 @@ class LocalServices:
                 f"{self.state_directory} is in use by another run: wait for its end or name another directory"
             ) from error
         return descriptor
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> Self:
         self.start()

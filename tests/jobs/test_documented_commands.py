@@ -118,6 +118,7 @@ def state(tmp_path_factory):
             if line.startswith("Ctrl-C stops"):
                 break
         assert (folder / "environment.sh").is_file(), "".join(said)
+        check_secrets(folder, "".join(said))
         with pytest.MonkeyPatch.context() as patch:
             for name, value in services_environment(folder).items():
                 if name.startswith("AWS_"):
@@ -133,6 +134,17 @@ def state(tmp_path_factory):
         services.send_signal(signal.SIGINT)
         assert services.wait(60) == 0
     assert not (folder / "environment.sh").exists()
+
+
+def check_secrets(folder: Path, said: str) -> None:
+    """Files with secrets are named to the user and private; the secrets themselves are not printed."""
+    for name in ("environment.sh", "ray-token", "mlflow-password"):
+        assert str(folder / name) in said
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+    variables = services_environment(folder)
+    assert variables["MLFLOW_TRACKING_PASSWORD"] == (folder / "mlflow-password").read_text().strip()
+    for name in ("MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        assert variables[name] not in said
 
 
 def services_environment(folder: Path) -> dict[str, str]:

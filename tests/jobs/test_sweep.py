@@ -3,6 +3,7 @@
 Real Ray, S3, MLflow and, where it is installed, Chromium. The sweep is made once.
 """
 
+import base64
 import json
 import os
 import re
@@ -12,8 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.error import HTTPError
 from urllib.parse import quote
+from urllib.request import Request
 
 import mlflow
 import pytest
@@ -22,6 +27,7 @@ import torch
 from brewclip.checkpoints.checkpoint import load_checkpoint, open_checkpoint
 from brewclip.config import preset
 from brewclip.data.storage import exists, open_storage
+from brewclip.local.processes import open_loopback_url
 from tests.training.features import write_features
 
 CHECKOUT = Path(__file__).parents[2]
@@ -222,12 +228,50 @@ def test_a_sweep_whose_trials_all_fail_says_why(storage, ray_head, mlflow_server
     assert "error: every trial failed, the first one: --optim.warmup-steps 1000 must be 0..240" in job.log.read_text()
 
 
-def test_mlflows_pages_show_the_sweep_with_its_trials_and_their_recall(records, mlflow_server, tmp_path):
+@pytest.fixture
+def logged_in(mlflow_server):
+    """The address of a proxy that adds the login to requests: a headless browser has nobody who types it.
+
+    In the address that the browser opens, it would stop MLflow's page from sending requests of its own.
+    """
+    login = mlflow_server.login
+    authorization = "Basic " + base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
+
+    class Forward(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+            kept = {name: self.headers[name] for name in ("Content-Type", "Accept") if name in self.headers}
+            url = mlflow_server.tracking_uri + self.path
+            request = Request(url, body, kept | {"Authorization": authorization}, method=self.command)
+            try:
+                response = open_loopback_url(request, timeout_seconds=60.0)
+            except HTTPError as error:
+                response = error
+            with response:
+                content = response.read()
+            self.send_response(response.status)
+            self.send_header("Content-Type", response.headers.get("Content-Type", ""))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forward) as proxy:
+        Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{proxy.server_port}"
+        proxy.shutdown()
+
+
+def test_mlflows_pages_show_the_sweep_with_its_trials_and_their_recall(records, logged_in, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium: MLflow's page is not opened in a browser (Debian package chromium)")
     _, parent, children = records
-    base = f"{mlflow_server.tracking_uri}/#"
+    base = f"{logged_in}/#"
     page = text_of(chromium, f"{base}/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}", tmp_path)
     assert re.search(rf"{METRIC} {parent.data.metrics[METRIC]:g}\b", page)
     listed = page[page.index("Child runs") :]

@@ -98,9 +98,53 @@ PLANTED = {
     ),
     "nothing closed": (
         "base/network.yaml",
-        r"podSelector: {}\n  policyTypes: \[Ingress\]",
-        "podSelector: {matchLabels: {tier: ray}}\n  policyTypes: [Ingress]",
+        r"podSelector: {}\n  policyTypes: \[Ingress, Egress\]",
+        "podSelector: {matchLabels: {tier: ray}}\n  policyTypes: [Ingress, Egress]",
         "closes all pods",
+    ),
+    "only the way in closed": ("base/network.yaml", r"\[Ingress, Egress\]", "[Ingress]", "closes all pods"),
+    "names that do not resolve": (
+        "base/network.yaml",
+        "port: 53, protocol: UDP",
+        "port: 54, protocol: UDP",
+        "reach DNS",
+    ),
+    "everything may be reached": (
+        "base/network.yaml",
+        r"    - to:\n        - podSelector: {}\n    - to:",
+        "    - {}\n    - to:",
+        "NetworkPolicy/inside: egress 0: has no `to`",
+    ),
+    "another namespace may be reached": (
+        "base/network.yaml",
+        r"    - to:\n        - podSelector: {}\n    - to:",
+        "    - to:\n        - namespaceSelector: {}\n    - to:",
+        "another namespace may be reached",
+    ),
+    "every pod may leave the cluster": (
+        "base/network.yaml",
+        r"podSelector:\n    matchExpressions:\n.*\n  policyTypes: \[Egress\]",
+        "podSelector: {}\n  policyTypes: [Egress]",
+        "NetworkPolicy/https: egress 0: every pod may leave",
+    ),
+    "another port to outside": ("base/network.yaml", "{port: 443,", "{port: 22,", "are open to outside"),
+    "metadata service": (
+        "base/network.yaml",
+        r"cidr: 0.0.0.0/0, except: \[169.254.0.0/16\]",
+        "cidr: 0.0.0.0/0",
+        "except of 0.0.0.0/0 lacks 169.254.0.0/16",
+    ),
+    "root key of the storage in another pod": (
+        "base/mlflow.yaml",
+        "secretRef: {name: storage-credentials, optional: true}",
+        "secretRef: {name: minio-root}",
+        "Deployment/mlflow: uses the root key",
+    ),
+    "root key of the storage for everybody": (
+        "components/minio/minio.yaml",
+        "name: minio-root, key: password",
+        "name: storage-credentials, key: AWS_SECRET_ACCESS_KEY",
+        "RayCluster/brewclip: uses the root key",
     ),
     "small shared memory": ("base/cluster.yaml", "sizeLimit: 2Gi", "sizeLimit: 64Mi", "must fit into /dev/shm"),
     "short grace": (
@@ -144,9 +188,39 @@ PLANTED = {
     ),
     "autoscaler without rights": (
         "overlays/gpu/workers.yaml",
-        r"automountServiceAccountToken\n  value: true",
-        "automountServiceAccountToken\n  value: false",
+        r"      - {name: autoscaler-token, mountPath.*\n",
+        "",
         "the autoscaler needs",
+    ),
+    "token in every container of the head": (
+        "base/cluster.yaml",
+        "automountServiceAccountToken: false",
+        "automountServiceAccountToken: true",
+        "RayCluster/brewclip head: automountServiceAccountToken must be false",
+    ),
+    "token by default": (
+        "base/postgres.yaml",
+        r" +automountServiceAccountToken: false\n",
+        "",
+        "StatefulSet/postgres: automountServiceAccountToken must be false",
+    ),
+    "token for the driver": (
+        "base/cluster.yaml",
+        r"- {name: tmp, mountPath: /tmp}",
+        "- {name: tmp, mountPath: /tmp}\n              - {name: autoscaler-token, mountPath: /token}",
+        "container ray-head: mounts a token",
+    ),
+    "token without autoscaler": (
+        "overlays/kueue/queued-cluster.yaml",
+        r"- op: remove\n  path: \S+/volumes/2.*\n",
+        "",
+        "no autoscaler that needs it",
+    ),
+    "half a digest": (
+        "base/settings.env",
+        "brewclip:0.1.0",
+        "brewclip@sha256:0123abcd",
+        "is no digest",
     ),
 }
 

@@ -125,7 +125,36 @@ def test_components_can_be_added_to_an_overlay(tmp_path):
     identity.write_text(identity.read_text().replace("CHANGE-ME", "123456789012"))
     documents = render(overlays / "gpu")
     assert mistakes_of(documents, None) == []
-    assert {"minio", "make-bucket"} <= {one["metadata"]["name"] for one in documents}
+    assert "minio" in {one["metadata"]["name"] for one in documents}
+
+
+def test_images_by_digest(tmp_path):
+    overlays = filled_in(tmp_path)
+    ours, theirs = (f"sha256:{digit * 64}" for digit in "ab")
+    settings = overlays.parent / "base" / "settings.env"
+    settings.write_text(re.sub("^image=.*$", f"image=r/i@{ours}", settings.read_text(), flags=re.MULTILINE))
+    path = overlays / "gpu" / "kustomization.yaml"
+    path.write_text(f"{path.read_text()}images:\n  - {{name: postgres, digest: '{theirs}'}}\n")
+    documents = render(overlays / "gpu")
+    assert mistakes_of(documents, None) == []
+    images = {container["image"] for pod in pods_of(documents) for container in pod.spec["containers"]}
+    assert images == {f"r/i@{ours}", f"postgres@{theirs}"}
+
+
+def test_a_token_of_kubernetes_is_in_the_autoscaler_alone(rendered):
+    for name, documents in rendered.items():
+        for one in documents:
+            cluster = {"RayCluster": one.get("spec"), "RayJob": one.get("spec", {}).get("rayClusterSpec")}.get(
+                one["kind"]
+            )
+            mounts = (cluster or {}).get("autoscalerOptions", {}).get("volumeMounts", [])
+            has_token = "/var/run/secrets/kubernetes.io/serviceaccount" in {mount["mountPath"] for mount in mounts}
+            assert has_token is (name in ("gpu", "gcs-ft") and cluster is not None)
+
+
+def test_the_root_key_of_minio_is_in_its_own_pod_alone(rendered):
+    users = {one["metadata"]["name"] for one in rendered["kind"] if "minio-root" in yaml.dump(one)}
+    assert users == {"minio"}
 
 
 def lines_about(mistake: tuple[str, str, str, str], overlays: Path, crds: dict | None) -> list[str]:
@@ -135,7 +164,8 @@ def lines_about(mistake: tuple[str, str, str, str], overlays: Path, crds: dict |
     text, count = re.subn(pattern, lambda _: replacement, path.read_text())
     assert count, f"{pattern!r} does not occur in {file}"
     path.write_text(text)
-    overlay = file.split("/")[1] if file.startswith("overlays/") else "gpu"
+    usual = "kind" if "minio" in file + replacement else "gpu"  # `gpu` has no MinIO
+    overlay = file.split("/")[1] if file.startswith("overlays/") else usual
     try:
         return mistakes_of(render(overlays / overlay), crds)
     except ValueError as error:  # kubectl itself refuses it

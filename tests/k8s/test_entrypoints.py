@@ -61,6 +61,7 @@ def cluster(documents, settings, s3, mlflow_server, tmp_path_factory):
     variables = {name: places.get(value, value) for name, value in variables.items()}
     assert variables["BREWCLIP_STORAGE"] == "s3://brewclip"
     keys = {name: value for name, value in s3.environment().items() if name != "AWS_ENDPOINT_URL"}
+    keys |= mlflow_server.login.client_environment()  # in the cluster, a network policy is MLflow's boundary
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(CHECKOUT)  # the image's working directory
         head = RayHead(tmp_path_factory.mktemp("logs"), num_cpus=2, environment=keys | variables)
@@ -155,25 +156,39 @@ def test_the_probes_answer_without_the_token(documents, cluster):
         assert response.status == 200
 
 
-def test_the_bucket_is_made_once(documents, settings, s3, monkeypatch):
-    (job,) = (one for one in documents if one["kind"] == "Job")
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    variables = environment_of(container, settings | {"storage": "s3://made-by-a-job"})
-    assert variables["AWS_ENDPOINT_URL"] == "http://minio:9000"
-    environment = {**os.environ, **s3.environment(), **variables, "AWS_ENDPOINT_URL": s3.endpoint_url}
-    words = [word.replace("/app", str(CHECKOUT)) for word in container["command"]]
-    for said in ("made bucket made-by-a-job", "made-by-a-job"):
-        done = subprocess.run(
-            [sys.executable, *words[1:]], env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert said in done.stdout
-    wrong = environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}
-    done = subprocess.run(
-        [sys.executable, *words[1:]], env=wrong, capture_output=True, text=True, timeout=60, check=False
+def test_minio_makes_its_bucket_and_a_user_of_it(documents, settings, tmp_path):
+    """The hook's script with a program `mc` that records its words: there is no MinIO here."""
+    (pod,) = (pod for pod in pods_of(documents) if pod.owner == "StatefulSet/minio")
+    (container,) = pod.spec["containers"]
+    mc = tmp_path / "bin" / "mc"
+    mc.parent.mkdir()
+    mc.write_text(
+        '#!/bin/sh\necho "$*" >> "$RECORD"\n'
+        'case "$*" in "admin user add local") cat >> "$RECORD" ;; "admin policy create"*) cp "$6" "$RECORD.json" ;;\n'
+        '"admin user info"*) cat "$RECORD.user" ;; esac\n'
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot make bucket made-by-a-job")
+    mc.chmod(0o700)
+    record = tmp_path / "record"
+    keys = {"AWS_ACCESS_KEY_ID": "brewclip", "AWS_SECRET_ACCESS_KEY": "user-key"}
+    keys |= {"MINIO_ROOT_USER": "root", "MINIO_ROOT_PASSWORD": "root-key"}
+    path = {"PATH": f"{mc.parent}{os.pathsep}{os.defpath}", "RECORD": str(record)}
+    variables = environment_of(container, settings) | keys | path
+    words = [word.replace("/tmp", str(tmp_path)) for word in container["lifecycle"]["postStart"]["exec"]["command"]]
+    first = ["ready local", "mb --ignore-existing local/brewclip"]
+    first += [f"admin policy create local one-bucket {tmp_path}/policy.json"]
+    first += ["admin user add local", "brewclip", "user-key", "admin user info local brewclip"]
+    for user, attached in (
+        ("PolicyName:\n", ["admin policy attach local one-bucket --user brewclip"]),
+        ("PolicyName: one-bucket\n", []),
+    ):
+        record.write_text("")
+        (tmp_path / "record.user").write_text(user)
+        subprocess.run(words, env=variables, check=True, timeout=30)
+        assert record.read_text().splitlines() == first + attached
+    policy = json.loads((tmp_path / "record.json").read_text())
+    resources = {resource for statement in policy["Statement"] for resource in statement["Resource"]}
+    assert resources == {"arn:aws:s3:::brewclip", "arn:aws:s3:::brewclip/*"}
+    assert not any(action == "s3:*" or "Policy" in action for one in policy["Statement"] for action in one["Action"])
 
 
 def test_mlflow_answers_by_the_name_of_its_service(documents, settings, s3, tmp_path):

@@ -1,6 +1,8 @@
 """Local services: what they refuse and store, where they listen, and that nothing of them is left running."""
 
+import base64
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,10 +18,20 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from brewclip.local import LocalServices, MlflowServer, RayHead, S3Key, S3Server, StateError, submit_job
+from brewclip.local import (
+    LocalServices,
+    MlflowLogin,
+    MlflowServer,
+    RayHead,
+    S3Key,
+    S3Server,
+    StateError,
+    submit_job,
+)
 from brewclip.local.processes import (
     SupervisedProcess,
     answers_http,
+    open_loopback_url,
     server_environment,
     wait_until_ready,
 )
@@ -164,6 +176,17 @@ def test_a_key_file_is_private_and_kept(tmp_path: Path) -> None:
         S3Key.of_file(tmp_path / "key.json")
 
 
+def test_mlflows_password_is_private_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow-password"
+    login = MlflowLogin.of_file(path)
+    assert MlflowLogin.of_file(path) == login
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert login.password not in repr(login)
+    path.write_text("short\n")
+    with pytest.raises(ValueError, match="delete it to get a new one"):
+        MlflowLogin.of_file(path)
+
+
 def test_a_state_directory_serves_one_run_at_a_time(tmp_path: Path) -> None:
     first = LocalServices(tmp_path, say=lambda line: None)
     with pytest.raises(StateError, match="in use by another run"):
@@ -185,6 +208,15 @@ def test_only_the_jobs_own_lines_are_passed_on() -> None:
     assert list(without_chatter(iter(lines))) == ["step 1", lines[3]]
     never_submitted = [lines[0], f"{stamp}ERR cli.py:75 -- no head at this address"]
     assert list(without_chatter(iter(never_submitted))) == never_submitted
+
+
+@pytest.mark.parametrize("name", ["s3-key.json", "mlflow-password"])
+def test_a_damaged_secret_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("short")
+    command = [sys.executable, "jobs/services.py", "--state", str(tmp_path)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: --state .*/{name} .*delete it to get a new one\n", done.stderr)
 
 
 @pytest.mark.services
@@ -249,6 +281,55 @@ def test_mlflow_keeps_runs_and_artifacts_through_an_outage(
     assert Path(fetched).read_text() == "R@1 54"
 
 
+def mlflow_status(server: MlflowServer, path: str, user: str = "", password: str = "", method: str = "GET") -> int:
+    """Return the status of a request, with a login if a user is given."""
+    headers = {"Content-Type": "application/json"}
+    if user:
+        headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    body = b"{}" if method == "POST" else None
+    request = urllib.request.Request(server.tracking_uri + path, body, headers, method=method)
+    try:
+        with open_loopback_url(request, timeout_seconds=30.0) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            assert error.headers["WWW-Authenticate"].startswith("Basic "), "a browser asks for a login"
+        return error.code
+
+
+@pytest.mark.services
+def test_mlflow_serves_only_who_logs_in(mlflow_server: MlflowServer) -> None:
+    login = mlflow_server.login
+    read = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert mlflow_status(mlflow_server, read, login.username, login.password) == 200
+    assert mlflow_status(mlflow_server, "/", login.username, login.password) == 200
+    for user, password in (("", ""), (login.username, "guessed"), ("admin", login.password)):
+        for path in ("/", read, read.replace("/api/", "/ajax-api/"), "/graphql", "/get-artifact?run_id=1&path=x"):
+            assert mlflow_status(mlflow_server, path, user, password) == 401, path
+        for path in ("/api/2.0/mlflow-artifacts/artifacts", "/api/2.0/mlflow/users/list", "/docs", "/metrics"):
+            assert mlflow_status(mlflow_server, path, user, password) == 401, path
+        for path in ("/api/2.0/mlflow/runs/create", "/api/2.0/mlflow/users/create", "/v1/traces", "/graphql"):
+            assert mlflow_status(mlflow_server, path, user, password, "POST") == 401, path
+
+
+@pytest.mark.services
+def test_mlflows_login_is_in_no_file_but_the_private_one(tmp_path: Path) -> None:
+    directory, logs = tmp_path / "mlflow", tmp_path / "logs"
+    (tmp_path / "mlflow-password").write_text("the first password\n")
+    with MlflowServer(directory, logs, login=MlflowLogin.of_file(tmp_path / "mlflow-password")) as server:
+        assert mlflow_status(server, "/", server.login.username, "the first password") == 200
+        assert (directory / "basic_auth.ini").stat().st_mode & 0o777 == 0o600
+        assert directory.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "mlflow-password").unlink()  # to have another one
+    login = MlflowLogin.of_file(tmp_path / "mlflow-password")
+    with MlflowServer(directory, logs, login=login) as server:
+        assert mlflow_status(server, "/", login.username, "the first password") == 401
+        assert mlflow_status(server, "/", login.username, login.password) == 200
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"mlflow.log", "mlflow.db", "users.db", "basic_auth.ini"} <= {path.name for path in files}
+    assert [path.name for path in files if login.password.encode() in path.read_bytes()] == ["mlflow-password"]
+
+
 @pytest.mark.services
 def test_a_ray_job_gets_the_heads_environment_and_gives_its_exit_code(
     ray_head: RayHead, s3: S3Server, tmp_path: Path
@@ -309,7 +390,8 @@ def test_everything_listens_on_loopback_only(s3: S3Server, mlflow_server: Mlflow
 def test_no_secret_is_on_a_command_line(s3: S3Server, mlflow_server: MlflowServer, ray_head: RayHead) -> None:
     shown = still_there(descendants_of(os.getpid()))
     assert any("rclone" in line for line in shown)
-    assert [line for line in shown if s3.key.secret_access_key in line or ray_head.token in line] == []
+    secrets = (s3.key.secret_access_key, ray_head.token, mlflow_server.login.password)
+    assert [line for line in shown if any(secret in line for secret in secrets)] == []
 
 
 @pytest.mark.services

@@ -36,8 +36,6 @@ def cluster_mistakes(cluster: Document) -> Iterator[str]:
     if cluster.get("authOptions", {}).get("mode") != "token":
         yield "authOptions.mode must be token: whoever reaches the dashboard could run code"
     autoscaling = cluster.get("enableInTreeAutoscaling", False)
-    if autoscaling and not cluster["headGroupSpec"]["template"]["spec"].get("automountServiceAccountToken"):
-        yield "the autoscaler needs automountServiceAccountToken: true at the head"
     for group in cluster.get("workerGroupSpecs", []):
         smallest, now, largest = (group.get(f"{key}eplicas", 0) for key in ("minR", "r", "maxR"))
         if not smallest <= now <= largest:

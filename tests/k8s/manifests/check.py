@@ -15,7 +15,13 @@ from pathlib import Path
 import yaml
 
 from tests.k8s.manifests.agreement import agreement_mistakes
-from tests.k8s.manifests.exposure import network_mistakes, placeholder_mistakes, reference_mistakes, secret_mistakes
+from tests.k8s.manifests.exposure import (
+    network_mistakes,
+    placeholder_mistakes,
+    reference_mistakes,
+    root_key_mistakes,
+    secret_mistakes,
+)
 from tests.k8s.manifests.pods import pod_mistakes
 from tests.k8s.manifests.schemas import Document, load_crds, schema_mistakes
 
@@ -23,6 +29,7 @@ OVERLAYS = Path(__file__).resolve().parents[3] / "k8s" / "overlays"
 CHECKS = (
     pod_mistakes,
     secret_mistakes,
+    root_key_mistakes,
     network_mistakes,
     placeholder_mistakes,
     reference_mistakes,

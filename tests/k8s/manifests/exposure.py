@@ -1,4 +1,4 @@
-"""Policies across manifests: no plain-text secrets, no ports open to outside, no placeholders, valid references."""
+"""Policies across manifests: secrets outside, separate keys, closed networks, no placeholders, valid references."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,6 +7,9 @@ from typing import Any
 from tests.k8s.manifests.pods import pods_of
 from tests.k8s.manifests.schemas import Document, name_of
 
+OUTSIDE_PORTS = {443, 6443}  # HTTPS, and the API server for the autoscaler
+METADATA_SERVICES = {"0.0.0.0/0": {"169.254.0.0/16"}, "::/0": {"fe80::/10", "fd00:ec2::/32"}}
+DNS_CACHE = "169.254.20.10/32"
 PLACEHOLDERS = re.compile(r"CHANGE-ME|\b(?:IMAGE|PRESET|RUN|SWEEP|MIN|MAX|OPERATOR-NAMESPACE)\b")
 SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
 SECRET_TEXT = re.compile(
@@ -70,11 +73,43 @@ def variables_of(value: Any) -> Iterator[Document]:
             yield from variables_of(part)
 
 
+def root_key_mistakes(documents: Sequence[Document]) -> Iterator[str]:
+    """Yield uses of the root key of the object storage other than as the server's root user."""
+    root = {name for document in documents for name in _root_secrets(document)}
+    for document in documents:
+        used = [name for name in _secret_references(document) if name in root]
+        if len(used) > len(_root_secrets(document)):
+            yield f"{name_of(document)}: uses the root key of the object storage: take the Secret storage-credentials"
+
+
+def _root_secrets(document: Document) -> list[str]:
+    """Return the name of the Secret of each variable that holds the server's root user or password."""
+    roots = [variable for variable in variables_of(document) if variable["name"].startswith("MINIO_ROOT_")]
+    return [name for variable in roots for name in _secret_references(variable)]
+
+
+def _secret_references(value: Any) -> Iterator[str]:
+    """Yield the name of a Secret for each reference: a variable, all variables, or a volume."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key in ("secretKeyRef", "secretRef"):
+                yield part["name"]
+            elif key == "secretName":
+                yield part
+            else:
+                yield from _secret_references(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _secret_references(part)
+
+
 def network_mistakes(documents: Sequence[Document]) -> Iterator[str]:
     """Yield ports open to outside, and missing network policies."""
     policies = [one for one in documents if one["kind"] == "NetworkPolicy"]
     if not any(_closes_everything(policy["spec"]) for policy in policies):
-        yield "no NetworkPolicy closes all pods of the namespace: podSelector {} with policyTypes [Ingress]"
+        yield "no NetworkPolicy closes all pods of the namespace: podSelector {} with policyTypes [Ingress, Egress]"
+    if not any(_lets_names_resolve(policy["spec"]) for policy in policies):
+        yield "no NetworkPolicy lets all pods reach DNS: port 53, UDP and TCP, of the namespace kube-system"
     for document in documents:
         kind, spec = document["kind"], document.get("spec", {})
         if kind in ("Ingress", "Gateway", "HTTPRoute"):
@@ -87,10 +122,44 @@ def network_mistakes(documents: Sequence[Document]) -> Iterator[str]:
     for policy in policies:
         for number, rule in enumerate(policy["spec"].get("ingress", [])):
             yield from (f"{name_of(policy)}: ingress {number}: {line}" for line in _rule_mistakes(rule))
+        for number, rule in enumerate(policy["spec"].get("egress", [])):
+            lines = _egress_mistakes(rule, policy["spec"]["podSelector"])
+            yield from (f"{name_of(policy)}: egress {number}: {line}" for line in lines)
 
 
 def _closes_everything(spec: Document) -> bool:
-    return spec.get("podSelector") == {} and "Ingress" in spec.get("policyTypes", []) and not spec.get("ingress")
+    both = {"Ingress", "Egress"} <= set(spec.get("policyTypes", []))
+    return spec.get("podSelector") == {} and both and not spec.get("ingress") and not spec.get("egress")
+
+
+def _lets_names_resolve(spec: Document) -> bool:
+    return spec.get("podSelector") == {} and any(_is_dns(rule) for rule in spec.get("egress", []))
+
+
+def _is_dns(rule: Document) -> bool:
+    ports = {(port.get("port"), port.get("protocol", "TCP")) for port in rule.get("ports", [])}
+    names = [peer.get("namespaceSelector", {}).get("matchLabels", {}) for peer in rule.get("to", [])]
+    return ports == {(53, "UDP"), (53, "TCP")} and {"kubernetes.io/metadata.name": "kube-system"} in names
+
+
+def _egress_mistakes(rule: Document, pods: Document) -> Iterator[str]:
+    ports = {port.get("port") for port in rule.get("ports", [])}
+    if not rule.get("to"):
+        yield "has no `to`: everything may be reached"
+    for peer in rule.get("to", []):
+        block = peer.get("ipBlock", {})
+        if "namespaceSelector" in peer and (peer["namespaceSelector"] == {} or not _is_dns(rule)):
+            yield "another namespace may be reached on ports other than those of DNS"
+        if block and block["cidr"] != DNS_CACHE:
+            if not pods:
+                yield "every pod may leave the cluster: select those that must"
+            if not ports or not ports <= OUTSIDE_PORTS:
+                yield f"ports {sorted(map(str, ports)) or 'all'} are open to outside: {sorted(OUTSIDE_PORTS)} alone"
+            missing = METADATA_SERVICES.get(block["cidr"], set()) - set(block.get("except", []))
+            if missing:
+                yield f"except of {block['cidr']} lacks {', '.join(sorted(missing))}, where clouds give out identities"
+        elif block and not _is_dns(rule):
+            yield f"{DNS_CACHE} may be reached on ports other than those of DNS"
 
 
 def _rule_mistakes(rule: Document) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Policies of every pod: not root, read-only root, limits, pinned images, probes, sized shared memory."""
+"""Policies of every pod: not root, read-only root, no token, limits, pinned images, probes, sized shared memory."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -8,6 +8,7 @@ from typing import Any
 from tests.k8s.manifests.schemas import Document, name_of
 
 GPU = "nvidia.com/gpu"
+TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # where Kubernetes' clients look for it
 UNITS = {"m": 1e-3, "": 1, "k": 1e3, "Ki": 2**10, "M": 1e6, "Mi": 2**20, "G": 1e9, "Gi": 2**30, "T": 1e12, "Ti": 2**40}
 
 
@@ -67,10 +68,13 @@ def pod_mistakes(documents: Iterable[Document]) -> Iterator[str]:
     for document in documents:
         for pod in pods_of([document]):
             checks = [security_mistakes(pod.spec), resource_mistakes(pod), image_mistakes(pod.spec)]
+            checks += [token_mistakes(pod.spec)]
             checks += [probe_mistakes(pod)] if pod.long_lived else []
             checks += [ray_mistakes(pod)] if pod.ray else []
             yield from (f"{pod.owner}: {line}" for check in checks for line in check)
-        options = (ray_cluster_of(document) or {}).get("autoscalerOptions")
+        cluster = ray_cluster_of(document) or {}
+        yield from (f"{name_of(document)}: {line}" for line in autoscaler_token_mistakes(cluster))
+        options = cluster.get("autoscalerOptions")
         if options:
             container = {"name": "autoscaler", **options}
             lines = [*container_security_mistakes(container), *limit_mistakes(container)]
@@ -109,6 +113,36 @@ def container_security_mistakes(container: Document) -> Iterator[str]:
         yield f"container {name}: hostPort must not be set"
 
 
+def token_mistakes(spec: Document) -> Iterator[str]:
+    """Yield tokens of Kubernetes' API in containers of a pod; none of them asks the API."""
+    if spec.get("automountServiceAccountToken") is not False:
+        yield "automountServiceAccountToken must be false: code in the pod could ask Kubernetes' API"
+    tokens = token_volumes(spec)
+    for container in containers_of(spec):
+        if tokens & {mount["name"] for mount in container.get("volumeMounts", [])}:
+            yield f"container {container['name']}: mounts a token of Kubernetes' API, which is the autoscaler's alone"
+
+
+def autoscaler_token_mistakes(cluster: Document) -> Iterator[str]:
+    """Yield an autoscaler without a token, and a token where there is no autoscaler."""
+    tokens = token_volumes(cluster["headGroupSpec"]["template"]["spec"]) if cluster else set()
+    mounts = cluster.get("autoscalerOptions", {}).get("volumeMounts", [])
+    mounted = {mount["name"] for mount in mounts if mount["mountPath"] == TOKEN_PATH} & tokens
+    if cluster.get("enableInTreeAutoscaling") and not mounted:
+        yield f"the autoscaler needs a projected serviceAccountToken of the head's volumes at {TOKEN_PATH}"
+    if not cluster.get("enableInTreeAutoscaling") and tokens:
+        yield "the head has a token of Kubernetes' API, but no autoscaler that needs it"
+
+
+def token_volumes(spec: Document) -> set[str]:
+    """Return the names of a pod's volumes that hold a token of its ServiceAccount."""
+    return {
+        volume["name"]
+        for volume in spec.get("volumes", [])
+        if any("serviceAccountToken" in source for source in volume.get("projected", {}).get("sources", []))
+    }
+
+
 def resource_mistakes(pod: Pod) -> Iterator[str]:
     """Yield missing limits, and requests of Ray nodes that differ from their limits."""
     for container in containers_of(pod.spec):
@@ -128,11 +162,14 @@ def limit_mistakes(container: Document) -> Iterator[str]:
 
 
 def image_mistakes(spec: Document) -> Iterator[str]:
-    """Yield images without a pinned version."""
+    """Yield images without a pinned version: a tag, or a digest, with or without a tag before it."""
     for container in containers_of(spec):
-        tag = container.get("image", "").rpartition("/")[2].partition(":")[2]
-        if not tag or tag == "latest":
-            yield f"container {container['name']}: image {container.get('image')!r} needs a version as its tag"
+        name, has_digest, digest = container.get("image", "").partition("@")
+        tag = name.rpartition("/")[2].partition(":")[2]
+        if has_digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            yield f"container {container['name']}: {digest!r} is no digest: sha256: and 64 hexadecimal digits"
+        elif not has_digest and (not tag or tag == "latest"):
+            yield f"container {container['name']}: image {name!r} needs a version as its tag, or a digest"
 
 
 def probe_mistakes(pod: Pod) -> Iterator[str]:
