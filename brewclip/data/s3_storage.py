@@ -1,40 +1,39 @@
 """Storage in an S3 bucket (s3://), through boto3.
 
-Reads and writes survive outages: they are retried with growing, jittered pauses until `retry_seconds` have passed.
+Reads and writes survive outages: they are retried with growing, jittered pauses until `retry_seconds` have passed. An
+answer is used only where it is whole and is the one to the request.
 Credentials come from botocore's chain, which renews them; they are never stored or printed here.
 """
 
 import contextlib
-import functools
-import logging
 import os
 import random
+import re
+import secrets
 import sys
 import time
 from collections.abc import Callable
-from http.client import HTTPException
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlparse
+from typing import Any, NamedTuple, TypeVar
 
 from brewclip.config.masking import without_secrets
+from brewclip.data.s3_client import s3_client
+from brewclip.data.s3_errors import UnfinishedAnswer, explain, status_of
 from brewclip.errors import ObjectMissing, StorageError
 
 Answer = TypeVar("Answer")
 _LONGEST_PAUSE_SECONDS = 5.0
-# A response of fewer bytes than this in the time is abandoned and requested again.
-_SLOWEST_BYTES, _SLOWEST_SECONDS = 30_000, 30.0
-_READ_BYTES = 2**14
-_LARGEST_UNWATCHED_BYTES = 2**16
-_PASSING_STATUS = frozenset((408, 425, 429))
+_PART_BYTES, _PARTS_AT_ONCE = 8 * 2**20, 4
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
-class _Unfinished(Exception):
-    """A response that is too slow, too short or without its range; it is requested again."""
+class _Part(NamedTuple):
+    """Bytes of an object, its size in bytes, and what tells its versions apart, if the server says."""
 
-
-class _BeyondTheEnd(StorageError):
-    """A byte range that begins where the object has already ended."""
+    data: bytes
+    size: int
+    etag: str = ""
 
 
 class S3Storage:
@@ -48,82 +47,134 @@ class S3Storage:
         return self._call(name, lambda: _body_of(self._get(name)))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        part = self._read_part(name, start, stop)
-        return part[0] if part else b""
+        return self._call(name, lambda: self._get_part(name, start, stop)).data if stop > start else b""
 
     def read_part(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
-        return self._read_part(name, start, stop) or (b"", self.size(name))
-
-    def _read_part(self, name: str, start: int, stop: int) -> tuple[bytes, int] | None:
-        """Return bytes and the object's size; None where there are no such bytes, which S3 answers without the size."""
-
-        def get() -> tuple[bytes, int]:
-            answer = self._get(name, Range=f"bytes={start}-{stop - 1}")
-            if "ContentRange" not in answer:
-                raise _Unfinished("the answer does not say which range it is")
-            return _body_of(answer), int(answer["ContentRange"].rpartition("/")[2])
-
         if stop <= start:
-            return None
-        try:
-            return self._call(name, get)
-        except _BeyondTheEnd:
-            return None
+            return b"", self.size(name)
+        part = self._call(name, lambda: self._get_part(name, start, stop))
+        return part.data, part.size
 
     def size(self, name: str) -> int:
-        head = self._call(name, lambda: _client().head_object(Bucket=self.bucket, Key=self._key(name)))
-        return int(head["ContentLength"])
+        return self._call(name, lambda: self._head(name))
 
     def write(self, name: str, data: bytes) -> None:
-        self._call(name, lambda: _client().put_object(Bucket=self.bucket, Key=self._key(name), Body=data))
+        self._call(name, lambda: s3_client().put_object(**self._place(name), Body=data))
 
     def create(self, name: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
+        tries: list[Exception] = []  # those without a clear answer: each may have written
+
         def put() -> bool:
             try:
-                _client().put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                s3_client().put_object(**self._place(name), Body=data, IfNoneMatch="*")
+            except Exception as error:
+                status = status_of(error) if isinstance(error, ClientError) else 0
+                if status in (409, 412) and not tries:
                     return False  # there is one, or one is being written
+                if status == 412:
+                    return _unless_missing(lambda: _body_of(self._get(name))) == data
+                tries.append(error)
                 raise
             return True
 
         return self._call(name, put)
 
     def upload(self, path: Path, name: str) -> None:
-        self._call(name, lambda: _client().upload_file(str(path), self.bucket, self._key(name)))
+        def put() -> None:
+            try:
+                s3_client().upload_file(str(path), **self._place(name), Config=_transfer_config())
+            except KeyError as error:  # boto3's answer to a cut one
+                raise UnfinishedAnswer(f"the answer to the upload lacks its {error}") from error
+            size = path.stat().st_size
+            if size >= _PART_BYTES and _unless_missing(lambda: self._head(name)) != size:
+                raise UnfinishedAnswer("the upload was not completed")
+
+        self._call(name, put)
 
     def download(self, name: str, path: Path) -> None:
-        self._call(name, lambda: _client().download_file(self.bucket, self._key(name), str(path)))
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+        try:
+            with open(partial, "wb") as file:
+                self._copy_parts(name, file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _copy_parts(self, name: str, file: int) -> None:
+        """Write an object to a file; boto3's own download waits without end where an answer lacks its length."""
+
+        def copy(start: int, version: dict[str, str]) -> _Part:
+            part = self._call(name, lambda: self._get_part(name, start, start + _PART_BYTES, **version))
+            os.pwrite(file, part.data, start)
+            return part
+
+        first = copy(0, {})
+        version = {"IfMatch": first.etag} if first.etag else {}
+        starts = range(_PART_BYTES, first.size, _PART_BYTES)
+        with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+            if any(part.size != first.size for part in pool.map(copy, starts, [version] * len(starts))):
+                raise StorageError(f"{self.url}/{name} was replaced while it was downloaded")
 
     def list_names(self, prefix: str = "") -> list[str]:
-        def all_pages() -> list[str]:
-            pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
-            return [item["Key"] for page in pages for item in page.get("Contents", [])]
-
         start = len(self.prefix) + 1 if self.prefix else 0
-        return sorted(key[start:] for key in self._call(prefix, all_pages))
+        pages = self._call(prefix, lambda: self._pages(self._key(prefix)))
+        return sorted(item["Key"][start:] for page in pages for item in page.get("Contents", []))
 
     def list_folders(self) -> list[str]:
         prefix = self._key("")
-
-        def all_pages() -> list[str]:
-            paginator = _client().get_paginator("list_objects_v2")
-            pages = paginator.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
-            return [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
-
-        return sorted(folder[len(prefix) :].rstrip("/") for folder in self._call("", all_pages))
+        pages = self._call("", lambda: self._pages(prefix, Delimiter="/"))
+        folders = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
+        return sorted(folder[len(prefix) :].rstrip("/") for folder in folders)
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(ObjectMissing):
-            self._call(name, lambda: _client().delete_object(Bucket=self.bucket, Key=self._key(name)))
+            self._call(name, lambda: s3_client().delete_object(**self._place(name)))
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
+    def _place(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._key(name)}
+
     def _get(self, name: str, **options: str) -> Any:
-        return _client().get_object(Bucket=self.bucket, Key=self._key(name), **options)
+        return s3_client().get_object(**self._place(name), **options)
+
+    def _get_part(self, name: str, start: int, stop: int, **options: str) -> _Part:
+        """Return the bytes start..stop in one request; in two where there are none."""
+        from botocore.exceptions import ClientError
+
+        try:
+            answer = self._get(name, Range=f"bytes={start}-{stop - 1}", **options)
+        except ClientError as error:
+            if status_of(error) != 416:
+                raise
+            size = self._head(name)
+            if start < size:
+                raise UnfinishedAnswer("a range of the object is refused") from error
+            return _Part(b"", size)
+        match = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
+        if match is None:
+            raise UnfinishedAnswer("the answer does not say which range it is")
+        first, last, size = map(int, match.groups())
+        data = _body_of(answer)
+        if (first, last + 1) != (start, min(stop, size)) or len(data) != last + 1 - first:
+            raise UnfinishedAnswer("the answer is another range than the requested one")
+        return _Part(data, size, answer.get("ETag", ""))
+
+    def _head(self, name: str) -> int:
+        answer = s3_client().head_object(**self._place(name))
+        if "ContentLength" not in answer:
+            raise UnfinishedAnswer("the answer does not say how large the object is")
+        return int(answer["ContentLength"])
+
+    def _pages(self, prefix: str, **options: str) -> list[dict[str, Any]]:
+        paginator = s3_client().get_paginator("list_objects_v2")
+        pages = list(paginator.paginate(Bucket=self.bucket, Prefix=prefix, **options))
+        if not all("IsTruncated" in page for page in pages):
+            raise UnfinishedAnswer("the answer is not a list of objects")
+        return pages
 
     def _call(self, name: str, operation: Callable[[], Answer]) -> Answer:
         """Run one operation, repeated with growing pauses while the failure may pass."""
@@ -133,7 +184,7 @@ class S3Storage:
             try:
                 return operation()
             except Exception as error:
-                problem, may_pass = _explain(error, f"{self.url}/{name}")
+                problem, may_pass = explain(error, f"{self.url}/{name}")
                 if problem is None:
                     raise
                 if not may_pass or time.monotonic() + pause > deadline:
@@ -145,87 +196,31 @@ class S3Storage:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-@functools.lru_cache(maxsize=8)
-def _client_of(process_id: int, variables: frozenset[tuple[str, str]]) -> Any:
-    """One client for a process, as it must not cross a fork, and for what the environment says of S3."""
-    import boto3
-    from botocore.config import Config
+def _unless_missing(request: Callable[[], Answer]) -> Answer | None:
+    """Return the answer to a request; None if the object does not exist."""
+    from botocore.exceptions import ClientError
 
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # else it logs where it found the credentials
-    return boto3.session.Session().client(  # own session: boto3's default one caches what it read first
-        "s3",
-        config=Config(
-            connect_timeout=5,
-            read_timeout=30,
-            retries={"total_max_attempts": 1},
-            max_pool_connections=64,
-            response_checksum_validation=os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
-            request_checksum_calculation=os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
-        ),
-    )
+    try:
+        return request()
+    except ClientError as error:
+        if status_of(error) == 404:
+            return None
+        raise
 
 
-def _client() -> Any:
-    return _client_of(os.getpid(), frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
+def _transfer_config() -> Any:
+    from boto3.s3.transfer import TransferConfig
 
-
-def _explain(error: Exception, url: str) -> tuple[StorageError | None, bool]:
-    """Convert an error of boto3 to one line, and return whether it may pass; None if it is not storage's."""
-    import botocore.exceptions as aws
-    from boto3.exceptions import S3UploadFailedError
-    from urllib3.exceptions import HTTPError
-
-    if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
-        return _explain(error.__context__, url)
-    if isinstance(error, aws.ClientError):
-        return _explain_refusal(error, url)
-    if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
-        return StorageError(f"{url}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), False
-    if isinstance(error, aws.ParamValidationError | aws.InvalidEndpointDiscoveryConfigurationError):
-        return StorageError(f"{url}: not a valid S3 name: {error}"), False
-    if isinstance(error, _Unfinished):
-        return StorageError(f"{url}: {error}"), True
-    if isinstance(error, aws.BotoCoreError | ConnectionError | TimeoutError | HTTPException | HTTPError):
-        where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "the S3 service"
-        return StorageError(f"{url}: {where} cannot be reached ({type(error).__name__}): is it running?"), True
-    return None, False
+    return TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES)
 
 
 def _body_of(answer: Any) -> bytes:
     """Read the body of an answer; botocore notices one that is shorter than its length.
 
     Raises:
-        _Unfinished: if fewer than `_SLOWEST_BYTES` come in `_SLOWEST_SECONDS`.
+        UnfinishedAnswer: if nothing says where the body ends.
     """
-    body = answer["Body"]
-    if int(answer.get("ContentLength", _LARGEST_UNWATCHED_BYTES + 1)) <= _LARGEST_UNWATCHED_BYTES:
-        return bytes(body.read())
-    parts, since, mark = [], 0, time.monotonic()
-    while part := body.read(_READ_BYTES if since < _SLOWEST_BYTES else 2**20):
-        parts.append(part)
-        since += len(part)
-        if time.monotonic() - mark > _SLOWEST_SECONDS:
-            if since < _SLOWEST_BYTES:
-                raise _Unfinished(f"fewer than {_SLOWEST_BYTES} bytes came in {_SLOWEST_SECONDS:.0f} s")
-            since, mark = 0, time.monotonic()
-    return b"".join(parts)
-
-
-def _explain_refusal(error: Any, url: str) -> tuple[StorageError, bool]:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    bucket = urlparse(url).netloc
-    if code == "NoSuchBucket":
-        return StorageError(f"{url}: bucket {bucket!r} does not exist: create it or correct --storage"), False
-    if code in ("NoSuchKey", "404", "NotFound"):
-        return ObjectMissing(f"{url} does not exist"), False
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch") or status in (401, 403):
-        return StorageError(f"{url}: S3 refuses the key ({code}): check AWS_ACCESS_KEY_ID and its rights"), False
-    if code == "InvalidRange" or status == 416:
-        return _BeyondTheEnd(f"{url} ends before the requested range"), False
-    passing = (
-        status >= 500
-        or status in _PASSING_STATUS
-        or code in ("SlowDown", "RequestTimeout", "Throttling", "RequestTimeTooSkewed")
-    )
-    return StorageError(f"{url}: S3 answers {status} {code}"), passing
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    if "ContentLength" not in answer and headers.get("transfer-encoding") != "chunked":
+        raise UnfinishedAnswer("the answer does not say how long it is")
+    return bytes(answer["Body"].read())

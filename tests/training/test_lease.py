@@ -77,10 +77,12 @@ def test_of_two_drivers_exactly_one_holds_the_run(storage, gap_seconds, conditio
             results.append(("refused", str(error)))
 
     threads = [threading.Thread(target=drive) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-        time.sleep(gap_seconds)
-    time.sleep(1.0)
+    threads[0].start()
+    time.sleep(gap_seconds)
+    threads[1].start()
+    deadline = time.monotonic() + 10  # the refused one ends first
+    while all(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+        time.sleep(0.01)
     ending.set()
     for thread in threads:
         thread.join()
@@ -91,10 +93,11 @@ def test_of_two_drivers_exactly_one_holds_the_run(storage, gap_seconds, conditio
 def test_a_driver_that_was_stopped_for_long_writes_no_pointer_any_more(storage, monkeypatch):
     with holding_lease(storage, "one") as first:
         monkeypatch.setattr(lease.Fence, "is_held", lambda *_: False)  # its beats stop, as under SIGSTOP
-        time.sleep(0.2)
+        time.sleep(0.1)
         monkeypatch.undo()
         monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
-        monkeypatch.setattr(lease, "STALE_SECONDS", 0.6)
+        monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
+        monkeypatch.setattr(lease, "STALE_SECONDS", 0.3)
         with holding_lease(storage, "one") as second:
             assert second.epoch == first.epoch + 1
             save_checkpoint(storage, checkpoint_at(20), best=True, keep=2, fence=lambda: second.check(storage))
