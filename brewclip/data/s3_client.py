@@ -42,8 +42,8 @@ def _client_of(process_id: int, variables: frozenset[tuple[str, str]]) -> Any:
             request_checksum_calculation=os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
         ),
     )
-    # botocore has no setting for the class of its connections. A version that keeps it elsewhere works without the watch;
-    # tests/data/test_s3_fault_matrix.py finds that out.
+    # botocore has no setting for the class of its connections. A version that keeps it elsewhere works without the
+    # watch; tests/data/test_s3_fault_matrix.py finds that out.
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     getattr(session, "_pool_classes_by_scheme", {}).update(_watched_pools())
     return client
