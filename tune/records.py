@@ -8,9 +8,8 @@ from brewclip.config import flatten
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
 from brewclip.tracking.provenance import SystemMetrics, record_origin
-from brewclip.tracking.registry import register_checkpoint
+from brewclip.tracking.registry import ARTIFACT, register_checkpoint
 from brewclip.tracking.tracker import PARENT_TAG, Tracker, find_runs
-from brewclip.training.record import ARTIFACT
 from tune.options import SweepConfig
 from tune.results import Outcome, TrialRow, best_trial
 from tune.spaces import Space

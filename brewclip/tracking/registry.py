@@ -13,6 +13,7 @@ from brewclip.tracking.tracker import open_client
 
 PREFIX = "models:/"
 URL_TAG = "brewclip.checkpoint_url"
+ARTIFACT = "checkpoint"  # folder of the best checkpoint among the artifacts of an MLflow run
 
 
 def resolve_model(name: str, tracking_uri: str = "") -> str:

@@ -11,11 +11,9 @@ from brewclip.data.truncation import TruncationCounts
 from brewclip.distributed import gather_to_first
 from brewclip.errors import CheckpointError, StorageError
 from brewclip.tracking.provenance import SystemMetrics, record_origin, repeat_command
+from brewclip.tracking.registry import ARTIFACT
 from brewclip.tracking.tracker import PARENT_TAG, Tracker
 from brewclip.training.parts import Parts
-
-# Folder of the best checkpoint among the artifacts of an MLflow run.
-ARTIFACT = "checkpoint"
 
 
 class RunRecord:
