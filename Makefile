@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NEEDED_GB := 12
 # Two test processes, each with services of its own; a file of tests runs in one of them. `make test PARALLEL=` runs one.
-PARALLEL ?= -n 2 --dist loadfile
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo sweep services test test-fast benchmark lint clean

@@ -29,6 +29,25 @@ from brewclip.local import MlflowServer, RayHead, S3Server
 torch.set_num_threads(1)
 
 CHECKOUT = Path(__file__).parents[1]
+# A file runs in one process, so one that takes minutes and starts last would end alone.
+LONGEST_FILES = (
+    "training/test_interruptions.py",
+    "k8s/test_drill.py",
+    "jobs/test_sweep.py",
+    "datasets/test_chain.py",
+    "k8s/test_entrypoints.py",
+    "jobs/test_documented_commands.py",
+    "jobs/test_main_job.py",
+    "paper/test_real_speech.py",
+    "local/test_local.py",
+    "data/test_s3_fault_matrix.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files start first, the others in their order."""
+    places = {CHECKOUT / "tests" / name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -37,8 +37,8 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
 # Drawn at random with seed 28: (1e-6, 1000), which does not go together, then (1e-6, 2) and (3e-3, 2).
 SPACE = 'SPACE = {"optim.peak_lr": [3e-3, 1e-6], "optim.warmup_steps": [2, 1000]}\n'
 FLAGS = (
-    "--sweep.num-trials 3 --sweep.search random --sweep.max-concurrent 1 --optim.total-steps 240 "
-    "--run.eval-every-steps 48 --run.checkpoint-every-steps 24 --run.log-every-steps 48 --run.global-batch-size 12 "
+    "--sweep.num-trials 3 --sweep.search random --sweep.max-concurrent 1 --optim.total-steps 120 "
+    "--run.eval-every-steps 24 --run.checkpoint-every-steps 12 --run.log-every-steps 24 --run.global-batch-size 12 "
     "--optim.warmup-steps 2 --run.seed 28 --cluster.num-workers 1 --model.ff-dim 64"
 )
 
@@ -83,7 +83,7 @@ def swept(storage, ray_head, mlflow_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "space.py").write_text(SPACE)
     job = SweepJob(folder / "space.py", storage, folder / "log", "--run.name", "swept")
-    job.wait_for_text(r"trial swept-00001 at step 48,")
+    job.wait_for_text(r"trial swept-00001 at step 24,")
     records = open_storage(f"{storage}/sweeps/swept")
     while not exists(records, "trials.jsonl") or b'"step"' not in records.read(
         "trials.jsonl"
@@ -109,11 +109,11 @@ def records(swept, storage, mlflow_server):
 
 def test_a_killed_sweep_goes_on_with_what_it_had(swept, storage):
     assert "sweep swept: resumed, trials that have reported: 1" in swept
-    assert "trial swept-00000 failed: --optim.warmup-steps 1000 must be 0..240, the total steps" in swept
+    assert "trial swept-00000 failed: --optim.warmup-steps 1000 must be 0..120, the total steps" in swept
     assert swept.count("trial swept-00000 starts") == 1, "a trial that has failed is not repeated"
-    started = [int(step) for step in re.findall(r"train swept-00001: step (\d+) of 240", swept)]
+    started = [int(step) for step in re.findall(r"train swept-00001: step (\d+) of 120", swept)]
     assert started[0] == 0
-    assert started[-1] >= 48, "the interrupted trial went on from its checkpoint"
+    assert started[-1] >= 24, "the interrupted trial went on from its checkpoint"
     rows = json.loads(open_storage(f"{storage}/sweeps/swept").read("trials.json"))
     assert {row["name"]: row["outcome"] == "failed" for row in rows} == {
         "swept-00000": True, "swept-00001": False, "swept-00002": False,
@@ -139,7 +139,7 @@ def test_mlflow_has_the_sweep_with_its_trials(records, storage):
     assert set(children) == {"swept-00000", "swept-00001", "swept-00002"}
     failed = children["swept-00000"]
     assert failed.info.status == "FAILED"
-    assert failed.data.tags["brewclip.problem"].startswith("--optim.warmup-steps 1000 must be 0..240")
+    assert failed.data.tags["brewclip.problem"].startswith("--optim.warmup-steps 1000 must be 0..120")
     best = children[parent.data.tags["brewclip.best_trial"]]
     assert best.info.status == "FINISHED"
     assert best.data.params["optim.peak_lr"] == parent.data.params["best.optim.peak_lr"]
@@ -147,7 +147,7 @@ def test_mlflow_has_the_sweep_with_its_trials(records, storage):
         point.value for point in client.get_metric_history(best.info.run_id, METRIC)
     )
     steps = [point.step for point in client.get_metric_history(best.info.run_id, "train/loss")]
-    assert sorted(set(steps)) == list(range(48, 241, 48))
+    assert sorted(set(steps)) == list(range(24, 121, 24))
     assert {"brewclip.git_commit", "brewclip.command", "brewclip.sha256.manifest"} < set(best.data.tags)
     assert "jobs/sweep.py" in best.data.tags["brewclip.command"], "what the user typed, not what Ray started"
     assert {item.path for item in client.list_artifacts(best.info.run_id, "checkpoint")} == {
@@ -225,7 +225,7 @@ def test_a_sweep_whose_trials_all_fail_says_why(storage, ray_head, mlflow_server
         tmp_path / "space.py", storage, tmp_path / "log", "--run.name", "hopeless", "--sweep.num-trials", "1"
     )
     assert job.wait() == 1, job.log.read_text()[-3000:]
-    assert "error: every trial failed, the first one: --optim.warmup-steps 1000 must be 0..240" in job.log.read_text()
+    assert "error: every trial failed, the first one: --optim.warmup-steps 1000 must be 0..120" in job.log.read_text()
 
 
 @pytest.fixture

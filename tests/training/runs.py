@@ -16,7 +16,7 @@ from brewclip.data.storage import open_storage
 from brewclip.errors import ObjectMissing
 
 CHECKOUT = Path(__file__).parents[2]
-STEPS = 100
+STEPS = 60
 
 
 class TrainingJob:
@@ -35,7 +35,7 @@ class TrainingJob:
         command = [
             *(sys.executable, "jobs/train.py", "scenes", "--storage", storage, "--run.name", name),
             *("--optim.total-steps", str(STEPS), "--optim.warmup-steps", "5", "--run.global-batch-size", "12"),
-            *("--run.log-every-steps", "1", "--run.eval-every-steps", "50", "--run.checkpoint-every-steps", "4"),
+            *("--run.log-every-steps", "1", "--run.eval-every-steps", "30", "--run.checkpoint-every-steps", "4"),
             *("--cluster.cpus-per-worker", "1", *flags),
         ]
         with open(log, "a") as output:

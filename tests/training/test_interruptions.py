@@ -60,17 +60,17 @@ def test_killed_workers_and_a_killed_driver(storage, undisturbed, ray_head, tmp_
     """Workers are killed three times and the driver twice, at steps that no checkpoint was written for."""
     log = tmp_path / "killed.log"
     job = TrainingJob(storage, "killed", log)
-    for kill_at in (7, 23):
+    for kill_at in (5, 14):
         job.wait_for_step(kill_at)
         training_workers()[kill_at % 2].kill()
-    job.wait_for_step(41)
+    job.wait_for_step(25)
     os.killpg(job.process.pid, signal.SIGKILL)
     job.wait()
     _wait_until_no_workers()
     job = TrainingJob(storage, "killed", log)
-    job.wait_for_step(58)
+    job.wait_for_step(35)
     training_workers()[0].kill()
-    job.wait_for_step(74)
+    job.wait_for_step(45)
     os.killpg(job.process.pid, signal.SIGKILL)
     job.wait()
     _wait_until_no_workers()
@@ -133,13 +133,13 @@ def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path):
     assert job.step() >= alone_from >= 1
 
 
-def test_storage_and_mlflow_away_for_half_a_minute(storage, undisturbed, s3, mlflow_server, ray_head, tmp_path):
+def test_storage_and_mlflow_away_for_a_while(storage, undisturbed, s3, mlflow_server, ray_head, tmp_path):
     """Training goes on with what it has, waits for data, and no record is lost."""
     job = TrainingJob(storage, "starved", tmp_path / "starved.log", "--tracking.uri", mlflow_server.tracking_uri)
     job.wait_for_step(10)
     s3.stop()
     mlflow_server.stop()
-    time.sleep(30)
+    time.sleep(12)  # longer than what is fetched ahead lasts
     s3.start()
     mlflow_server.start()
     assert job.wait() == 0, job.log.read_text()[-3000:]
