@@ -6,7 +6,8 @@
 
 The positional arguments are SPACE and PRESET. A space is a name in tune/spaces.py or a Python file that defines one;
 the preset is by default flickr8k for `paper`, else scenes. Other flags are those of jobs/train.py, for all trials. The
-same --run.name resumes an interrupted sweep; trials are runs NAME-TRIAL. Exit code 1 if every trial failed.
+same --run.name resumes an interrupted sweep, also with more --sweep.num-trials; trials are runs NAME-TRIAL. Exit code 1
+if every trial failed.
 """
 
 import shlex
@@ -34,11 +35,11 @@ def main() -> None:
             run_name = f"sweep-{Path(name).stem}-{config.data.corpus}-{config.model.variant}-{config.run.seed}"
             config = replace(config, run=replace(config.run, name=run_name))
         from brewclip.cluster import connect
-        from tune.sweep import prepare_sweep, run_sweep
+        from tune.sweep import claim_sweep, run_sweep
 
-        prepare_sweep(config, space)
-        connect()
-        rows = run_sweep(config, space, shlex.join(["python", "jobs/sweep.py", *sys.argv[1:]]))
+        with claim_sweep(config, space) as fence:
+            connect()
+            rows = run_sweep(config, space, fence, shlex.join(["python", "jobs/sweep.py", *sys.argv[1:]]))
         if all(row.outcome == "failed" for row in rows):
             print(f"error: every trial failed, the first one: {rows[0].problem}", file=sys.stderr, flush=True)
             raise SystemExit(1)

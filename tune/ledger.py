@@ -10,11 +10,12 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from brewclip.config.ranges import show
 from brewclip.errors import UserError
 from tune.results import Outcome, TrialRow
-from tune.spaces import Space
+from tune.spaces import Space, is_in_space
 from tune.trial import trial_run_name
 
 LEDGER = "trials.jsonl"
@@ -120,7 +121,16 @@ class Ledger:
 
 def _problem_of(trial: str, record: TrialRecord, space: Space) -> str:
     """Return what is wrong with a trial of before, or an empty string."""
-    if not re.fullmatch(r"\d{5}", trial):
+    if not re.fullmatch(r"[0-9]{5}", trial):
         return f"the trial {trial[:50]!r} is not named by five digits"
-    others = set(record.params) ^ set(space)
-    return f"trial {trial} has other settings than the space: {', '.join(sorted(others))[:200]}" if others else ""
+    others = set(dict(record.params)) ^ set(space)
+    if others:
+        return f"trial {trial} has other settings than the space: {', '.join(sorted(others))[:200]}"
+    outside = next((name for name, value in record.params.items() if not is_in_space(value, space[name])), "")
+    if outside:
+        return f"trial {trial} has {outside} {show(record.params[outside])}, which is not in the space"
+    numbers = [number for point in record.curve.items() for number in point]
+    if not all(isinstance(number, int | float) for number in numbers):
+        return f"trial {trial} has an evaluation that is no number"
+    known = record.outcome is None or record.outcome in get_args(Outcome)
+    return "" if known and isinstance(record.problem, str) else f"trial {trial} ended in an unknown way"

@@ -6,7 +6,7 @@ Runs are identified by their URL in storage, so a resumed sweep continues the sa
 from brewclip.checkpoints.checkpoint import checkpoint_name, read_files
 from brewclip.config import flatten
 from brewclip.data.storage import open_storage
-from brewclip.errors import UserError
+from brewclip.errors import CheckpointError, StorageError, UserError
 from brewclip.tracking.provenance import SystemMetrics, record_origin
 from brewclip.tracking.registry import ARTIFACT, register_checkpoint
 from brewclip.tracking.tracker import PARENT_TAG, Tracker, find_runs
@@ -36,7 +36,7 @@ class SweepRecord:
         record_origin(self.tracker, config, "sweep", repeat=command)
         self.tracker.log_params({f"space.{name}": values for name, values in space.items()} | flatten(config))
         if not self.tracker.flush(60.0):
-            raise UserError(f"MLflow at {uri} does not answer: start it, or sweep without: --tracking.uri ''")
+            raise UserError(f"MLflow at {uri} records nothing: start it, or sweep without: --tracking.uri ''")
         self.system_metrics = SystemMetrics(self.tracker)
 
     @property
@@ -90,10 +90,13 @@ def settle_trial(config: SweepConfig, parent: str, row: TrialRow, *, wait_second
         tags["brewclip.problem"] = row.problem
     if row.outcome == "stopped_early":
         tags["brewclip.stopped_early"] = f"at step {row.step} of {config.optim.total_steps}"
-        storage = open_storage(url)
-        name = checkpoint_name(storage, "best")
-        for file, data in read_files(storage, name).items() if name else ():
-            tracker.log_bytes(data, f"{ARTIFACT}/{file}")
+        try:
+            storage = open_storage(url)
+            name = checkpoint_name(storage, "best")
+            for file, data in read_files(storage, name).items() if name else ():
+                tracker.log_bytes(data, f"{ARTIFACT}/{file}")
+        except (CheckpointError, StorageError) as error:  # the trial may still be writing
+            print(f"sweep {config.run_name}: MLflow has no checkpoint of {row.name}: {error}", flush=True)
     tracker.log_params(row.params)
     if row.best is not None:  # MLflow's own pages show the last value of a curve
         tracker.log_metrics({f"best/{config.run.selection_metric}": row.best}, row.step)

@@ -17,9 +17,13 @@ class _Past(SimpleNamespace):
 
 
 class _Remembering:
-    """Replays the reports of trials of before an interruption to a scheduler; their decisions were carried out then."""
+    """Replays the reports of trials of before an interruption to a scheduler.
+
+    Decisions on ended trials were carried out then. One to stop an interrupted trial is carried out at its next report.
+    """
 
     before: dict[str, TrialRecord]
+    due: set[str]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         ended = [name for name, record in self.before.items() if record.outcome is not None]
@@ -28,12 +32,24 @@ class _Remembering:
             super().on_trial_add(tune_controller, past)  # type: ignore[misc]
             self._replay(tune_controller, past)
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
-        self._replay(tune_controller, trial)
+        if self._replay(tune_controller, trial) == TrialScheduler.STOP:
+            self.due.add(trial.config[TRIAL])
 
-    def _replay(self, tune_controller: Any, trial: Any) -> None:
-        record = self.before.pop(trial.config[TRIAL], None)
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+        return TrialScheduler.STOP if trial.config[TRIAL] in self.due else decision
+
+    def _replay(self, tune_controller: Any, trial: Any) -> str:
+        """Replay the reports of a trial and return the last decision."""
+        record, decision = self.before.pop(trial.config[TRIAL], None), TrialScheduler.CONTINUE
         for step, value in record.curve.items() if record is not None else ():
-            super().on_trial_result(tune_controller, trial, {"step": step, self._metric: value})  # type: ignore[misc,attr-defined]
+            report = {"step": step, self._metric: value}  # type: ignore[attr-defined]
+            decision = super().on_trial_result(tune_controller, trial, report)  # type: ignore[misc]
+            self._forget_stop(trial)
+        return decision
+
+    def _forget_stop(self, trial: Any) -> None:
+        """Let a trial report again that the scheduler takes for stopped."""
 
 
 class RememberingASHA(_Remembering, AsyncHyperBandScheduler):
@@ -42,6 +58,9 @@ class RememberingASHA(_Remembering, AsyncHyperBandScheduler):
 
 class RememberingMedian(_Remembering, MedianStoppingRule):
     """Median stopping that resumes with the reported curves."""
+
+    def _forget_stop(self, trial: Any) -> None:
+        self._stopped_trials.discard(trial)
 
 
 def build_scheduler(config: SweepConfig, before: dict[str, TrialRecord]) -> TrialScheduler:
@@ -64,5 +83,5 @@ def build_scheduler(config: SweepConfig, before: dict[str, TrialRecord]) -> Tria
         )
     else:
         return FIFOScheduler()
-    scheduler.before = dict(before)
+    scheduler.before, scheduler.due = dict(before), set()
     return scheduler

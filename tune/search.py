@@ -11,7 +11,7 @@ from ray.tune.search.search_generator import SearchGenerator
 from tune.ledger import TrialRecord
 from tune.options import SweepConfig
 from tune.spaces import Space, tune_space
-from tune.trial import TRIAL
+from tune.trial import TRIAL, trial_number
 
 
 class Draws(Protocol):
@@ -94,26 +94,27 @@ class SweepSearch(Searcher):
 
     def __init__(self, draws: Draws, metric: str, num_trials: int, before: dict[str, TrialRecord]) -> None:
         super().__init__(metric=metric, mode="max")
-        self.draws, self.num_trials = draws, num_trials
+        self.draws = draws
         self.interrupted = [(trial, record.params) for trial, record in before.items() if record.outcome is None]
-        self.next_number = len(before)
+        # Trials start in any order, so numbers may be missing between those of before.
+        self.unused = [number for number in range(num_trials) if trial_number(number) not in before]
         self.running: dict[str, tuple[int, dict[str, Any]]] = {}
         for trial, record in before.items():
             if record.outcome is not None:
-                draws.learn(int(trial), record.params, record.best)
+                draws.learn(int(trial), record.params, None if record.outcome == "failed" else record.best)
 
     @property
     def num_left(self) -> int:
         """Number of trials that are still to run."""
-        return len(self.interrupted) + max(0, self.num_trials - self.next_number)
+        return len(self.interrupted) + len(self.unused)
 
     def suggest(self, trial_id: str) -> Any:
         """Return settings and number of the next trial, or that there is none."""
         if self.interrupted:
             trial, params = self.interrupted.pop(0)
-        elif self.next_number < self.num_trials:
-            trial, params = f"{self.next_number:05d}", self.draws.draw(self.next_number)
-            self.next_number += 1
+        elif self.unused:
+            number = self.unused.pop(0)
+            trial, params = trial_number(number), self.draws.draw(number)
         else:
             return Searcher.FINISHED
         self.running[trial_id] = (int(trial), params)

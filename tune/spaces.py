@@ -117,6 +117,15 @@ def _first_problem(kind: Any, values: Sequence[Any]) -> str:
     return next((f"{value!r} {problem}" for value, problem in problems if problem), "")
 
 
+def is_in_space(value: Any, values: list[Any] | tuple[Any, ...]) -> bool:
+    """Return whether a value can have been drawn from the values of a setting."""
+    if isinstance(values, list):
+        return value in values
+    form, low, high = values
+    kind = int if form == "integers" else float
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+
+
 def tune_space(space: Space) -> dict[str, Any]:
     """Return a space in Tune's terms."""
     from ray import tune

@@ -5,6 +5,7 @@ Storage is written through `brewclip.data.storage`, with its retries: an outage 
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ class FileMirror:
         storage: holds the copy, under the same name.
         path: the file.
         every_seconds: time between two checks.
+        check: called before each copy; an error that it raises prevents the copy.
     """
 
-    def __init__(self, storage: Storage, path: Path, every_seconds: float = 2.0) -> None:
-        self.storage, self.path, self.every_seconds = storage, path, every_seconds
+    def __init__(
+        self, storage: Storage, path: Path, every_seconds: float = 2.0, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.storage, self.path, self.every_seconds, self.check = storage, path, every_seconds, check
         self._copied_bytes = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sweep-records", daemon=True)
@@ -50,6 +54,7 @@ class FileMirror:
         """Copy the file if it has grown."""
         data = self.path.read_bytes() if self.path.exists() else b""
         if len(data) > self._copied_bytes:
+            self.check()
             self.storage.write(self.path.name, data)
             self._copied_bytes = len(data)
 

@@ -4,10 +4,12 @@ Below STORAGE/sweeps/NAME: sweep.json, space and settings; trials.jsonl, the rec
 trials.json, trials.csv, trials.md and the figures, once it is over. The trials are runs, STORAGE/runs/NAME-TRIAL.
 """
 
+import contextlib
 import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from brewclip.data.storage import Storage, exists, open_storage
 from brewclip.errors import UserError
 from brewclip.tracking.tracker import describe_environment, supersede
 from brewclip.training.launch import prepare
-from tune.ledger import LEDGER, Ledger, TrialRecord
+from brewclip.training.lease import FOLDER as LEASES
+from brewclip.training.lease import Fence, holding_lease
+from tune.ledger import Ledger, TrialRecord
 from tune.options import SweepConfig, check_options, shared_settings
 from tune.records import SweepRecord, register_best, sweep_url
 from tune.results import TrialRow, best_trial, table_files, text_table
@@ -30,27 +34,41 @@ from tune.state import FileMirror, read_json
 from tune.trial import is_trial_of
 
 _MEMORY_OF_TRIAL_BYTES = 600 * 2**20
+_REMOVAL = "removal"  # there while an earlier sweep of the name is being removed
+# Settings with which a sweep may be continued: they change neither its trials nor their comparison.
+_FREE_SETTINGS = ("sweep.num_trials", "sweep.max_concurrent", "sweep.max_failures", "sweep.register_as")
 
 
-def prepare_sweep(config: SweepConfig, space: Space) -> None:
-    """Check options, storage, data and an earlier sweep of the same name before a trial starts.
+@contextlib.contextmanager
+def claim_sweep(config: SweepConfig, space: Space) -> Iterator[Fence]:
+    """Check options, storage and data, and hold the sweep's lease, so that no other program runs it; needs no cluster.
+
+    With `--run.fresh`, the earlier sweep of the name and its trials are removed.
 
     Raises:
-        UserError: if something is wrong; one line with the remedy.
+        UserError: if something is wrong, another program runs the sweep, or an earlier one of the name has other
+            settings; one line with the remedy.
     """
     check_options(config)
     # Without a checkpoint of that name, this checks storage, splits and counts.
     prepare(replace(shared_settings(config), run=replace(config.run, fresh=False)))
     storage = open_storage(sweep_url(config))
-    if config.run.fresh:
-        _start_over(config, storage)
+    with holding_lease(storage, config.run_name) as fence:
+        if config.run.fresh or exists(storage, _REMOVAL):
+            _start_over(config, storage)
+        _check_same_sweep(config, space, storage)
+        yield fence
+
+
+def _check_same_sweep(config: SweepConfig, space: Space, storage: Storage) -> None:
+    """Record space and settings of a new sweep; compare them with those of an earlier one of the name."""
     settings = {"space": space, "config": flatten(replace(config, run=replace(config.run, fresh=False)))}
     settings = json.loads(without_secrets(json.dumps(settings)))
     before = read_json(storage, "sweep.json")
     if before is None:
         storage.write("sweep.json", json.dumps(settings, indent=1).encode())
         return
-    if exists(storage, "state/results.jsonl") and not exists(storage, LEDGER):
+    if storage.list_names("state/"):
         raise UserError(
             f"sweep {config.run_name!r} was started by an earlier version, whose state is pickled and is not read: "
             "choose another --run.name, or start over with --run.fresh"
@@ -60,15 +78,18 @@ def prepare_sweep(config: SweepConfig, space: Space) -> None:
             f"sweep {config.run_name!r} was started with another space: choose another --run.name, or start over "
             "with --run.fresh"
         )
-    check_same_run(config, CheckpointFacts(step=0, config=before["config"], frozen_sha256={}, audio_dim=0))
+    # A sweep may be continued with more trials.
+    own = {name: value for name, value in settings["config"].items() if name.startswith(_FREE_SETTINGS)}
+    check_same_run(config, CheckpointFacts(step=0, config=before["config"] | own, frozen_sha256={}, audio_dim=0))
 
 
-def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]:
-    """Run all trials on the connected Ray cluster, and record the results; call `prepare_sweep` first.
+def run_sweep(config: SweepConfig, space: Space, fence: Fence, command: str) -> list[TrialRow]:
+    """Run all trials on the connected Ray cluster, and record the results.
 
     Args:
         config: of the sweep.
         space: the search space.
+        fence: of the lease that `claim_sweep` holds.
         command: that repeats the sweep.
 
     Returns:
@@ -80,7 +101,7 @@ def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]
     storage = open_storage(sweep_url(config))
     with tempfile.TemporaryDirectory(prefix="brewclip-sweep-") as folder:
         ledger = Ledger(Path(folder))
-        mirror = FileMirror(storage, ledger.path)
+        mirror = FileMirror(storage, ledger.path, check=lambda: fence.check(storage))
         mirror.fetch()
         mirror.start()
         try:
@@ -90,6 +111,7 @@ def run_sweep(config: SweepConfig, space: Space, command: str) -> list[TrialRow]
             raise
         finally:
             mirror.close()
+    fence.check(storage)
     files = _result_files(config, space, rows)
     for name, data in files.items():
         storage.write(name, data)
@@ -189,7 +211,11 @@ def _result_files(config: SweepConfig, space: Space, rows: list[TrialRow]) -> di
 
 
 def _start_over(config: SweepConfig, storage: Storage) -> None:
-    """Remove the sweep and the runs of its trials, and supersede their MLflow runs."""
+    """Remove the sweep and the runs of its trials, and supersede their MLflow runs; safe to interrupt at any point."""
+    if config.run.fresh:
+        storage.write(_REMOVAL, b"")
+    else:
+        print(f"sweep {config.run_name!r}: starting over was interrupted and is finished now", flush=True)
     runs = open_storage(f"{config.storage.rstrip('/')}/runs")
     # Other runs may share the prefix.
     names = [name for name in runs.list_names(f"{config.run_name}-") if is_trial_of(config.run_name, name)]
@@ -199,4 +225,6 @@ def _start_over(config: SweepConfig, storage: Storage) -> None:
     for name in names:
         runs.delete(name)
     for name in storage.list_names():
-        storage.delete(name)
+        if name != _REMOVAL and not name.startswith(f"{LEASES}/"):
+            storage.delete(name)
+    storage.delete(_REMOVAL)

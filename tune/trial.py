@@ -28,6 +28,11 @@ def trial_config(shared: dict[str, Any], params: dict[str, Any], run_name: str) 
     return config
 
 
+def trial_number(number: int) -> str:
+    """Return a trial's number as it is recorded: five digits."""
+    return f"{number:05d}"
+
+
 def trial_run_name(sweep: str, trial: str) -> str:
     """Return the name of a trial's run; its number is unchanged when a sweep is resumed."""
     return f"{sweep}-{trial}"

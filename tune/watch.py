@@ -25,10 +25,10 @@ class TrialWatch(Callback):
 
     def __init__(self, config: SweepConfig, parent: str, ledger: Ledger) -> None:
         self.config, self.parent, self.ledger = config, parent, ledger
+        self.started: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        params = {name: value for name, value in trial.config.items() if name != TRIAL}
-        self.ledger.start(trial.config[TRIAL], params)
+        params = self._record_start(trial)
         settings = ", ".join(f"{name} {value}" for name, value in params.items())
         self._say(trial, f"starts: {settings}")
 
@@ -46,8 +46,17 @@ class TrialWatch(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed", cause_of(_error_of(trial)))
 
+    def _record_start(self, trial: Any) -> dict[str, Any]:
+        """Record that a trial starts, and return its settings."""
+        number, params = trial.config[TRIAL], {name: one for name, one in trial.config.items() if name != TRIAL}
+        self.started.add(number)
+        self.ledger.start(number, params)
+        return params
+
     def _end(self, trial: Any, outcome: Outcome, problem: str = "") -> None:
         number = trial.config[TRIAL]
+        if number not in self.started:  # its process could not be made
+            self._record_start(trial)
         self.ledger.end(number, outcome, problem)
         row = self.ledger.read()[number].row(self.config.run_name, number)
         self._say(trial, outcome.replace("_", " ") + (f": {problem}" if problem else f" at step {row.step}"))

@@ -13,6 +13,7 @@ from brewclip.data.manifest import open_manifest
 from brewclip.data.storage import open_storage
 from brewclip.errors import ObjectMissing
 from brewclip.evaluation.systems import System
+from brewclip.pretrained.load import shipped_sha256
 
 # Raise it when the code gives another result for the same settings, weights and data: nothing older is reused.
 RESULTS_VERSION = 1
@@ -55,6 +56,7 @@ def _identity_of(system: System) -> dict[str, Any]:
         "name": system.name,
         "step": system.step,
         "weights_sha256": system.weights_sha256,
+        "clip_sha256": shipped_sha256(system.config.model.clip),
         "settings": settings,
     }
 

@@ -13,7 +13,7 @@ from brewclip.evaluation.folders import ResultFolder
 from brewclip.evaluation.pages import Page
 from brewclip.evaluation.systems import System
 from brewclip.tracking.provenance import record_origin
-from brewclip.tracking.tracker import Tracker
+from brewclip.tracking.tracker import Tracker, supersede
 
 RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
 
@@ -62,6 +62,8 @@ def publish(config: Config, folder: ResultFolder, publication: Publication) -> s
     }
     files = {name: text.encode() for name, text in texts.items()}
     folder.write({**publication.files, **publication.figures, **files})
+    if folder.parent is None:  # another run of the table replaces it; MLflow's parameters would stay those of the first
+        supersede(config.tracking.uri, config.tracking.experiment, folder.storage.url)
     tracker = Tracker(config.tracking.uri, config.tracking.experiment, folder.run_name, folder.storage.url)
     record_origin(tracker, config, publication.kind, sha256=folder.manifest_hashes())
     tracker.log_params(publication.params)

@@ -141,7 +141,8 @@ def _cached_or_run(
     if not folds:
         cached = cache.load(name, identity=None)
         return _from_record(json.loads(cached)) if cached is not None else None
-    identity = identify(own, systems, splits_of(own, probe), probe=asdict(probe), name=name)
+    inputs = {"max_audio_frames": own.data.max_audio_frames, "max_bad_fraction": own.data.max_bad_fraction}
+    identity = identify(own, systems, splits_of(own, probe), probe=asdict(probe), name=name, **inputs)
     cached = cache.load(name, identity)
     if cached is not None:
         return _from_record(json.loads(cached))

@@ -3,6 +3,7 @@
 The only module that knows where weights are stored; the models themselves read no files.
 """
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -92,6 +93,12 @@ def load_whisper(name: str) -> Whisper:
             f"cannot load Whisper {name!r} ({_one_line(error)}); {hint}connect to the network once, or put "
             "OpenAI's file into ~/.cache/whisper"
         ) from error
+
+
+@functools.cache
+def shipped_sha256(name: str) -> str:
+    """Return the hash of a CLIP's weights shipped with this package; empty for open_clip's, which do not change."""
+    return hashlib.sha256((SCENES_DIR / "clip.safetensors").read_bytes()).hexdigest() if name == "scenes" else ""
 
 
 def load_clip(name: str) -> LoadedClip:

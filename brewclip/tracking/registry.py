@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from brewclip.errors import UserError
-from brewclip.tracking.tracker import open_client
+from brewclip.tracking.tracker import open_client, reason_of
 
 PREFIX = "models:/"
 URL_TAG = "brewclip.checkpoint_url"
@@ -72,4 +72,4 @@ def _find_version(client: Any, name: str, model: str, alias: str | None, version
     except RestException as error:
         raise UserError(f"{name} is not registered in MLflow: {' '.join(str(error).split())[:150]}") from None
     except MlflowException as error:
-        raise UserError(f"{name} cannot be looked up: MLflow does not answer ({type(error).__name__})") from None
+        raise UserError(f"{name} cannot be looked up: MLflow does not answer, {reason_of(error)}") from None

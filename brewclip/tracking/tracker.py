@@ -26,6 +26,7 @@ SUPERSEDED_TAG = "brewclip.superseded"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its page shows the run below the parent
 _LONGEST_PAUSE_SECONDS = 5.0
 _LONGEST_PARAMETER = 500
+_REFUSED_LOGIN = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 Action = Callable[[Any, str], Any]
 
 
@@ -52,7 +53,7 @@ class Tracker:
         self.uri, self.experiment, self.run_name, self.run_url = uri, experiment, run_name, run_url
         self.tags = dict(tags or {})
         self.run_id = ""
-        self._closing = False
+        self._is_refused = False
         self._actions: queue.Queue[Action | None] = queue.Queue()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         if uri:
@@ -89,9 +90,11 @@ class Tracker:
         """Wait until everything so far is recorded; return whether it is."""
         if not self.uri:
             return True
-        done = threading.Event()
+        done, deadline = threading.Event(), time.monotonic() + wait_seconds
         self._put(lambda client, run_id: done.set())
-        return done.wait(wait_seconds)
+        while not done.wait(0.1) and not self._is_refused and time.monotonic() < deadline:
+            pass
+        return done.is_set()
 
     def finish(self, status: str = "FINISHED", *, wait_seconds: float = 120.0) -> int:
         """Deliver pending records, close the run, and return the number of records that could not be delivered.
@@ -116,7 +119,13 @@ class Tracker:
 
     def _deliver(self) -> None:
         client = self._persist(lambda: open_client(self.uri))
-        self.run_id = self._persist(lambda: self._find_or_create(client))
+        self.run_id = self._persist(lambda: self._find_or_create(client)) or ""
+        if not self.run_id:
+            self._is_refused = True
+            print(f"tracking: nothing of {self.run_name} is recorded in MLflow", file=sys.stderr, flush=True)
+            while self._actions.get() is not None:
+                pass
+            return
         while (action := self._actions.get()) is not None:
             self._persist(lambda action=action: action(client, self.run_id))  # type: ignore[misc]
 
@@ -128,7 +137,7 @@ class Tracker:
                 return operation()
             except Exception as error:
                 if not _may_pass(error):
-                    print(f"tracking: MLflow refuses a record: {_one_line(error)}", file=sys.stderr, flush=True)
+                    print(f"tracking: MLflow refuses a record: {reason_of(error)}", file=sys.stderr, flush=True)
                     return None
                 if not warned:
                     print(
@@ -164,7 +173,7 @@ def supersede(uri: str, experiment: str, run_url: str) -> None:
         for run in _runs_of(client, _experiment_id(client, experiment), run_url):
             client.set_tag(run.info.run_id, SUPERSEDED_TAG, "true")
     except MlflowException as error:
-        raise UserError(f"MLflow at {uri} cannot be reached to start over: {_one_line(error)}") from error
+        raise UserError(f"MLflow at {uri} cannot be reached to start over: {reason_of(error)}") from error
 
 
 def describe_environment() -> dict[str, str]:
@@ -243,9 +252,16 @@ def _may_pass(error: Exception) -> bool:
 
     if isinstance(error, RestException):
         return error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
-    if isinstance(error, MlflowException):
-        return True  # the client wraps connection errors in it
+    if isinstance(error, MlflowException):  # the client wraps connection errors in it, and a page that refuses a login
+        return error.error_code not in _REFUSED_LOGIN
     return isinstance(error, OSError)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why MLflow refuses a record, in one line."""
+    if getattr(error, "error_code", "") in _REFUSED_LOGIN:
+        return "it asks for a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from brewclip.errors import UserError
+from brewclip.tracking.registry import resolve_model
 from brewclip.tracking.tracker import Tracker, describe_environment, supersede
 
 pytestmark = pytest.mark.services
@@ -66,6 +68,20 @@ def test_what_never_arrives_is_counted(capsys):
     assert not tracker.flush(wait_seconds=0.5)
     assert tracker.finish(wait_seconds=1.0) >= 1
     assert "records were not delivered to http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_refused_login_is_no_outage(mlflow_server, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a password of before")
+    tracker = Tracker(mlflow_server.tracking_uri, "tracking", "refused", "file:///refused")
+    tracker.log_metrics({"loss": 1.0}, 1)
+    started = time.monotonic()
+    assert not tracker.flush()
+    assert tracker.finish() == 0
+    assert time.monotonic() - started < 20
+    lines = capsys.readouterr().err.splitlines()
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in lines[0] and len(lines) == 2
+    with pytest.raises(UserError, match="it asks for a login"):
+        resolve_model("models:/brewclip@best", mlflow_server.tracking_uri)
 
 
 def test_without_a_uri_nothing_happens():
