@@ -112,7 +112,15 @@ def has_default(item: dataclasses.Field) -> bool:
     return not (item.default is item.default_factory is dataclasses.MISSING)
 
 
-@pytest.mark.parametrize(("place", "name", "kind"), SETTINGS, ids=[f"{place}-{name}" for place, name, _ in SETTINGS])
+def marked(place: str) -> list[pytest.MarkDecorator]:
+    """Leave the settings that all jobs share among the fast tests."""
+    return [] if place == "Config" else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "kind"),
+    [pytest.param(*setting, marks=marked(setting[0]), id=f"{setting[0]}-{setting[1]}") for setting in SETTINGS],
+)
 def test_impossible_values_are_refused_in_one_line(place, name, kind):
     flag, allowed = f"--{name.replace('_', '-')}", range_of(kind)
     for text in VALUES:

@@ -27,6 +27,8 @@ from brewclip.errors import ObjectMissing, StorageError, UserError
 from tests.data.fault_server import BUCKET, Answer, Connection, FaultServer, error_xml, with_length
 from tests.data.splits import write_split
 
+pytestmark = pytest.mark.slow
+
 PASSING, ODD, REFUSED, MISSING = "may pass", "odd but whole", "refused", "missing"
 SMALL, LARGE, OTHER = bytes(range(250)), bytes(range(256)) * 50, b"of another writer"
 RETRY_SECONDS, MARGIN_SECONDS = 0.5, 0.2  # parts of a download pause side by side
