@@ -15,7 +15,7 @@ from brewclip.config.addresses import check_endpoint
 from brewclip.config.checks import check, ignored_settings
 from brewclip.config.masking import without_secrets
 from brewclip.config.presets import PRESETS, preset
-from brewclip.config.ranges import check_ranges, describe_number, is_number, settings_of, show
+from brewclip.config.ranges import check_ranges, describe_number, is_number, range_of, settings_of, show
 from brewclip.config.renamed import with_current_flags
 from brewclip.config.settings import Config, flatten
 from brewclip.config.submitted import check_submitted
@@ -127,7 +127,7 @@ def _run_tyro(target: type[Form], words: list[str], usage: str | None, **default
     except (SystemExit, BrokenPipeError) as stop:
         if isinstance(stop, SystemExit) and stop.code not in (0, None):
             raise UserError(_wrong_type(_one_line(complaint.getvalue()), target)) from None
-        _end_help()
+        _end_help(target)
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in flatten(value)]
         raise UserError(f"unknown argument {show(unknown[0])}: {_hint(unknown[0], flags)}")
@@ -166,10 +166,13 @@ def _with_gpu_value(words: list[str]) -> list[str]:
     return spelled
 
 
-def _end_help() -> NoReturn:
-    """Exit after `--help`, also if its output is closed early, as in `--help | head`."""
+def _end_help(form: type) -> NoReturn:
+    """Print the ranges of numbers and exit, also if the output is closed early, as in `--help | head`."""
+    ranges = {f"--{name.replace('_', '-')}": range_of(kind) for name, _, kind in settings_of(form) if is_number(kind)}
+    width = max(map(len, ranges), default=0)
+    lines = ["ranges of numbers:", *(f"  {flag:<{width}}  {allowed}" for flag, allowed in ranges.items())]
     try:
-        sys.stdout.flush()
+        print("\n".join(lines if ranges else []), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
     raise SystemExit(0)

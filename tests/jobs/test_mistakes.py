@@ -58,6 +58,12 @@ def test_help_that_nobody_reads_to_its_end():
         assert process.wait(60) == 0
 
 
+def test_help_lists_the_ranges_of_numbers():
+    done = subprocess.run([sys.executable, "jobs/train.py", "--help"], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: ")
+    assert "--model.dropout                 0..1, below 1\n" in done.stdout
+
+
 def test_unknown_flag():
     assert "did you mean --optim.peak-lr?" in complaint_of("train", "scenes", "--optim.peek-lr", "1")
 
