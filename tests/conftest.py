@@ -6,10 +6,14 @@ that asks for a service to the end of the session.
 
 import os
 import secrets
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+# A shell's background job ignores Ctrl-C, and so would the programs that tests start from it and end by Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before torch is imported: several test processes and Ray's workers share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray Train asks its workers this often; with its default of 2 s, a test of five steps takes ten.

@@ -129,7 +129,6 @@ def test_an_interrupted_extraction_keeps_its_parts_and_resumes(tmp_path, tiny_wh
     command += ["--model.whisper", str(tiny_whisper), "--model.language", "en"]
     process = subprocess.Popen(
         command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )  # fmt: skip
     features = open_storage(f"{tmp_path.as_uri()}/mine/whisper-{tiny_whisper}/train")
     deadline = time.monotonic() + 200
