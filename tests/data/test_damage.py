@@ -331,6 +331,7 @@ def test_verify_names_the_damage(folder, name):
     assert any(damage.file in line and damage.verify in line for line in problems), problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_split_in_memory", [True, False], ids=["whole split", "shuffle windows"])
 @pytest.mark.parametrize("name", DAMAGES)
 def test_the_stream_stops_or_counts_and_never_loses_a_sample(folder, name, whole_split_in_memory):

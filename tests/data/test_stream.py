@@ -50,6 +50,7 @@ def test_every_sample_comes_once_per_epoch(manifest):
         assert len(set(keys[epoch * 174 : (epoch + 1) * 174])) == 174
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [1, 13, 22, 40])
 def test_starting_at_a_step_equals_coming_there(manifest, start):
     straight = batches_of(manifest, 45)

@@ -172,6 +172,7 @@ def lines_about(mistake: tuple[str, str, str, str], overlays: Path, crds: dict |
         return [str(error)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_mistake_is_found(name, tmp_path):
     lines = lines_about(PLANTED[name], filled_in(tmp_path), None)
