@@ -18,7 +18,6 @@ from brewclip.evaluation.systems import System, describe_system
 from brewclip.paper.cells import Cell, plan_cells, train_cell
 from brewclip.paper.claims import FAILS, HOLDS, NOT_RUN, Verdict
 from brewclip.paper.page import claims_section, publish_table
-from brewclip.paper.reproduce import recording
 from brewclip.studies.emotion.clips import ClipSplit, load_folds, splits_of
 from brewclip.studies.emotion.study import EmotionResult, probe_system, probe_whisper
 
@@ -60,7 +59,7 @@ def reproduce_emotion(
         figures={"table3.png": draw_intervals(TITLE, panels)} if records else {},
         params={"corpora": ", ".join(configs), "emotions": emotion_corpus, "seeds": ", ".join(map(str, seeds))},
     )
-    publish_table(recording(next(iter(configs.values())), only_cached=only_cached), "table3", publication, verdicts)
+    publish_table(next(iter(configs.values())), "table3", publication, verdicts, only_cached=only_cached)
     return page
 
 

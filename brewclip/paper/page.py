@@ -19,7 +19,6 @@ from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.recall_tables import (
     TITLES,
     earlier_rows,
-    interval_cell,
     published_cells,
     published_header,
     recall_header,
@@ -38,16 +37,30 @@ was not run is `-`. A claim about two systems holds if the whole 95 % interval o
 """
 
 
-def recall_cells(rankings: Sequence[Ranking]) -> list[str]:
-    """Return six cells: R@1/5/10 in both directions, over the seeds."""
+def recall_spread(rankings: Sequence[Ranking]) -> dict[str, tuple[float, float, float]]:
+    """Return R@1/5/10 in both directions, by DIRECTION/Rk, over the seeds in percent.
+
+    Args:
+        rankings: one per seed, at least one.
+
+    Returns:
+        Mean, lowest and highest of the seeds; for one seed its recall and the ends of its 95 % bootstrap interval.
+    """
     pairs = [(direction, k) for direction in DIRECTIONS for k in RECALL_AT]
-    if not rankings:
-        return ["-"] * len(pairs)
     if len(rankings) == 1:
         metrics = rankings[0].result.summary()
-        return [interval_cell(metrics, f"{direction}/R{k}") for direction, k in pairs]
-    found = [[one.recall(direction, k) for one in rankings] for direction, k in pairs]
-    return [f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" for values in found]
+        names = [f"{direction}/R{k}" for direction, k in pairs]
+        return {name: (metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"]) for name in names}
+    found = {f"{direction}/R{k}": [one.recall(direction, k) for one in rankings] for direction, k in pairs}
+    return {name: (float(np.mean(values)), min(values), max(values)) for name, values in found.items()}
+
+
+def recall_cells(rankings: Sequence[Ranking]) -> list[str]:
+    """Return six cells: R@1/5/10 in both directions, over the seeds."""
+    if not rankings:
+        return ["-"] * (len(DIRECTIONS) * len(RECALL_AT))
+    form = "{:.1f} [{:.1f}, {:.1f}]" if len(rankings) == 1 else "{:.1f} ({:.1f} to {:.1f})"
+    return [form.format(*ends) for ends in recall_spread(rankings).values()]
 
 
 def describe_corpus(config: Config, split: str, total_steps: bool) -> str:
@@ -118,21 +131,21 @@ def draw_table(name: str, rankings: Rankings) -> bytes:
     """
     k, panels = RECALL_AT[-1], []
     for corpus, rows in rankings.items():
+        spreads = {title: recall_spread(many) for title, many in rows.items() if many}
         for direction in DIRECTIONS:
-            values = [_value(title, many, direction, k) for title, many in rows.items() if many]
+            values = [Value(title, *spread[f"{direction}/R{k}"]) for title, spread in spreads.items()]
             panels.append(Panel(f"{corpus}, {TITLES[direction]}, R@{k} in %", values))
     return draw_intervals(TABLES[name].title, panels)
 
 
-def _value(title: str, rankings: Sequence[Ranking], direction: str, k: int) -> Value:
-    if len(rankings) == 1:
-        metrics = rankings[0].result.summary()
-        return Value(title, *(metrics[f"{direction}/R{k}{end}"] for end in ("", "_low", "_high")))
-    recalls = [one.recall(direction, k) for one in rankings]
-    return Value(title, float(np.mean(recalls)), min(recalls), max(recalls))
-
-
-def publish_table(config: Config, name: str, publication: Publication, verdicts: Sequence[Verdict] = ()) -> None:
+def publish_table(
+    config: Config,
+    name: str,
+    publication: Publication,
+    verdicts: Sequence[Verdict] = (),
+    *,
+    only_cached: bool = False,
+) -> None:
     """Print a table and publish it in STORAGE/experiments/NAME.
 
     Args:
@@ -140,7 +153,10 @@ def publish_table(config: Config, name: str, publication: Publication, verdicts:
         name: name of the table.
         publication: the table.
         verdicts: verdicts on its claims, counted in the last line and in MLflow.
+        only_cached: nothing was run, so nothing is logged to MLflow.
     """
+    if only_cached:
+        config = replace(config, tracking=replace(config.tracking, uri=""))
     counts = count_verdicts(verdicts)
     metrics = {f"claims/{file_name(verdict)}": float(count) for verdict, count in counts.items()}
     publication = replace(publication, metrics=[*publication.metrics, (metrics, 0)])
@@ -152,14 +168,11 @@ def publish_table(config: Config, name: str, publication: Publication, verdicts:
 def recall_metrics(rankings: Rankings) -> dict[str, float]:
     """Return the mean recall over the seeds of every row, CORPUS/ROW/DIRECTION/Rk."""
     return {
-        f"{file_name(corpus)}/{file_name(title)}/{direction}/R{k}": float(
-            np.mean([one.recall(direction, k) for one in many])
-        )
+        f"{file_name(corpus)}/{file_name(title)}/{name}": mean
         for corpus, rows in rankings.items()
         for title, many in rows.items()
         if many
-        for direction in DIRECTIONS
-        for k in RECALL_AT
+        for name, (mean, _, _) in recall_spread(many).items()
     }
 
 

@@ -28,6 +28,7 @@ from brewclip.paper.page import publish_table
 from brewclip.paper.real_recordings import EMOTIONS, FOUR_CLASSES, RAVDESS, SpokenClip, load_kinds
 from brewclip.pretrained.load import load_whisper
 from brewclip.studies.emotion.clips import Clip, ClipSplit, hold_out_each_speaker
+from brewclip.studies.emotion.results import accuracy_panel
 from brewclip.studies.emotion.study import EmotionResult, probe_features, probe_plainly, probe_system, probe_whisper
 
 TITLE: Final = "Real speech"
@@ -224,12 +225,7 @@ def _panels(errors: Sequence[WordErrors], emotions: dict[str, list[EmotionResult
     panels = [
         Panel(f"{kind}, WER in %", [Value(one.way, *one.rate) for one in errors if one.kind == kind]) for kind in kinds
     ]
-    for title, results in emotions.items():
-        values = [
-            Value(f"{one.system}, {one.channel}, {one.method}", one.accuracy, one.low, one.high) for one in results
-        ]
-        panels.append(Panel(f"emotions, {title}: accuracy in %", values, reference=results[0].majority))
-    return panels
+    return panels + [accuracy_panel(f"emotions, {title}: accuracy in %", one) for title, one in emotions.items()]
 
 
 def word_error_rows(errors: Sequence[WordErrors]) -> list[list[str]]:

@@ -1,7 +1,6 @@
 """Run a table of the paper: its cells one after the other, then the page with its claims."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from brewclip.config import Config
@@ -73,18 +72,13 @@ def reproduce_table(
         params={"corpora": ", ".join(configs), "seeds": ", ".join(map(str, seeds)), "split": split},
         metrics=[(recall_metrics(rankings), 0)],
     )
-    publish_table(recording(next(iter(configs.values())), only_cached=only_cached), name, publication, verdicts)
+    publish_table(next(iter(configs.values())), name, publication, verdicts, only_cached=only_cached)
     return page
 
 
 def any_run(rankings: Rankings) -> bool:
     """Return whether any cell of a table was run."""
     return any(many for rows in rankings.values() for many in rows.values())
-
-
-def recording(config: Config, *, only_cached: bool) -> Config:
-    """Return the settings to publish with: without MLflow if nothing was run."""
-    return replace(config, tracking=replace(config.tracking, uri="")) if only_cached else config
 
 
 def write_page(path: Path, name: str, table: Page) -> None:

@@ -62,10 +62,15 @@ def emotion_page(corpus: str, results: list[EmotionResult]) -> Page:
     return Page(f"Emotions of {corpus}", about, sections)
 
 
-def draw_accuracy(corpus: str, results: list[EmotionResult]) -> bytes:
-    """Draw the accuracy of each result, with a line at the majority baseline; return a PNG."""
+def accuracy_panel(title: str, results: list[EmotionResult]) -> Panel:
+    """Return the accuracy of each result with its interval, and a line at the majority baseline."""
     values = [Value(f"{one.system}, {one.channel}, {one.method}", one.accuracy, one.low, one.high) for one in results]
-    return draw_intervals(f"Emotions of {corpus}", [Panel("accuracy in %", values, reference=results[0].majority)])
+    return Panel(title, values, reference=results[0].majority)
+
+
+def draw_accuracy(corpus: str, results: list[EmotionResult]) -> bytes:
+    """Draw the accuracy of each result; return a PNG."""
+    return draw_intervals(f"Emotions of {corpus}", [accuracy_panel("accuracy in %", results)])
 
 
 def _listed(values: Sequence[float]) -> str:
