@@ -35,8 +35,6 @@ from tune.trial import is_trial_of
 
 _MEMORY_OF_TRIAL_BYTES = 600 * 2**20
 _REMOVAL = "removal"  # there while an earlier sweep of the name is being removed
-# Settings with which a sweep may be continued: they change neither its trials nor their comparison.
-_FREE_SETTINGS = ("sweep.num_trials", "sweep.max_concurrent", "sweep.max_failures", "sweep.register_as")
 
 
 @contextlib.contextmanager
@@ -78,9 +76,7 @@ def _check_same_sweep(config: SweepConfig, space: Space, storage: Storage) -> No
             f"sweep {config.run_name!r} was started with another space: choose another --run.name, or start over "
             "with --run.fresh"
         )
-    # A sweep may be continued with more trials.
-    own = {name: value for name, value in settings["config"].items() if name.startswith(_FREE_SETTINGS)}
-    check_same_run(config, CheckpointFacts(step=0, config=before["config"] | own, frozen_sha256={}, audio_dim=0))
+    check_same_run(config, CheckpointFacts(step=0, config=before["config"], frozen_sha256={}, audio_dim=0))
 
 
 def run_sweep(config: SweepConfig, space: Space, fence: Fence, command: str) -> list[TrialRow]:

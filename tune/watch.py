@@ -25,7 +25,6 @@ class TrialWatch(Callback):
 
     def __init__(self, config: SweepConfig, parent: str, ledger: Ledger) -> None:
         self.config, self.parent, self.ledger = config, parent, ledger
-        self.started: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         params = self._record_start(trial)
@@ -49,13 +48,12 @@ class TrialWatch(Callback):
     def _record_start(self, trial: Any) -> dict[str, Any]:
         """Record that a trial starts, and return its settings."""
         number, params = trial.config[TRIAL], {name: one for name, one in trial.config.items() if name != TRIAL}
-        self.started.add(number)
         self.ledger.start(number, params)
         return params
 
     def _end(self, trial: Any, outcome: Outcome, problem: str = "") -> None:
         number = trial.config[TRIAL]
-        if number not in self.started:  # its process could not be made
+        if number not in self.ledger.read():  # its process could not be made
             self._record_start(trial)
         self.ledger.end(number, outcome, problem)
         row = self.ledger.read()[number].row(self.config.run_name, number)

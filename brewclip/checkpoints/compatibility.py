@@ -9,11 +9,12 @@ from brewclip.errors import CheckpointError
 if TYPE_CHECKING:  # it loads open_clip, which reading a checkpoint does not need
     from brewclip.pretrained.clip_identity import ClipIdentity
 
-# Settings that may differ when a run goes on: they change neither data nor arithmetic.
+# Settings that may differ when a run or a sweep goes on: they change neither data nor arithmetic.
 _FREE_SETTINGS = (
     *("storage", "cluster.", "tracking.", "extraction.", "run.name", "run.fresh", "run.log_every_steps"),
     *("run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints", "data.memory_bytes"),
     *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction"),
+    *("sweep.num_trials", "sweep.max_concurrent", "sweep.max_failures", "sweep.register_as"),
 )
 _NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.cls_std")
 
