@@ -85,9 +85,8 @@ def swept(storage, ray_head, mlflow_server, tmp_path_factory):
     job = SweepJob(folder / "space.py", storage, folder / "log", "--run.name", "swept")
     job.wait_for_text(r"trial swept-00001 at step 24,")
     records = open_storage(f"{storage}/sweeps/swept")
-    while not exists(records, "trials.jsonl") or b'"step"' not in records.read(
-        "trials.jsonl"
-    ):  # copied in the background
+    # Copied there in the background.
+    while not exists(records, "trials.jsonl") or b'"step"' not in records.read("trials.jsonl"):
         time.sleep(0.1)
     os.killpg(job.process.pid, signal.SIGKILL)
     job.wait()
