@@ -1,6 +1,7 @@
 """Build model, decoder and autocast from a configuration, for training, evaluation and serving."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -8,21 +9,24 @@ from brewclip.checkpoints.compatibility import check_frozen
 from brewclip.checkpoints.facts import Checkpoint
 from brewclip.config import Config
 from brewclip.data.batches import PairDecoder
+from brewclip.data.embeddings import EmbeddingKey, SplitEmbeddings
 from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample, read_features
-from brewclip.errors import UserError
+from brewclip.errors import ManifestError, UserError
+from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
+from brewclip.models.towers import FrozenTowers
 from brewclip.pretrained.clip_identity import ClipIdentity
-from brewclip.pretrained.load import LoadedClip
+from brewclip.pretrained.load import LoadedClip, shipped_sha256
 
 # Resize mode of a CLIP -> what `--data.image-transform crop` means for it.
 _OWN_TRANSFORM = {"shortest": "crop", "squash": "squash", "longest": "letterbox"}
 
 
-def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
+def build_model(config: Config, clip: PromptedCLIP | EmbeddingAdapter, audio_dim: int) -> BrewCLIP:
     """Build the model of a configuration; its initial weights depend on the seed only."""
     model, loss = config.model, config.loss
     with torch.random.fork_rng(devices=[]):
@@ -31,7 +35,8 @@ def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
             clip,
             variant=model.variant,
             audio_dim=audio_dim,
-            prompt_length=model.prompt_length,
+            fusion=model.fusion,
+            prompt_length=config.num_prompts,
             num_layers=model.num_layers,
             num_heads=model.num_heads,
             ff_dim=model.ff_dim,
@@ -40,6 +45,18 @@ def build_model(config: Config, clip: PromptedCLIP, audio_dim: int) -> BrewCLIP:
             init_logit_scale=math.log(1 / loss.temperature),
             learn_logit_scale=loss.learn_temperature,
         )
+
+
+def build_towers(config: Config, clip: LoadedClip) -> PromptedCLIP | EmbeddingAdapter:
+    """Return the part of a model that reads pixels and tokens, over a CLIP.
+
+    Raises:
+        ValueError: if the CLIP takes no prompts, and the configuration has them.
+    """
+    if config.model.adaptation == "prompts":
+        return PromptedCLIP(clip.model)
+    towers = FrozenTowers(clip.model)
+    return EmbeddingAdapter(towers.embed_dim, towers)
 
 
 def restore_model(model: BrewCLIP, checkpoint: Checkpoint, clip: ClipIdentity) -> None:
@@ -63,14 +80,13 @@ def build_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0, aud
         audio_dim: feature width of the model; samples of another width are rejected. 0 accepts any.
     """
     data, model = config.data, config.model
-    prompts = 0 if model.variant == "zero_shot" else model.prompt_length
     red, green, blue = (round(255 * value) for value in clip.mean)  # zero after normalisation
     return PairDecoder(
         clip.tokenize,
         clip.image_size,
         data.transcript,
         data.max_audio_frames,
-        text_room_tokens=0 if model.variant == "acoustic" else clip.context_length - prompts,
+        text_room_tokens=0 if model.variant == "acoustic" else clip.context_length - config.num_prompts,
         long_text=data.long_text,
         image_transform=_OWN_TRANSFORM[clip.resize_mode] if data.image_transform == "crop" else data.image_transform,
         fill=(red, green, blue),
@@ -78,6 +94,47 @@ def build_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0, aud
         cache_bytes=cache_bytes,
         audio_dim=audio_dim,
     )
+
+
+def embedding_keys(config: Config, manifest: Manifest) -> tuple[EmbeddingKey, EmbeddingKey]:
+    """Return what the embeddings of texts and of images of a split depend on, under a configuration."""
+    data, clip = config.data, config.model.clip
+    settings = ("texts", (data.transcript, data.long_text)), ("images", (data.image_transform,))
+    texts, images = (
+        EmbeddingKey(kind, manifest.sha256, clip, shipped_sha256(clip), values) for kind, values in settings
+    )
+    return texts, images
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A split with cached embeddings, as an adapter reads it.
+
+    Attributes:
+        reader: of its samples, embeddings added.
+        clip_identity: of the CLIP that they are of.
+        embed_dim: their width.
+    """
+
+    reader: SplitReader
+    clip_identity: ClipIdentity
+    embed_dim: int
+
+
+def open_embedded(config: Config, manifest: Manifest, cache_directory: str = "") -> Embedded:
+    """Open a split with its cached embeddings.
+
+    Raises:
+        ManifestError: if it has none for these settings.
+    """
+    embeddings = SplitEmbeddings(manifest, embedding_keys(config, manifest))
+    try:
+        identity = ClipIdentity(**embeddings.facts.clip_identity)
+    except TypeError:
+        raise ManifestError(
+            f"the embeddings of {manifest.url} do not say of which CLIP they are: embed again"
+        ) from None
+    return Embedded(SplitReader(manifest, cache_directory, embeddings), identity, embeddings.embed_dim)
 
 
 def build_autocast(config: Config, device: torch.device) -> torch.autocast:

@@ -47,12 +47,16 @@ def brewclip_loss(
     alpha: float,
     gather: Callable[[Tensor], Tensor],
     reduction: str = "sum",
+    *,
+    separate_channels: bool = False,
 ) -> dict[str, Tensor]:
     """Compute alpha * inner + (1 - alpha) * outer of this worker's rows.
 
     Each value is this worker's share, a sum over its rows divided by the number of rows of all workers;
     shares, and the gradients of their parameters, are summed over workers. With only one channel there is
-    no inner loss: `inner` is 0 and `loss` equals `outer`, as (1 - alpha) would only scale down the step.
+    no inner loss: `inner` is 0 and `loss` equals `outer`, as (1 - alpha) would only scale down the step. Separate
+    channels are trained each alone: `loss` and `outer` are the sum of the outer losses of text and sound, F_L is not
+    used, and there is no inner loss.
 
     Source: BrewCLIP, equation 2; the mean of the two directions follows the authors' released code.
 
@@ -64,6 +68,7 @@ def brewclip_loss(
         gather: rows of this worker -> rows of all workers, in the same order on all, such as
             `distributed.gather_rows`; the identity for one worker.
         reduction: `sum` or `mean` of the losses of the two directions.
+        separate_channels: train each channel against the images, for a fusion whose weights are chosen afterwards.
 
     Returns:
         Scalars: "loss" with gradient; "outer" and "inner"; "effective_negatives", the mean number of
@@ -92,13 +97,19 @@ def brewclip_loss(
         both = (rows(one, all_other) + rows(other, all_one)).sum() / num_rows
         return both / 2 if reduction == "mean" else both
 
-    outer = both_ways(features.image, everyone.image, features.speech, everyone.speech)
-    inner = torch.zeros_like(outer)
-    loss = outer
-    if features.acoustic is not None and features.text is not None:
+    if features.acoustic is None or features.text is None:
+        loss = outer = both_ways(features.image, everyone.image, features.speech, everyone.speech)
+        inner = torch.zeros_like(outer)
+    else:
         assert everyone.acoustic is not None and everyone.text is not None
-        inner = both_ways(features.acoustic, everyone.acoustic, features.text, everyone.text)
-        loss = alpha * inner + (1 - alpha) * outer
+        if separate_channels:
+            of_sound = both_ways(features.image, everyone.image, features.acoustic, everyone.acoustic)
+            loss = outer = of_sound + both_ways(features.image, everyone.image, features.text, everyone.text)
+            inner = torch.zeros_like(outer)
+        else:
+            outer = both_ways(features.image, everyone.image, features.speech, everyone.speech)
+            inner = both_ways(features.acoustic, everyone.acoustic, features.text, everyone.text)
+            loss = alpha * inner + (1 - alpha) * outer
     return {
         "loss": loss,
         "outer": outer.detach(),
@@ -107,7 +118,7 @@ def brewclip_loss(
     }
 
 
-def loss_of_chance(num_rows: int, reduction: str = "sum") -> float:
+def loss_of_chance(num_rows: int, reduction: str = "sum", *, separate_channels: bool = False) -> float:
     """Return `brewclip_loss` at chance level: all keys equally likely, and no two rows of the same image.
 
     Inner and outer loss each consist of two cross-entropies over all rows, and their weights add up to one.
@@ -115,8 +126,9 @@ def loss_of_chance(num_rows: int, reduction: str = "sum") -> float:
     Args:
         num_rows: number of pairs of all workers.
         reduction: `sum` or `mean` of the losses of the two directions.
+        separate_channels: whether both channels are trained, each alone.
     """
-    return (1 if reduction == "mean" else 2) * math.log(num_rows)
+    return (1 if reduction == "mean" else 2) * math.log(num_rows) * (2 if separate_channels else 1)
 
 
 def _keep_mask(image_ids: Tensor, all_ids: Tensor, targets: Tensor) -> Tensor:

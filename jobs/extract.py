@@ -4,7 +4,7 @@
     python jobs/extract.py scenes --extraction.splits test
 
 Without --extraction.splits, all splits of the corpus are extracted. Existing shards are skipped, so an interrupted job
-resumes where it stopped.
+resumes where it stopped. With --model.adaptation adapter, CLIP's embeddings of texts and images are computed as well.
 """
 
 import sys
@@ -18,6 +18,7 @@ def main() -> None:
     with exit_on_user_error():
         config: Config = parse_command_line(__doc__, Config, ignored=IGNORED_BY_EXTRACTION)
         from brewclip.cluster import check_resources, connect, demand_of
+        from brewclip.corpora.embedding import embed_splits
         from brewclip.corpora.extraction import extract_splits, image_side, splits_to_extract
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
@@ -25,7 +26,7 @@ def main() -> None:
         from brewclip.tracking.tracker import Tracker
 
         check_reachable(config.storage)
-        splits_to_extract(config)  # fails before Ray starts
+        splits = splits_to_extract(config)  # fails before Ray starts
         side_pixels = image_side(config)
         tracking = config.tracking
         tracker = Tracker(tracking.uri, tracking.experiment, f"extract-{config.data.corpus}", config.features_url)
@@ -36,10 +37,11 @@ def main() -> None:
                 done = extract_splits(config, side_pixels)
                 manifests = {split: open_manifest(f"{config.features_url}/{split}") for split in done}
                 tracker.set_tags({f"brewclip.sha256.{split}": one.sha256 for split, one in manifests.items()})
+                embedded = embed_splits(config, splits) if config.model.adaptation == "adapter" else {}
         except KeyboardInterrupt:
             print("interrupted: finished parts are kept, the same command continues", file=sys.stderr, flush=True)
             raise SystemExit(130) from None
-        for split, counts in done.items():
+        for split, counts in (*done.items(), *embedded.items()):
             print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()), flush=True)
 
 

@@ -33,7 +33,8 @@ def main() -> None:
         config = parse_command_line(__doc__, WordErrorsConfig, ignored=IGNORED_BY_STUDIES)
         from brewclip.cluster import connect
         from brewclip.data.storage import check_reachable
-        from brewclip.evaluation.systems import describe_systems, evaluate_system
+        from brewclip.evaluation.shares import evaluate_system
+        from brewclip.evaluation.systems import describe_systems
         from brewclip.studies.word_errors.publish import study_word_errors
         from brewclip.studies.word_errors.study import load_utterances
 

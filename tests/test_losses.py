@@ -46,6 +46,25 @@ def test_a_dropped_key_leaves_the_denominator():
     torch.testing.assert_close(masked, absent)
 
 
+def test_separate_channels_are_trained_each_alone():
+    """Their loss is that of both alone, and the gradient of one does not depend on the other."""
+    features, ids, scale = make_features(), torch.arange(4), torch.tensor(2.0)
+    alone = [
+        brewclip_loss(Features(features.image, part, None, part), ids, scale, 0.1, identity)["loss"]
+        for part in (features.acoustic, features.text)
+    ]
+    losses = brewclip_loss(features, ids, scale, 0.1, identity, separate_channels=True)
+    torch.testing.assert_close(losses["loss"], sum(alone))
+    assert losses["inner"].item() == 0
+    for part, own in zip((features.acoustic, features.text), alone, strict=True):
+        (found,) = torch.autograd.grad(losses["loss"], part, retain_graph=True)
+        (expected,) = torch.autograd.grad(own, part, retain_graph=True)
+        torch.testing.assert_close(found, expected)
+    alike = Features(*(torch.ones_like(part) for part in features))
+    found = brewclip_loss(alike, ids, scale, 0.1, identity, separate_channels=True)["loss"]
+    assert found.item() == pytest.approx(loss_of_chance(4, separate_channels=True))
+
+
 def test_total_is_alpha_inner_plus_rest_outer():
     features, ids, scale = make_features(), torch.arange(4), torch.tensor(2.0)
     losses = brewclip_loss(features, ids, scale, 0.1, identity)

@@ -140,6 +140,7 @@ def measure_worker(settings: dict[str, Any]) -> None:
     """Train on this worker, fed by each source in turn; rank 0 writes the rates to storage."""
     from brewclip.data.storage import open_storage
     from brewclip.factory import build_decoder
+    from brewclip.pretrained.load import load_clip
     from brewclip.training.assignment import Assignment
     from brewclip.training.worker import Worker
 
@@ -153,7 +154,8 @@ def measure_worker(settings: dict[str, Any]) -> None:
     parts = {"workers": started - settings["submitted"], "weights": built - started, "batch": time.time() - built}
     in_memory = [first, *itertools.islice(batches, 3)]
     # Without an image cache, and not as the first step of the run.
-    worker.parts, worker.first_step = replace(worker.parts, decoder=build_decoder(config, worker.parts.clip)), -1
+    decoder = build_decoder(config, load_clip(config.model.clip))
+    worker.parts, worker.first_step = replace(worker.parts, decoder=decoder), -1
     sources = {"stream": batches, "first_epoch": worker.iter_batches(), "memory": itertools.cycle(in_memory)}
     rates: dict[str, list[float]] = {name: [] for name in sources}
     for pair in range(-1, settings["num_pairs"]):  # the first is a warm-up of all sources

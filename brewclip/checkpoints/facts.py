@@ -125,7 +125,7 @@ def check_usable(checkpoint: Checkpoint, url: str) -> None:
         "num_layers": (len(layers), model.num_layers if hears else 0),
         "ff_dim": (_side(shapes, "acoustic.layers.0.linear1.weight", 0), model.ff_dim if hears else 0),
         "audio_dim": (_side(shapes, "acoustic.input.weight", 1), checkpoint.facts.audio_dim if hears else 0),
-        "prompt_length": (_side(shapes, "prompts.text", 0), 0 if model.variant == "zero_shot" else model.prompt_length),
+        "prompt_length": (_side(shapes, "prompts.text", 0), config.num_prompts),
     }
     for name, (stored, said) in found.items():
         if stored != said:

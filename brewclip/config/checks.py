@@ -3,7 +3,7 @@
 from brewclip.config.addresses import tracking_problem
 from brewclip.config.names import FOLDER, is_test
 from brewclip.config.ranges import check_ranges, show
-from brewclip.config.settings import Config, LossConfig, RunConfig
+from brewclip.config.settings import Config, LossConfig, ModelConfig, RunConfig
 from brewclip.config.whisper_names import language_problem
 
 
@@ -90,6 +90,11 @@ def ignored_settings(config: Config) -> list[str]:
         lines.append("--data.transcript has no effect: variant acoustic reads no text")
     if config.model.variant == "acoustic" and config.data.long_text != "truncate":
         lines.append("--data.long-text has no effect: variant acoustic reads no text")
-    if config.model.prompt_length == 0 and config.optim.prompt_lr_scale != 1:
+    if config.model.adaptation == "adapter":
+        if config.model.prompt_length != ModelConfig().prompt_length:
+            lines.append("--model.prompt-length has no effect: --model.adaptation adapter takes no prompts")
+    elif config.model.prompt_length == 0 and config.optim.prompt_lr_scale != 1:
         lines.append("--optim.prompt-lr-scale has no effect: --model.prompt-length is 0")
+    if config.model.fusion != "sum" and config.model.variant == "brewclip" and config.loss.alpha != LossConfig().alpha:
+        lines.append(f"--loss.alpha has no effect: --model.fusion {config.model.fusion} trains each channel alone")
     return lines

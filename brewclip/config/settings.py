@@ -15,6 +15,8 @@ from brewclip.config.submitted import default_storage
 from brewclip.config.whisper_names import WHISPER
 
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
+Adaptation = Literal["prompts", "adapter"]
+Fusion = Literal["sum", "confidence"]
 Transcript = Literal["asr", "asr_unfiltered", "ground_truth"]
 ImageTransform = Literal["crop", "letterbox"]
 LongText = Literal["truncate", "chunks"]
@@ -63,6 +65,12 @@ class ModelConfig:
 
     variant: Variant = "brewclip"
     """Full model, acoustic channel alone, prompted pipeline alone, or the untrained pipeline."""
+    adaptation: Adaptation = "prompts"
+    """What is trained of text and images: prompts inside CLIP's towers (paper), or an adapter on cached embeddings of
+    any CLIP, which the extraction computes once."""
+    fusion: Fusion = "sum"
+    """How text and sound become one vector: their sum, trained jointly (paper), or each channel trained alone and sound
+    added by weights that are chosen on dev, where the transcript is doubtful."""
     whisper: Annotated[str, WHISPER] = "base"
     """Name of a Whisper model as openai-whisper knows it."""
     language: str = "en"
@@ -70,7 +78,7 @@ class ModelConfig:
     clip: str = "ViT-L-14/openai"
     """open_clip architecture and weights as ARCHITECTURE/TAG, or `scenes` for the small one in this package."""
     prompt_length: Annotated[int, Range(0, 512)] = 4
-    """Number M of prompt vectors shared by text, audio and image; 0 disables prompting."""
+    """Number M of prompt vectors shared by text, audio and image; 0 disables prompting, and so does an adapter."""
     num_layers: Annotated[int, Range(1, 64)] = 1
     """Transformer layers of the acoustic channel."""
     num_heads: Annotated[int, Range(1, 128)] = 8
@@ -106,7 +114,7 @@ class OptimConfig:
     final_lr: Annotated[float, Range(0, 10)] = 1e-8
     """Learning rate at the last step."""
     prompt_lr_scale: Annotated[float, Range(0, 10_000)] = 1.0
-    """Factor on the learning rate of the prompts only."""
+    """Factor on the learning rate of the prompts, or of the adapter, only."""
     warmup_steps: Annotated[int, COUNT_OR_0] = 5_000
     """Steps of linear warm-up."""
     total_steps: Annotated[int, COUNT] = 100_000
@@ -221,10 +229,18 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        """Name of the run, given or derived: CORPUS-VARIANT[-TRANSCRIPT]-SEED."""
-        reads_asr = self.data.transcript == "asr" or self.model.variant == "acoustic"
-        text = "" if reads_asr else f"-{self.data.transcript}"
-        return self.run.name or f"{self.data.corpus}-{self.model.variant}{text}-{self.run.seed}"
+        """Name of the run, given or derived: CORPUS-VARIANT[-adapter][-confidence][-TRANSCRIPT]-SEED."""
+        model, parts = self.model, [self.data.corpus, self.model.variant]
+        parts += [model.adaptation] if model.adaptation != "prompts" else []
+        parts += [model.fusion] if model.fusion != "sum" else []
+        parts += [self.data.transcript] if self.data.transcript != "asr" and model.variant != "acoustic" else []
+        return self.run.name or "-".join([*parts, str(self.run.seed)])
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of prompts that the model takes: none without training, and none with an adapter."""
+        takes_prompts = self.model.adaptation == "prompts" and self.model.variant != "zero_shot"
+        return self.model.prompt_length if takes_prompts else 0
 
     @property
     def run_url(self) -> str:

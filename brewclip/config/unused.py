@@ -11,7 +11,7 @@ _EXTRACTION = (
 )
 _MODEL_OF_CHECKPOINTS = (
     *("model.variant", "model.language", "model.prompt_length", "model.num_layers", "model.num_heads"),
-    *("model.ff_dim", "model.dropout", "model.cls_std"),
+    *("model.ff_dim", "model.dropout", "model.cls_std", "model.fusion"),
 )
 _RUN = (
     *("run.name", "run.fresh", "run.init_from", "run.seed", "run.global_batch_size", "run.selection_metric"),
@@ -35,7 +35,7 @@ IGNORED_BY_EMOTION = (
 IGNORED_BY_EXTRACTION = (
     *("optim.", "loss.", "run.", "tracking.parent_run"),
     *(one for one in _MODEL_OF_CHECKPOINTS if one != "model.language"),
-    *("data.train_split", "data.dev_split", "data.transcript", "data.long_text", "data.max_audio_frames"),
+    *("data.train_split", "data.dev_split", "data.max_audio_frames"),
     *("data.num_threads", "data.max_bad_fraction", *_STREAM, *_WORKERS),
 )
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from brewclip.config import Config
+from brewclip.corpora.actors import CONTROL, num_places, result_of, start_actor
 from brewclip.corpora.extraction_worker import ExtractionTask, Extractor, Part
 from brewclip.data.images import CLIP_SIDES
 from brewclip.data.manifest import MANIFEST, Manifest, open_manifest
@@ -25,7 +26,6 @@ from brewclip.progress import ProgressReporter
 _USUAL_SPLITS = ("train", "dev", "test")
 _POLL_SECONDS = 2.0
 _END_SECONDS = 20.0  # how long workers may take to end an interrupted part
-_CONTROL = "control"  # concurrency group of calls during extraction
 
 # A split of a few shards is divided further, so that there is work for several workers, and an interruption costs
 # little. The parts follow from the corpus alone: the order of training is a function of the shards.
@@ -48,7 +48,7 @@ def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str
     tasks = _unfinished_tasks(config, image_side_pixels)
     parts = {split: plan_parts(source) for split, (_, source) in tasks.items()}
     most = max((len(planned) for planned in parts.values()), default=0)
-    actors = [_start_actor(config) for _ in range(min(most, _num_places(config)))]
+    actors = [start_actor(Extractor, config) for _ in range(min(most, num_places(config)))]
     if actors:
         print(f"extract {config.data.corpus}: {len(actors)} workers load Whisper {config.model.whisper}", flush=True)
     summaries = {}
@@ -192,7 +192,7 @@ def _run_parts(
         ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
         for reference in ready:
             actor, part = running.pop(reference)
-            result = _result_of(reference)
+            result = result_of(reference)
             num_done += part.extent.count
             idle.append(actor)
             yield result
@@ -200,22 +200,11 @@ def _run_parts(
         progress.advance(max(0, num_done + in_parts - progress.done))
 
 
-def _result_of(reference: Any) -> tuple[ShardRecord | None, dict[str, Any]]:
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-
-
 def _count_in_parts(actors: Iterable[Any]) -> int:
     """Return how many recordings of running parts were read; a worker that does not answer counts none."""
     import ray
 
-    references = [actor.num_done.options(concurrency_group=_CONTROL).remote() for actor in actors]
+    references = [actor.num_done.options(concurrency_group=CONTROL).remote() for actor in actors]
     ready, _ = ray.wait(references, num_returns=len(references), timeout=_POLL_SECONDS) if references else ([], [])
     total = 0
     for reference in ready:
@@ -230,34 +219,9 @@ def _interrupt(actors: list[Any]) -> None:
     """Ask the workers to end their parts, so that they remove their temporary files."""
     import ray
 
-    references = [actor.interrupt.options(concurrency_group=_CONTROL).remote() for actor in actors]
+    references = [actor.interrupt.options(concurrency_group=CONTROL).remote() for actor in actors]
     if references:
         ray.wait(references, num_returns=len(references), timeout=_END_SECONDS)
-
-
-def _num_places(config: Config) -> int:
-    """Return how many workers the cluster has room for."""
-    from brewclip.cluster import available, uses_gpu
-
-    if uses_gpu(config.cluster):
-        return max(1, available("GPU"))
-    return max(1, int(available("CPU") / config.cluster.cpus_per_worker))
-
-
-def _start_actor(config: Config) -> Any:
-    import ray
-
-    from brewclip.cluster import uses_gpu
-
-    options: dict[str, Any] = {
-        "max_restarts": -1,
-        "max_task_retries": 3,
-        "num_cpus": config.cluster.cpus_per_worker,
-        "concurrency_groups": {_CONTROL: 1},
-    }
-    if uses_gpu(config.cluster):
-        options["num_gpus"] = 1
-    return ray.remote(**options)(Extractor).remote(max(1, int(config.cluster.cpus_per_worker)))
 
 
 def _finish(

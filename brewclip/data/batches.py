@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,6 +46,9 @@ class Pair:
         audio: (frames, dim) float16, Whisper features.
         text: what the pipeline channel reads.
         lengths: before truncation.
+        confidence: of the text, in 0..1, see `confidence_of`.
+
+    Where embeddings are read instead of images and texts, `image` and `tokens` are those, (E,) float32 each.
     """
 
     key: str
@@ -54,6 +58,7 @@ class Pair:
     audio: np.ndarray
     text: str
     lengths: InputLengths = NO_LENGTHS
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ class Batch:
         audio: (n, T, dim) float32, zero where padded.
         audio_mask: (n, T) bool, True for a real frame.
         image_ids: (n,) int64, equal for equal images.
+        confidence: (n,) float32 in 0..1, of the texts.
+
+    Where embeddings are read, `images` and `tokens` are those, (n, E) float32 each.
     """
 
     keys: list[str]
@@ -77,6 +85,31 @@ class Batch:
     audio: Tensor
     audio_mask: Tensor
     image_ids: Tensor
+    confidence: Tensor
+
+
+class EmbeddedPairDecoder:
+    """Decode a stored sample with its cached embeddings to a `Pair`; neither image nor text is decoded.
+
+    Args:
+        transcript: whose embedding it is, a key of `TEXT_FIELDS`.
+        max_audio_frames: longest speech; more is truncated; 0 keeps all.
+        audio_dim: width of the features that the model takes; 0 takes any.
+    """
+
+    def __init__(self, transcript: str, max_audio_frames: int, audio_dim: int = 0) -> None:
+        self.transcript, self.max_audio_frames, self.audio_dim = transcript, max_audio_frames, audio_dim
+
+    def __call__(self, sample: Sample) -> Pair:
+        """Decode a sample; raises `BadSample` with the cause features, text or embedding."""
+        audio, num_frames = frames_of(sample, self.audio_dim, self.max_audio_frames)
+        text = text_of(sample, self.transcript)
+        if sample.embeddings is None:
+            raise BadSample("embedding", f"sample {sample.key!r} has no embeddings")
+        of_text, of_image = sample.embeddings
+        lengths = InputLengths(frames=num_frames, truncated_frames=num_frames - len(audio))
+        confidence, image_id = confidence_of(sample, self.transcript), str(sample.metadata["image_id"])
+        return Pair(sample.key, image_id, of_image, torch.from_numpy(of_text), audio, text, lengths, confidence)
 
 
 class PairDecoder:
@@ -127,24 +160,27 @@ class PairDecoder:
         Raises:
             BadSample: with the cause image, features or text.
         """
-        if sample.features is None:
-            raise BadSample("features", f"sample {sample.key!r} has no Whisper features: run jobs/extract.py")
-        try:
-            audio = read_features(sample.features, self.audio_dim)
-        except BadSample as error:
-            raise BadSample("features", f"sample {sample.key!r}: {error.detail}") from error
-        text = self._text(sample)
-        image = self._image(sample.image)
+        audio, num_frames = frames_of(sample, self.audio_dim, self.max_audio_frames)
+        text = text_of(sample, self.transcript)
+        image = self.image_of(sample)
         tokens, num_tokens, truncated_tokens = self._tokens_of(text)
-        truncated = audio[: self.max_audio_frames or None]
-        lengths = InputLengths(num_tokens, truncated_tokens, len(audio), len(audio) - len(truncated))
-        return Pair(sample.key, str(sample.metadata["image_id"]), image, tokens, truncated, text, lengths)
+        lengths = InputLengths(num_tokens, truncated_tokens, num_frames, num_frames - len(audio))
+        confidence, image_id = confidence_of(sample, self.transcript), str(sample.metadata["image_id"])
+        return Pair(sample.key, image_id, image, tokens, audio, text, lengths, confidence)
 
-    def _image(self, data: bytes | None) -> np.ndarray:
+    def image_of(self, sample: Sample) -> np.ndarray:
+        """Decode the image of a sample to (3, S, S) uint8; raises `BadSample` with the cause image."""
+
         def decode() -> np.ndarray:
-            return decode_image(data, self.image_size, self.image_transform, self.fill, self.interpolation)
+            return decode_image(sample.image, self.image_size, self.image_transform, self.fill, self.interpolation)
 
+        data = sample.image
         return decode() if data is None or self._image_cache is None else self._image_cache.get(data, decode)
+
+    def tokens_of(self, sample: Sample) -> tuple[Tensor, InputLengths]:
+        """Tokenise the text of a sample to (L,) or (W, L) int64; raises `BadSample` with the cause text."""
+        tokens, num_tokens, truncated_tokens = self._tokens_of(text_of(sample, self.transcript))
+        return tokens, InputLengths(num_tokens, truncated_tokens)
 
     def _make_tokens(self, text: str) -> tuple[Tensor, int, int]:
         """Return the tokens of a text, their number before truncation, and how many are truncated."""
@@ -161,12 +197,45 @@ class PairDecoder:
             return _chunks(full[:num_tokens], room, len(tokens)), num_tokens, 0
         return tokens, num_tokens, num_tokens - room
 
-    def _text(self, sample: Sample) -> str:
-        field = TEXT_FIELDS[self.transcript]
-        text = sample.metadata.get(field)
-        if not isinstance(text, str):
-            raise BadSample("text", f"sample {sample.key!r} has no {field}")
-        return text
+
+def frames_of(sample: Sample, audio_dim: int, most: int) -> tuple[np.ndarray, int]:
+    """Return the first `most` Whisper frames of a sample (0: all), (frames, dim) float16, and how many there are.
+
+    Raises:
+        BadSample: with the cause features.
+    """
+    if sample.features is None:
+        raise BadSample("features", f"sample {sample.key!r} has no Whisper features: run jobs/extract.py")
+    try:
+        audio = read_features(sample.features, audio_dim)
+    except BadSample as error:
+        raise BadSample("features", f"sample {sample.key!r}: {error.detail}") from error
+    return audio[: most or None], len(audio)
+
+
+def text_of(sample: Sample, transcript: str) -> str:
+    """Return the text of a sample that a setting `data.transcript` reads; raises `BadSample` with the cause text."""
+    field = TEXT_FIELDS[transcript]
+    text = sample.metadata.get(field)
+    if not isinstance(text, str):
+        raise BadSample("text", f"sample {sample.key!r} has no {field}")
+    return text
+
+
+def confidence_of(sample: Sample, transcript: str) -> float:
+    """Return the confidence of a text in 0..1: Whisper's geometric mean probability of a token, exp(avg_logprob).
+
+    It is 0 where Whisper's checks rejected the transcript or it is empty, and 1 for the text that was read aloud.
+    """
+    if transcript == "ground_truth":
+        return 1.0
+    metadata = sample.metadata
+    avg_logprob = metadata.get("avg_logprob")
+    if metadata.get("rejected") or not metadata.get(TEXT_FIELDS[transcript]) or isinstance(avg_logprob, bool):
+        return 0.0
+    if not isinstance(avg_logprob, int | float) or not math.isfinite(avg_logprob):
+        return 0.0
+    return math.exp(min(0.0, max(-100.0, avg_logprob)))
 
 
 def _chunks(tokens: Tensor, room: int, length: int) -> Tensor:
@@ -191,8 +260,27 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
         std: per channel, of images in 0..1.
         device: where the tensors go.
     """
-    images = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device, non_blocking=True)
+    images = normalised_images([pair.image for pair in pairs], mean, std, device)
+    return _collate(pairs, images, _stack_tokens([pair.tokens for pair in pairs]).to(device, non_blocking=True))
+
+
+def normalised_images(
+    images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> Tensor:
+    """Stack images, (3, S, S) uint8, to (n, 3, S, S) float32 on a device, with CLIP's mean and deviation."""
+    stacked = torch.from_numpy(np.stack(images)).to(device, non_blocking=True)
     shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+    return stacked.float().div_(255).sub_(shift).div_(scale)  # in place: new memory costs more than dividing
+
+
+def collate_embedded(pairs: Sequence[Pair], device: torch.device) -> Batch:
+    """Collate pairs of embeddings to a batch on a device."""
+    images = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device, non_blocking=True)
+    return _collate(pairs, images, torch.stack([pair.tokens for pair in pairs]).to(device, non_blocking=True))
+
+
+def _collate(pairs: Sequence[Pair], images: Tensor, tokens: Tensor) -> Batch:
+    device = images.device
     lengths = torch.tensor([len(pair.audio) for pair in pairs])
     audio = np.zeros((len(pairs), max(1, int(lengths.max())), pairs[0].audio.shape[1]), dtype=np.float16)
     for row, pair in enumerate(pairs):
@@ -201,11 +289,12 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
         keys=[pair.key for pair in pairs],
         texts=[pair.text for pair in pairs],
         image_names=[pair.image_id for pair in pairs],
-        images=images.float().div_(255).sub_(shift).div_(scale),  # in place: new memory costs more than dividing
-        tokens=_stack_tokens([pair.tokens for pair in pairs]).to(device, non_blocking=True),
+        images=images,
+        tokens=tokens,
         audio=torch.from_numpy(audio).to(device, non_blocking=True).float(),
         audio_mask=(torch.arange(audio.shape[1]) < lengths[:, None]).to(device),
         image_ids=torch.tensor([number_of(pair.image_id) for pair in pairs], device=device),
+        confidence=torch.tensor([pair.confidence for pair in pairs], dtype=torch.float32, device=device),
     )
 
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from brewclip.data.adopted import slice_samples
+from brewclip.data.embeddings import SplitEmbeddings
 from brewclip.data.folder_storage import FolderStorage
 from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
@@ -92,10 +93,13 @@ class SplitReader:
     Args:
         manifest: the split.
         cache_directory: folder where whole shards are cached after their first use; empty reads ranges from storage.
+        embeddings: cached embeddings of the split, added to each sample.
     """
 
-    def __init__(self, manifest: Manifest, cache_directory: str = "") -> None:
-        self.manifest = manifest
+    def __init__(
+        self, manifest: Manifest, cache_directory: str = "", embeddings: SplitEmbeddings | None = None
+    ) -> None:
+        self.manifest, self._embeddings = manifest, embeddings
         self._cache = Path(cache_directory).expanduser() if cache_directory else None
         self._locks: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -131,9 +135,26 @@ class SplitReader:
                 yield number, data
                 continue
             try:
-                yield number, data.copied() if isinstance(data, Sample) else unpack_sample(data)
+                yield number, self.parse(data, extent.shard, number)
             except BadSample as error:
                 yield number, error
+
+    def parse(self, data: memoryview | Sample, shard: int, index: int, *, copy: bool = True) -> Sample:
+        """Parse the bytes of a sample as `read` returns them, and add its embeddings.
+
+        Args:
+            data: of the sample.
+            shard, index: its place.
+            copy: False leaves its parts as views of `data`, see `unpack_sample`.
+
+        Raises:
+            BadSample: if it cannot be parsed, or has no embeddings.
+        """
+        sample = data if isinstance(data, Sample) else unpack_sample(data, copy=copy)
+        if sample is data and copy:
+            sample = sample.copied()
+        embeddings = self._embeddings
+        return sample if embeddings is None else sample._replace(embeddings=embeddings.at(shard, index))
 
     def _compare_size(self, shard: int, size: int) -> None:
         expected = int(self.manifest.size_bytes[shard])

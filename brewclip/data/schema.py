@@ -58,6 +58,7 @@ class Sample(NamedTuple):  # made five times faster than a frozen dataclass, and
         image: JPEG bytes, or None for a recording without an image.
         audio: FLAC bytes (16 kHz mono), or None after extraction. Those of an adopted shard are of any format.
         features: npy bytes of Whisper features, float16 of shape (frames, dim), or None before extraction.
+        embeddings: cached embeddings of text and image, float32 of shape (E,) each, where a reader adds them.
     """
 
     key: str
@@ -65,11 +66,12 @@ class Sample(NamedTuple):  # made five times faster than a frozen dataclass, and
     image: bytes | None = None
     audio: bytes | None = None
     features: bytes | None = None
+    embeddings: tuple[np.ndarray, np.ndarray] | None = None
 
     def copied(self) -> "Sample":
         """Return a copy of the sample that owns its bytes instead of viewing what was read, to store or send."""
-        parts = (part if part is None else bytes(part) for part in (self.image, self.audio, self.features))
-        return Sample(self.key, self.metadata, *parts)
+        image, audio, features = (part and bytes(part) for part in (self.image, self.audio, self.features))
+        return self._replace(image=image, audio=audio, features=features)
 
     def members(self) -> dict[str, bytes]:
         """Return file extension -> bytes, in the order in which they are stored."""

@@ -15,7 +15,7 @@ import numpy as np
 from brewclip.data.order import Extent, Place, SampleOrder
 from brewclip.data.prefetch import RawSamples, RawSource, open_source
 from brewclip.data.reader import RawSample, Rejections, SplitReader
-from brewclip.data.schema import BadSample, Sample, unpack_sample
+from brewclip.data.schema import BadSample, Sample
 from brewclip.errors import ManifestError
 
 Decoded = TypeVar("Decoded")
@@ -145,20 +145,21 @@ class Stream(Generic[Decoded]):
             ManifestError: if no sample of the shard can be used.
         """
         try:
-            return self._decode_bytes(data)
+            return self._decode_bytes(data, shard, index)
         except BadSample as error:
             self.rejections.add(self.reader.manifest.label_of(shard), index, error)
             cause = error
         count = int(self.reader.manifest.num_samples[shard])
         for step in range(1, count):
-            (data,) = self.reader.read(Extent(shard, (index + step) % count, 1))
+            other = (index + step) % count
+            (data,) = self.reader.read(Extent(shard, other, 1))
             try:
-                return self._decode_bytes(data)
+                return self._decode_bytes(data, shard, other)
             except BadSample:
                 continue
         raise ManifestError(self.reader.disagreement(shard, f"has no sample that can be used ({cause})"))
 
-    def _decode_bytes(self, data: RawSample) -> Decoded:
+    def _decode_bytes(self, data: RawSample, shard: int, index: int) -> Decoded:
         if isinstance(data, BadSample):
             raise data
-        return self.decode(data if isinstance(data, Sample) else unpack_sample(data, copy=False))
+        return self.decode(self.reader.parse(data, shard, index, copy=False))

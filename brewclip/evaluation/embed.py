@@ -2,15 +2,33 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from brewclip.data.batches import Batch, Pair, PairDecoder
+from brewclip.data.batches import Batch, Pair
 from brewclip.data.reader import Rejections, SplitReader, iter_split
+from brewclip.data.schema import Sample
 from brewclip.distributed import gather_to_first
 from brewclip.metrics import RetrievalResult, retrieval
 from brewclip.models.brewclip import BrewCLIP
+
+
+class Channels(NamedTuple):
+    """The channels of Q recordings, from which the weights of their fusion are chosen.
+
+    Attributes:
+        plain: (Q, E) float32, F_T without the adapter.
+        text: (Q, E) float32, F_T as trained.
+        acoustic: (Q, E) float32, F_A; (Q, 0) if the model has none.
+        confidence: (Q,) float32, of the transcripts.
+    """
+
+    plain: np.ndarray
+    text: np.ndarray
+    acoustic: np.ndarray
+    confidence: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -23,6 +41,7 @@ class Embeddings:
         speech: (Q, E) float32.
         image_ids: one per image, in the order of first appearance.
         images: (G, E) float32.
+        channels: of the recordings, if asked for.
     """
 
     keys: list[str]
@@ -32,6 +51,7 @@ class Embeddings:
     speech: np.ndarray
     image_ids: list[str]
     images: np.ndarray
+    channels: Channels | None = None
 
     def rank(self) -> RetrievalResult:
         """Rank images for recordings and recordings for images."""
@@ -41,7 +61,7 @@ class Embeddings:
 def embed_split(
     model: BrewCLIP,
     reader: SplitReader,
-    decode: PairDecoder,
+    decode: Callable[[Sample], Pair],
     to_batch: Callable[[list[Pair]], Batch],
     rejections: Rejections,
     *,
@@ -50,6 +70,7 @@ def embed_split(
     batch_size: int = 64,
     num_threads: int = 4,
     progress: Callable[[int], None] = lambda count: None,
+    keep_channels: bool = False,
 ) -> Embeddings:
     """Embed a worker's share of a split, each image once.
 
@@ -63,11 +84,13 @@ def embed_split(
         batch_size: pairs per batch.
         num_threads: decoding threads.
         progress: called with the number of recordings after each batch.
+        keep_channels: return the channels of the recordings as well; the model has a text channel.
     """
     keys: list[str] = []
     texts: list[str] = []
     names: list[str] = []
     speech: list[np.ndarray] = []
+    channels: list[Channels] = []
     images: dict[str, np.ndarray] = {}
     places: list[tuple[int, int]] = []
     pending: list[Pair] = []
@@ -76,8 +99,10 @@ def embed_split(
 
     def embed() -> None:
         batch = to_batch(pending)
-        features, _, _ = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)
+        features, _, _ = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask, confidence=batch.confidence)
         speech.append(features.float().cpu().numpy())
+        if keep_channels:
+            channels.append(_channels_of(model, batch))
         first = {name: row for row, name in reversed(list(enumerate(batch.image_names))) if name not in images}
         if first:
             rows = torch.tensor(sorted(first.values()), device=batch.images.device)
@@ -99,7 +124,14 @@ def embed_split(
         if pending:
             embed()
     model.train(was_training)
-    return _pack(keys, texts, names, places, speech, images)
+    return _pack(keys, texts, names, places, speech, images, channels)
+
+
+def _channels_of(model: BrewCLIP, batch: Batch) -> Channels:
+    plain, text, acoustic = model.encode_channels(batch.tokens, batch.audio, batch.audio_mask)
+    assert plain is not None and text is not None
+    acoustic = text[:, :0] if acoustic is None else acoustic
+    return Channels(*(part.float().cpu().numpy() for part in (plain, text, acoustic, batch.confidence)))
 
 
 def gather_embeddings(own: Embeddings) -> Embeddings | None:
@@ -121,6 +153,7 @@ def join_embeddings(shares: list[Embeddings]) -> Embeddings:
         [place for share in shares for place in share.places],
         [share.speech for share in shares if len(share.speech)],
         images,
+        [share.channels for share in shares if share.channels is not None],
     )
 
 
@@ -131,6 +164,7 @@ def _pack(
     places: list[tuple[int, int]],
     speech: list[np.ndarray],
     images: dict[str, np.ndarray],
+    channels: list[Channels],
 ) -> Embeddings:
     empty = np.zeros((0, 0), np.float32)
     return Embeddings(
@@ -141,4 +175,5 @@ def _pack(
         np.concatenate(speech) if speech else empty,
         list(images),
         np.stack(list(images.values())) if images else empty,
+        Channels(*(np.concatenate(parts) for parts in zip(*channels, strict=True))) if channels else None,
     )

@@ -57,7 +57,7 @@ def _identity_of(system: System) -> dict[str, Any]:
         "step": system.step,
         "weights_sha256": system.weights_sha256,
         "clip_sha256": shipped_sha256(system.config.model.clip),
-        "settings": settings,
+        "settings": settings | ({"channel": system.channel} if system.channel else {}),
     }
 
 

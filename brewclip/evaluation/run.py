@@ -13,7 +13,8 @@ from brewclip.evaluation.publish import Publication, log_to_training_run, publis
 from brewclip.evaluation.ranks import Difference, compare_all
 from brewclip.evaluation.recall_tables import TITLES, difference_lines, evaluation_page, text_table
 from brewclip.evaluation.report import build_report
-from brewclip.evaluation.systems import System, SystemResult, evaluate_system
+from brewclip.evaluation.shares import evaluate_system
+from brewclip.evaluation.systems import System, SystemResult
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 
 Differences = Mapping[str, Mapping[str, Difference]]

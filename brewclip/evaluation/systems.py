@@ -5,27 +5,25 @@ from dataclasses import dataclass, field, replace
 from typing import cast, get_args
 
 import numpy as np
-import torch
 
 from brewclip.checkpoints.folder import FOLDER
 from brewclip.checkpoints.locate import ZERO_SHOT, nearest_run, open_system
 from brewclip.config import Config, Transcript, unflatten
-from brewclip.data.batches import Batch, Pair, collate
-from brewclip.data.manifest import Manifest, open_manifest
-from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.truncation import TruncationCounts
 from brewclip.errors import UserError
-from brewclip.evaluation.embed import Embeddings, embed_split, join_embeddings
+from brewclip.evaluation.embed import Embeddings
 from brewclip.evaluation.ranks import Ranking
-from brewclip.factory import audio_dim_of, build_autocast, build_decoder, build_model, check_images, restore_model
+from brewclip.factory import (
+    build_model,
+    build_towers,
+    restore_model,
+)
 from brewclip.metrics import RetrievalResult
-from brewclip.models.brewclip import BrewCLIP
-from brewclip.models.clip import PromptedCLIP
+from brewclip.models.brewclip import CHANNELS, BrewCLIP
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import LoadedClip, load_clip
 from brewclip.tracking.registry import resolve_model
 
-_RECORDINGS_PER_TASK = 2_000
 _INPUT_SETTINGS = ("image_transform", "long_text", "max_audio_frames")
 
 
@@ -41,6 +39,7 @@ class System:
         mlflow_run_id: MLflow run of its training, or empty.
         trained_on: training corpus, or empty.
         weights_sha256: hash of the trained weights, or empty.
+        channel: `acoustic` or `text` to evaluate that channel alone, or empty.
     """
 
     name: str
@@ -50,6 +49,7 @@ class System:
     mlflow_run_id: str = ""
     trained_on: str = ""
     weights_sha256: str = ""
+    channel: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,14 @@ def describe_system(config: Config, name: str) -> System:
     Args:
         config: settings of the evaluation; its storage, data and model names apply unless the checkpoint sets them.
         name: `zero_shot`, the name of a run below STORAGE/runs, or the URL of a run or checkpoint; a suffix `@asr` or
-            `@ground_truth` overrides `--data.transcript`.
+            `@ground_truth` overrides `--data.transcript`, and `@acoustic` or `@text` before it takes one channel of a
+            full model.
 
     Raises:
-        UserError: if there is no such checkpoint, or it was trained on another CLIP or Whisper.
+        UserError: if there is no such checkpoint, it was trained on another CLIP or Whisper, or has no such channel.
     """
     name, config, suffix = _split_transcript(config, name)
+    name, channel = _split_channel(name)
     if name == ZERO_SHOT:
         model = replace(config.model, variant=ZERO_SHOT, prompt_length=0)
         return System(ZERO_SHOT + suffix, "", replace(config, model=model))
@@ -119,6 +121,8 @@ def describe_system(config: Config, name: str) -> System:
         raise error if is_url else UserError(f"{error}{nearest_run(config, name)}") from None
     url = url.rstrip("/")
     trained = unflatten(checkpoint.facts.config)
+    if channel and trained.model.variant != "brewclip":
+        raise UserError(f"{name} has no two channels, its variant is {trained.model.variant}: leave out @{channel}")
     for part in ("clip", "whisper"):
         here, there = getattr(config.model, part), getattr(trained.model, part)
         if here != there:
@@ -128,13 +132,14 @@ def describe_system(config: Config, name: str) -> System:
         config, model=trained.model, loss=trained.loss, run=replace(config.run, precision=trained.run.precision)
     )
     return System(
-        name=_label(url) + suffix,
+        name=_label(url) + (f"@{channel}" if channel else "") + suffix,
         url=url,
         config=own,
         step=checkpoint.facts.step,
         mlflow_run_id=checkpoint.facts.mlflow_run_id,
         trained_on=trained.data.corpus,
         weights_sha256=checkpoint.facts.files.get("model.safetensors", ""),
+        channel=channel,
     )
 
 
@@ -153,6 +158,12 @@ def _note_other_inputs(name: str, trained: Config, config: Config) -> None:
             print(f"note: {name} was trained with {flag} {there} and reads the split with {here}", flush=True)
 
 
+def _split_channel(name: str) -> tuple[str, str]:
+    """Return the name of a run without `@CHANNEL`, and the channel."""
+    front, _, channel = name.rpartition("@")
+    return (front, channel) if front and front != ZERO_SHOT and channel in CHANNELS else (name, "")
+
+
 def _split_transcript(config: Config, name: str) -> tuple[str, Config, str]:
     """Return the name without `@TRANSCRIPT`, the settings with that transcript, and the suffix for tables."""
     front, _, transcript = name.rpartition("@")
@@ -169,118 +180,8 @@ def load_system(system: System, audio_dim: int) -> tuple[BrewCLIP, LoadedClip]:
         UserError, ValueError: if checkpoint, frozen weights and model do not match.
     """
     clip = load_clip(system.config.model.clip)
-    model = build_model(system.config, PromptedCLIP(clip.model), audio_dim)
+    model = build_model(system.config, build_towers(system.config, clip), audio_dim)
     if system.url:
         restore_model(model, open_system(system.url), identify_clip(clip))
+    model.channel = system.channel
     return model.eval(), clip
-
-
-@dataclass(frozen=True)
-class Share:
-    """Result of a worker on its share of a split.
-
-    Attributes:
-        embeddings: embeddings of the usable samples; None if a user error stopped the worker.
-        counts, listed: rejected samples, as in `Rejections`.
-        truncation: counts of truncated inputs.
-        problem: message of the user error, or empty.
-    """
-
-    embeddings: Embeddings | None = None
-    counts: dict[str, int] = field(default_factory=dict)
-    listed: list[dict[str, str | int]] = field(default_factory=list)
-    truncation: TruncationCounts = field(default_factory=TruncationCounts)
-    problem: str = ""
-
-
-def evaluate_system(system: System, split: str) -> SystemResult:
-    """Embed a split with a system on all workers of the cluster, and rank it.
-
-    Raises:
-        UserError: as `rank_shares`, or if the split is missing or empty.
-    """
-    import ray
-
-    from brewclip.cluster import Demand, available, check_resources, uses_gpu
-
-    manifest = open_manifest(f"{system.config.features_url}/{split}")
-    if not len(manifest):
-        raise UserError(f"{manifest.url} holds no recordings: write and extract the split again")
-    gpus = available("GPU") if uses_gpu(system.config.cluster) else 0
-    check_resources(Demand("evaluation", 1, 1, 1 if gpus else 0))
-    world_size = max(1, min(gpus or available("CPU"), -(-len(manifest) // _RECORDINGS_PER_TASK)))
-    task = ray.remote(embed_share).options(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=3)
-    shares = ray.get([task.remote(system, split, rank, world_size) for rank in range(world_size)])
-    return rank_shares(system, manifest, shares)
-
-
-def embed_share(system: System, split: str, rank: int, world_size: int) -> Share:
-    """Embed one share of a split on a worker; return user errors as `Share.problem`."""
-    torch.set_num_threads(1)
-    try:
-        reader = SplitReader(open_manifest(f"{system.config.features_url}/{split}"))
-        audio_dim = audio_dim_of(reader.manifest)
-        model, clip = load_system(system, audio_dim)
-        check_images(reader.manifest, clip)
-    except (UserError, ValueError, FileNotFoundError) as error:
-        return Share(problem=str(error))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    rejections, truncation = Rejections(reader.manifest.url), TruncationCounts()
-
-    def to_batch(pairs: list[Pair]) -> Batch:
-        truncation.add(pair.lengths for pair in pairs)
-        return collate(pairs, clip.mean, clip.std, device)
-
-    decode = build_decoder(system.config, clip, audio_dim=audio_dim)
-    with build_autocast(system.config, device):
-        share = embed_split(model, reader, decode, to_batch, rejections, rank=rank, world_size=world_size)
-    return Share(share, rejections.counts, rejections.listed, truncation)
-
-
-def rank_shares(system: System, manifest: Manifest, shares: Sequence[Share]) -> SystemResult:
-    """Join the shares of all workers and rank; print which recordings are left out.
-
-    Raises:
-        UserError: if split and system do not match, or as `check_rankable`.
-    """
-    problems = [share.problem for share in shares if share.problem]
-    if problems:
-        raise UserError(problems[0])
-    rejections = Rejections(manifest.url, system.config.data.max_bad_fraction)
-    for share in shares:
-        rejections.listed += share.listed
-        for cause, count in share.counts.items():
-            rejections.counts[cause] = rejections.counts.get(cause, 0) + count
-    embeddings = join_embeddings([share.embeddings for share in shares if share.embeddings is not None])
-    check_rankable(system.name, manifest, embeddings, rejections)
-    if rejections.total:
-        first = "; ".join(str(row["detail"]) for row in rejections.listed[:3])
-        print(f"{system.name}: left out {rejections.total} of {len(manifest)} recordings: {first}", flush=True)
-    result, truncation = embeddings.rank(), sum((share.truncation for share in shares), TruncationCounts())
-    return SystemResult(system, embeddings, result, result.summary(), rejections.counts, truncation)
-
-
-def check_rankable(name: str, manifest: Manifest, embeddings: Embeddings, rejections: Rejections) -> None:
-    """Check that the embeddings of a split can be ranked.
-
-    Raises:
-        UserError: if too many recordings are rejected, there is only one image, or a feature is zero or not finite.
-    """
-    if not embeddings.keys:
-        detail = rejections.listed[0]["detail"] if rejections.listed else ""
-        raise UserError(f"none of {len(manifest)} recordings of {manifest.url} can be used by {name}: {detail}")
-    rejections.check(len(manifest))
-    if len(embeddings.image_ids) < 2:
-        raise UserError(f"{manifest.url} has one image, which every recording finds: at least 2 make a gallery")
-    for what, names, features in (
-        ("recordings", embeddings.keys, embeddings.speech),
-        ("images", embeddings.image_ids, embeddings.images),
-    ):
-        lengths = np.linalg.norm(features, axis=1)
-        bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
-        if len(bad):
-            raise UserError(
-                f"{name} gives features that are zero or not finite for {len(bad)} of {len(names)} {what} of "
-                f"{manifest.url}, such as {names[bad[0]]!r}: check the checkpoint, or use --run.precision float32"
-            )

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from brewclip.models.acoustic import AcousticEncoder
+from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.clip import PromptedCLIP
+from brewclip.models.fusion import Fusion
 from brewclip.models.prompts import SharedPrompts
 
 VARIANTS = ("brewclip", "acoustic", "pipeline", "zero_shot")
+CHANNELS = ("acoustic", "text")
 MAX_LOGIT_SCALE = math.log(100.0)  # as in CLIP
 
 
@@ -39,12 +42,16 @@ class BrewCLIP(nn.Module):
     - `zero_shot`: F_L = F_T of plain CLIP. It takes no prompts whatever `prompt_length` is (untrained
       prompts only shift the tokens), and nothing is trained.
 
+    Nothing is prompted with an `EmbeddingAdapter`; `images` and `tokens` are then CLIP's embeddings, (B, E), unless it
+    has towers. With another fusion than `sum`, F_L = `Fusion`(F_T, F_A) in `brewclip`.
+
     Source: BrewCLIP, section 3.3.
 
     Args:
-        clip: frozen CLIP.
+        clip: frozen CLIP that takes prompts, or an adapter over CLIP's embeddings.
         variant: one of `VARIANTS`.
         audio_dim: width of Whisper's frames.
+        fusion: one of `fusion.FUSIONS`.
         prompt_length: number M of prompts.
         num_layers: of the acoustic encoder.
         num_heads: of the acoustic encoder.
@@ -54,6 +61,9 @@ class BrewCLIP(nn.Module):
         init_logit_scale: log of the initial 1 / tau.
         learn_logit_scale: whether tau is trained.
 
+    Attributes:
+        channel: one of `CHANNELS`, to have F_L be that channel alone; empty for both.
+
     Raises:
         ValueError: if the variant is unknown or a size does not fit.
     """
@@ -62,10 +72,11 @@ class BrewCLIP(nn.Module):
 
     def __init__(
         self,
-        clip: PromptedCLIP,
+        clip: PromptedCLIP | EmbeddingAdapter,
         *,
         variant: str,
         audio_dim: int,
+        fusion: str = "sum",
         prompt_length: int = 4,
         num_layers: int = 1,
         num_heads: int = 8,
@@ -79,10 +90,13 @@ class BrewCLIP(nn.Module):
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
         trained = variant != "zero_shot"
-        if trained and prompt_length > clip.context_length - 2:
+        if trained and prompt_length > max(0, clip.context_length - 2):
             raise ValueError(f"prompt length is {prompt_length}; at most {clip.context_length - 2} fit into the text")
-        self.variant = variant
+        self.variant, self.channel = variant, ""
         self.clip = clip
+        if isinstance(clip, EmbeddingAdapter):
+            clip.residual.requires_grad_(variant in ("brewclip", "pipeline"))
+        self.fusion = Fusion(fusion)
         self.prompts = SharedPrompts(prompt_length if trained else 0, clip.text_width, clip.vision_width)
         self.acoustic: AcousticEncoder | None = None
         if variant in ("brewclip", "acoustic"):
@@ -106,7 +120,12 @@ class BrewCLIP(nn.Module):
         return self.clip.encode_image(images, vision_prompts)
 
     def encode_speech(
-        self, tokens: Tensor, audio: Tensor, audio_mask: Tensor, sample_seeds: Tensor | None = None
+        self,
+        tokens: Tensor,
+        audio: Tensor,
+        audio_mask: Tensor,
+        sample_seeds: Tensor | None = None,
+        confidence: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Encode recordings.
 
@@ -115,6 +134,7 @@ class BrewCLIP(nn.Module):
             audio: (B, T, audio_dim) Whisper frames; unused by `pipeline` and `zero_shot`.
             audio_mask: (B, T) bool, True for a real frame.
             sample_seeds: (B,) int64, see `AcousticEncoder.forward`.
+            confidence: (B,) of the transcripts, see `Fusion.forward`.
 
         Returns:
             F_L, and F_A and F_T where the variant has them.
@@ -125,7 +145,28 @@ class BrewCLIP(nn.Module):
             assert text is not None
             return text, None, text
         acoustic = self.acoustic(audio, audio_mask, text_prompts, sample_seeds)
-        return (acoustic if text is None else acoustic + text), acoustic, text
+        if text is None or self.channel == "acoustic":
+            return acoustic, acoustic, text
+        return (text if self.channel == "text" else self.fusion(text, acoustic, confidence)), acoustic, text
+
+    def encode_channels(
+        self, tokens: Tensor, audio: Tensor, audio_mask: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Encode recordings for a choice of the weights on dev; arguments as in `encode_speech`.
+
+        Returns:
+            F_T without the adapter, F_T as trained, and F_A, where the variant has them. Without an adapter, the first
+            is the second.
+        """
+        text_prompts, _ = self.prompts()
+        text = plain = None
+        if self.reads_text and isinstance(self.clip, EmbeddingAdapter):
+            plain, change = self.clip.encode_text_parts(tokens)
+            text = plain + change
+        elif self.reads_text:
+            text = plain = self._encode_text(tokens, text_prompts)
+        acoustic = None if self.acoustic is None else self.acoustic(audio, audio_mask, text_prompts)
+        return plain, text, acoustic
 
     def _encode_text(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
         """Encode transcripts (B, L), or (B, W, L) as the mean over chunks; a chunk of zeros is empty."""
@@ -144,9 +185,11 @@ class BrewCLIP(nn.Module):
         audio: Tensor,
         audio_mask: Tensor,
         sample_seeds: Tensor | None = None,
+        confidence: Tensor | None = None,
     ) -> Features:
         """Encode B pairs; arguments as in `encode_image` and `encode_speech`."""
-        return Features(self.encode_image(images), *self.encode_speech(tokens, audio, audio_mask, sample_seeds))
+        speech = self.encode_speech(tokens, audio, audio_mask, sample_seeds, confidence)
+        return Features(self.encode_image(images), *speech)
 
     def clamp_logit_scale(self) -> None:
         """Keep 1 / tau at 100 or below; call after each optimiser step."""
@@ -157,9 +200,27 @@ class BrewCLIP(nn.Module):
         """Return prompts, projections, acoustic layer and logit scale by name; empty for `zero_shot`."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def chosen_weights(self) -> dict[str, Tensor]:
+        """Return the weights that are chosen on dev instead of trained, by name: of the fusion, and of the adapter."""
+        chosen = {}
+        if self.fusion.kind != "sum" and self.variant == "brewclip":
+            chosen["fusion.weights"] = self.fusion.weights
+        if self.fusion.kind != "sum" and self.variant != "acoustic" and isinstance(self.clip, EmbeddingAdapter):
+            chosen["clip.strength"] = self.clip.strength
+        return chosen
+
+    def described_weights(self) -> dict[str, float]:
+        """Return the weights that are chosen on dev by names for metrics."""
+        chosen, named = self.chosen_weights(), {}
+        if "clip.strength" in chosen:
+            named["adapter_strength"] = chosen["clip.strength"].item()
+        if "fusion.weights" in chosen:
+            named["acoustic_weight"], named["acoustic_weight_of_doubt"] = chosen["fusion.weights"].tolist()
+        return named
+
     def trained_state(self) -> dict[str, Tensor]:
-        """Return a copy of the trained parameters, as a checkpoint stores it."""
-        return {name: parameter.detach().clone() for name, parameter in self.trained_parameters().items()}
+        """Return a copy of the trained parameters and the weights chosen on dev, as a checkpoint stores it."""
+        return {name: tensor.detach().clone() for name, tensor in self._stored().items()}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Load a state returned by `trained_state`.
@@ -167,9 +228,9 @@ class BrewCLIP(nn.Module):
         Raises:
             ValueError: if a key is missing, unknown, or of another shape; nothing is loaded then.
         """
-        parameters = self.trained_parameters()
-        for name in sorted(parameters.keys() | state.keys()):
-            here = tuple(parameters[name].shape) if name in parameters else "absent"
+        stored = self._stored()
+        for name in sorted(stored.keys() | state.keys()):
+            here = tuple(stored[name].shape) if name in stored else "absent"
             there = tuple(state[name].shape) if name in state else "absent"
             if here != there:
                 raise ValueError(
@@ -177,5 +238,8 @@ class BrewCLIP(nn.Module):
                     f"checkpoint and {here} in the model; use the model settings it was trained with"
                 )
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state[name])
+            for name, tensor in stored.items():
+                tensor.copy_(state[name])
+
+    def _stored(self) -> dict[str, Tensor]:
+        return self.trained_parameters() | self.chosen_weights()

@@ -18,7 +18,8 @@ from brewclip.evaluation.folders import file_name
 from brewclip.evaluation.identity import ResultCache, identify
 from brewclip.evaluation.ranks import Ranking
 from brewclip.evaluation.run import record_metrics
-from brewclip.evaluation.systems import System, describe_system, evaluate_system
+from brewclip.evaluation.shares import evaluate_system
+from brewclip.evaluation.systems import System, describe_system
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from brewclip.checkpoints.facts import Checkpoint
 from brewclip.checkpoints.locate import ZERO_SHOT, nearest_run, open_system
 from brewclip.config import Config, ModelConfig, unflatten
 from brewclip.data.batches import Pair, collate
-from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, array_to_npy
+from brewclip.data.schema import HEARD_FIELDS, BadSample, Sample, array_to_npy
 from brewclip.data.storage import check_reachable, open_storage
 from brewclip.errors import UserError
-from brewclip.factory import build_autocast, build_decoder, build_model, restore_model
-from brewclip.models.clip import PromptedCLIP
+from brewclip.factory import build_autocast, build_decoder, build_model, build_towers, restore_model
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip, load_whisper
@@ -89,7 +88,8 @@ class Embedder:
         self.name, self.config, self.device = name, config, device
         self._clip = load_clip(config.model.clip)
         # Zero-shot CLIP has no acoustic channel, so the width of the frames does not matter.
-        model = build_model(config, PromptedCLIP(self._clip.model), checkpoint.facts.audio_dim if checkpoint else 1)
+        towers = build_towers(config, self._clip)
+        model = build_model(config, towers, checkpoint.facts.audio_dim if checkpoint else 1)
         clip = identify_clip(self._clip)
         self.identity: dict[str, Any] = {
             "frozen_sha256": {clip.name: clip.weights_sha256},
@@ -101,6 +101,8 @@ class Embedder:
             restore_model(model, checkpoint, clip)
             files = checkpoint.facts.files
             self.identity |= {"weights_sha256": files["model.safetensors"], "step": checkpoint.facts.step}
+        if config.data.transcript == "ground_truth":  # there is none but Whisper's
+            config = replace(config, data=replace(config.data, transcript="asr"))
         self._decoder = build_decoder(config, self._clip)
         self._model = model.to(device).eval()
         self._reader: SpeechReader | None = None
@@ -197,14 +199,13 @@ class Embedder:
             released = config.extraction.frames == "first_30_seconds"
             whisper = load_whisper(config.model.whisper).to(self.device)
             self._reader = SpeechReader(whisper, config.model.language or None, first_30_seconds=released)
-        field = TEXT_FIELDS["asr" if config.data.transcript == "ground_truth" else config.data.transcript]
-        pairs = [
-            self._decode(_BLANK_IMAGE, speech.metadata()[field], speech.features)
-            for speech in self._reader.read(waveforms)
-        ]
+        speeches = self._reader.read(waveforms)
+        pairs = [self._decode(_BLANK_IMAGE, speech.metadata(), speech.features) for speech in speeches]
         batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
         with build_autocast(config, self.device):
-            features, _, _ = self._model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)
+            features, _, _ = self._model.encode_speech(
+                batch.tokens, batch.audio, batch.audio_mask, confidence=batch.confidence
+            )
         return _unit(features.float().cpu().numpy())
 
     @torch.inference_mode()
@@ -217,18 +218,18 @@ class Embedder:
 
     def _read_image(self, image: ImageInput, number: int = 0) -> Pair:
         try:
-            return self._decode(read_image(image, number), "", _NO_FRAMES)
+            return self._decode(read_image(image, number), _NO_TEXT, _NO_FRAMES)
         except BadSample as error:
             name = repr(str(image)) if isinstance(image, str | Path) else f"number {number}"
             raise ValueError(f"image {name}: {error.detail}") from None
 
-    def _decode(self, image: bytes, text: str, frames: NDArray[np.float16]) -> Pair:
+    def _decode(self, image: bytes, heard: dict[str, Any], frames: NDArray[np.float16]) -> Pair:
         """Decode a pair exactly as in training, so that all settings of texts, frames and images apply."""
-        metadata = {"image_id": ""} | dict.fromkeys(TEXT_FIELDS.values(), text)
-        return self._decoder(Sample("", metadata, image=image, features=array_to_npy(frames)))
+        return self._decoder(Sample("", {"image_id": ""} | heard, image=image, features=array_to_npy(frames)))
 
 
 # Placeholders for the missing half of a pair.
+_NO_TEXT = dict.fromkeys(HEARD_FIELDS, "")
 _NO_FRAMES = np.zeros((0, 2), np.float16)
 _BLANK_IMAGE = read_image(np.zeros((1, 1), np.uint8))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brewclip.models.brewclip import BrewCLIP
+from brewclip.models.clip import PromptedCLIP
 
 
 def patch_relevance(model: BrewCLIP, image: Tensor, speech_features: Tensor) -> NDArray[np.float32]:
@@ -33,8 +34,10 @@ def patch_relevance(model: BrewCLIP, image: Tensor, speech_features: Tensor) -> 
         (rows, columns), maximum 1; all 0 if no patch is relevant.
 
     Raises:
-        ValueError: if the image tower has fewer than two blocks.
+        ValueError: if the image tower has fewer than two blocks, or none that can be looked into.
     """
+    if not isinstance(model.clip, PromptedCLIP):
+        raise ValueError("an adapter has no towers to look into: visualize a model with --model.adaptation prompts")
     blocks = model.clip.clip.visual.transformer.resblocks
     if len(blocks) < 2:
         raise ValueError(f"the image tower has {len(blocks)} block; relevance is read at the last but one")
@@ -75,7 +78,8 @@ def frame_relevance(
         return None
     frames = audio[None].detach().clone().requires_grad_()
     with torch.enable_grad():
-        speech, _, _ = model.encode_speech(tokens[None], frames, torch.ones_like(frames[..., 0], dtype=torch.bool))
+        mask = torch.ones_like(frames[..., 0], dtype=torch.bool)
+        speech, _, _ = model.encode_speech(tokens[None], frames, mask, confidence=frames.new_zeros(1))
         similarity = F.cosine_similarity(speech, image_features[None].detach()).sum()
         (gradient,) = torch.autograd.grad(similarity, frames)
     return _relevance(frames[0], gradient[0])

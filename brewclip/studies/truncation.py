@@ -12,7 +12,8 @@ from brewclip.evaluation.intervals_figure import Panel, Value, draw_intervals
 from brewclip.evaluation.pages import Page, Section
 from brewclip.evaluation.publish import Publication, publish
 from brewclip.evaluation.ranks import Difference, compare
-from brewclip.evaluation.systems import System, SystemResult, evaluate_system
+from brewclip.evaluation.shares import evaluate_system
+from brewclip.evaluation.systems import System, SystemResult
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 
 _DIRECTION = DIRECTIONS[0]

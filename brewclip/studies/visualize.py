@@ -18,7 +18,8 @@ from brewclip.evaluation.folders import file_name, open_folder, study_name
 from brewclip.evaluation.pages import Page
 from brewclip.evaluation.publish import Publication, publish
 from brewclip.evaluation.queries import QuerySamples, evenly_spaced, image_places, nearest_images
-from brewclip.evaluation.systems import System, SystemResult, evaluate_system, load_system
+from brewclip.evaluation.shares import evaluate_system
+from brewclip.evaluation.systems import System, SystemResult, load_system
 from brewclip.factory import audio_dim_of, build_decoder
 from brewclip.models.audio_chunks import FRAME_SAMPLES
 from brewclip.studies.attention import frame_relevance, patch_relevance
@@ -124,7 +125,8 @@ def draw_attention(
             batch = collate([pair], clip.mean, clip.std, torch.device("cpu"))
             with torch.no_grad():
                 image = model.encode_image(batch.images)[0]
-                speech = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)[0][0]
+                heard = batch.tokens, batch.audio, batch.audio_mask
+                speech = model.encode_speech(*heard, confidence=batch.confidence)[0][0]
             own = RelevanceMaps(
                 one.system.name,
                 int(one.result.speech_to_image_rank[one.embeddings.keys.index(key)]),

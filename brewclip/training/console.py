@@ -18,7 +18,8 @@ def describe_run(config: Config, step: int, world_size: int, device: str, num_pa
         num_pairs: pairs of the training split.
         num_trained: trained parameters.
     """
-    chance = loss_of_chance(config.run.global_batch_size, config.loss.reduction)
+    separate = config.model.fusion != "sum" and config.model.variant == "brewclip"
+    chance = loss_of_chance(config.run.global_batch_size, config.loss.reduction, separate_channels=separate)
     return (
         f"train {config.run_name}: step {step} of {config.optim.total_steps}, {world_size} workers on {device}, "
         f"{num_pairs} pairs, {num_trained:,} trained parameters\n"
@@ -46,7 +47,10 @@ def describe_step(metrics: dict[str, float], step: int, config: Config) -> str:
     total = config.optim.total_steps
     if "train/loss" not in metrics:
         recalls = ", ".join(f"{name} {metrics[name]:.1f}" for name in sorted(metrics) if name.endswith(("/R1", "/R10")))
-        return f"train {config.run_name}: step {step}/{total}, {recalls}"
+        weights = ", ".join(
+            f"{name} {metrics[name]:g}" for name in sorted(metrics) if name.startswith(("dev/acoustic", "dev/adapter"))
+        )
+        return f"train {config.run_name}: step {step}/{total}, {recalls}{weights and ', ' + weights}"
     rate = metrics["train/samples_per_second"]
     left = describe_seconds((total - step) * config.run.global_batch_size / max(rate, 1e-9))
     return (

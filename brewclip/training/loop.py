@@ -88,12 +88,12 @@ def train(
 
         # ---- loss: this worker's rows against all rows (paper, equations 1 and 2)
         with hooks.autocast():
-            features = model(
-                batch.images, batch.tokens, batch.audio, batch.audio_mask, sample_seeds(run.seed, positions)
-            )
+            seeds = sample_seeds(run.seed, positions)
+            features = model(batch.images, batch.tokens, batch.audio, batch.audio_mask, seeds, batch.confidence)
         losses = brewclip_loss(
-            features, batch.image_ids, model.logit_scale, config.loss.alpha, gather_rows, config.loss.reduction
-        )
+            features, batch.image_ids, model.logit_scale, config.loss.alpha, gather_rows, config.loss.reduction,
+            separate_channels=config.model.fusion != "sum",
+        )  # fmt: skip
 
         # ---- step: gradients summed over workers; a non-finite one stops all of them before the step
         optimizer.zero_grad(set_to_none=True)

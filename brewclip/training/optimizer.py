@@ -21,10 +21,10 @@ def learning_rate(config: OptimConfig, step: int) -> float:
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.Adam:
-    """Build Adam over what is trained; prompts have a learning rate of their own, the logit scale no decay."""
+    """Build Adam over what is trained; prompts and adapter have their own learning rate, the logit scale no decay."""
     groups: dict[str, list[nn.Parameter]] = {"prompts": [], "scale": [], "rest": []}
     for name, parameter in parameters.items():
-        kind = "prompts" if name.startswith("prompts.") else "scale" if name == "logit_scale" else "rest"
+        kind = "prompts" if name.startswith(("prompts.", "clip.")) else "scale" if name == "logit_scale" else "rest"
         groups[kind].append(parameter)
     settings = {
         "prompts": {"lr_scale": config.prompt_lr_scale, "weight_decay": config.weight_decay},

@@ -1,18 +1,21 @@
 """What one worker trains with: data, frozen CLIP, model and optimiser, built in this order."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from brewclip.config import Config
-from brewclip.data.batches import Batch, Pair, PairDecoder, collate
+from brewclip.data.batches import Batch, EmbeddedPairDecoder, Pair, collate, collate_embedded
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.reader import SplitReader
-from brewclip.factory import audio_dim_of, build_decoder, build_model, check_images
+from brewclip.data.schema import Sample
+from brewclip.errors import UserError
+from brewclip.factory import audio_dim_of, build_decoder, build_model, build_towers, check_images, open_embedded
+from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
-from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.clip_identity import ClipIdentity, identify_clip
-from brewclip.pretrained.load import LoadedClip, load_clip
+from brewclip.pretrained.load import load_clip
 from brewclip.training.optimizer import build_optimizer
 
 
@@ -22,57 +25,80 @@ class Parts:
 
     Attributes:
         device: that the model is on.
-        manifest: of the training split.
+        train: reader of the training split.
         dev: reader of the split that checkpoints are selected on.
         audio_dim: width of the Whisper features.
-        clip: frozen, with its tokenizer and image transform.
-        clip_identity: what its features depend on.
+        clip_identity: what the features of the frozen CLIP depend on.
         decoder: from stored samples to pairs.
+        to_batch: collates pairs on the device.
         model: on the device.
         optimizer: over `model.trained_parameters()`.
     """
 
     device: torch.device
-    manifest: Manifest
+    train: SplitReader
     dev: SplitReader
     audio_dim: int
-    clip: LoadedClip
     clip_identity: ClipIdentity
-    decoder: PairDecoder
+    decoder: Callable[[Sample], Pair]
+    to_batch: Callable[[list[Pair]], Batch]
     model: BrewCLIP
     optimizer: torch.optim.Optimizer
+
+    @property
+    def manifest(self) -> Manifest:
+        """The training split."""
+        return self.train.manifest
 
     @property
     def frozen_sha256(self) -> dict[str, str]:
         """Hash of the frozen weights, by the name of their model."""
         return {self.clip_identity.name: self.clip_identity.weights_sha256}
 
-    def to_batch(self, pairs: list[Pair]) -> Batch:
-        """Collate pairs on the device."""
-        return collate(pairs, self.clip.mean, self.clip.std, self.device)
-
 
 def build_parts(config: Config, device: torch.device) -> Parts:
-    """Open the data, load the frozen CLIP, and build the model with its initial weights.
+    """Open the data, load the frozen CLIP or its cached embeddings, and build the model with its initial weights.
 
     Raises:
         UserError, ValueError, FileNotFoundError: if settings, data and weights do not fit together.
     """
-    manifest = _open(config, config.data.train_split)
-    audio_dim = audio_dim_of(manifest)
-    dev = SplitReader(_open(config, config.data.dev_split))
+    train, dev = _open(config, config.data.train_split), _open(config, config.data.dev_split)
+    audio_dim = audio_dim_of(train)
+    build = _parts_of_embeddings if config.model.adaptation == "adapter" else _parts_of_towers
+    return build(config, device, train, dev, audio_dim)
+
+
+def _parts_of_towers(config: Config, device: torch.device, train: Manifest, dev: Manifest, audio_dim: int) -> Parts:
     clip = load_clip(config.model.clip)
-    check_images(manifest, clip)
-    model = build_model(config, PromptedCLIP(clip.model), audio_dim).to(device)
-    left_bytes = config.data.memory_bytes - manifest.summary.size_bytes  # by a split that is read once
+    check_images(train, clip)
+    model = build_model(config, build_towers(config, clip), audio_dim).to(device)
+    left_bytes = config.data.memory_bytes - train.summary.size_bytes  # by a split that is read once
     return Parts(
         device=device,
-        manifest=manifest,
-        dev=dev,
+        train=SplitReader(train, config.data.cache_directory),
+        dev=SplitReader(dev),
         audio_dim=audio_dim,
-        clip=clip,
         clip_identity=identify_clip(clip),
         decoder=build_decoder(config, clip, cache_bytes=max(0, left_bytes), audio_dim=audio_dim),
+        to_batch=lambda pairs: collate(pairs, clip.mean, clip.std, device),
+        model=model,
+        optimizer=build_optimizer(model.trained_parameters(), config.optim),
+    )
+
+
+def _parts_of_embeddings(config: Config, device: torch.device, train: Manifest, dev: Manifest, audio_dim: int) -> Parts:
+    embedded, embedded_dev = open_embedded(config, train, config.data.cache_directory), open_embedded(config, dev)
+    if embedded.clip_identity != embedded_dev.clip_identity:
+        raise UserError(f"{train.url} and {dev.url} hold embeddings of different {config.model.clip}: extract again")
+    model = build_model(config, EmbeddingAdapter(embedded.embed_dim), audio_dim).to(device)
+    return Parts(
+        device=device,
+        train=embedded.reader,
+        dev=embedded_dev.reader,
+        audio_dim=audio_dim,
+        clip_identity=embedded.clip_identity,
+        decoder=EmbeddedPairDecoder(config.data.transcript, config.data.max_audio_frames, audio_dim),
+        to_batch=lambda pairs: collate_embedded(pairs, device),
         model=model,
         optimizer=build_optimizer(model.trained_parameters(), config.optim),
     )

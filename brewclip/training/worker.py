@@ -18,13 +18,14 @@ from brewclip.config import Config, flatten, unflatten
 from brewclip.config.masking import without_secrets
 from brewclip.data.batches import Batch
 from brewclip.data.order import SampleOrder
-from brewclip.data.reader import Rejections, SplitReader
+from brewclip.data.reader import Rejections
 from brewclip.data.storage import exists, open_storage
 from brewclip.data.stream import Stream, one_ahead
 from brewclip.data.truncation import TruncationCounts
 from brewclip.distributed import agree_on_problem, sum_over_workers, world_rank, world_size
 from brewclip.errors import UserError
-from brewclip.evaluation.embed import embed_split, gather_embeddings
+from brewclip.evaluation.choose import choose_weights, fuse_channels, mean_recall
+from brewclip.evaluation.embed import Embeddings, embed_split, gather_embeddings
 from brewclip.factory import build_autocast
 from brewclip.training.assignment import RESULT, Assignment
 from brewclip.training.console import describe_run, describe_start, describe_step
@@ -142,7 +143,7 @@ class Worker:
         data, run, parts = self.config.data, self.config.run, self.parts
         order = SampleOrder(parts.manifest, run.seed, run.global_batch_size)
         stream = Stream(
-            SplitReader(parts.manifest, data.cache_directory), order, parts.decoder, self.rejections, rank=self.rank,
+            parts.train, order, parts.decoder, self.rejections, rank=self.rank,
             world_size=self.world_size, memory_bytes=data.memory_bytes, num_threads=data.num_threads,
         )  # fmt: skip
         steps = ((step, pairs, parts.to_batch(pairs)) for step, pairs in stream.iter_from(self.state.step))
@@ -167,12 +168,25 @@ class Worker:
             own = embed_split(
                 parts.model, parts.dev, parts.decoder, parts.to_batch, rejections, rank=self.rank,
                 world_size=self.world_size, num_threads=self.config.data.num_threads,
+                keep_channels=bool(parts.model.chosen_weights()),
             )  # fmt: skip
         bad = sum_over_workers(torch.tensor(float(rejections.total), device=parts.device)).item()
-        everything = gather_embeddings(own)
-        if everything is None:
+        dev = self._with_chosen_weights(gather_embeddings(own))
+        if dev is None:
             return {}
-        return {f"dev/{name}": value for name, value in everything.rank().summary().items()} | {"dev/bad_samples": bad}
+        summary = dev.rank().summary() | parts.model.described_weights()
+        metrics = {f"dev/{name}": value for name, value in summary.items()}
+        return metrics | {"dev/mean_recall": mean_recall(summary), "dev/bad_samples": bad}
+
+    def _with_chosen_weights(self, dev: Embeddings | None) -> Embeddings | None:
+        """Choose the model's weights of this kind on dev, rank 0 for all; return what it then makes of dev."""
+        weights = self.parts.model.chosen_weights()
+        if not weights:
+            return dev
+        chosen = choose_weights(dev) if dev is not None else {}
+        for name, weight in weights.items():
+            weight.copy_(sum_over_workers(chosen.get(name, torch.zeros_like(weight)).to(weight)))
+        return None if dev is None else fuse_channels(dev, chosen)
 
     def save(self, state: TrainState, best: bool) -> None:
         """Hand a checkpoint to the background upload; rank 0 only."""

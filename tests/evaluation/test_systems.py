@@ -16,18 +16,11 @@ from brewclip.data.schema import BadSample, Sample, array_to_npy
 from brewclip.data.shards import finish_split, write_shard
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
-from brewclip.evaluation import systems
+from brewclip.evaluation import shares
 from brewclip.evaluation.embed import Embeddings
 from brewclip.evaluation.ranks import Ranking
-from brewclip.evaluation.systems import (
-    SystemResult,
-    check_rankable,
-    describe_system,
-    describe_systems,
-    embed_share,
-    evaluate_system,
-    rank_shares,
-)
+from brewclip.evaluation.shares import check_rankable, embed_share, evaluate_system, rank_shares
+from brewclip.evaluation.systems import SystemResult, describe_system, describe_systems
 from tests.training.features import AUDIO_DIM, make_features, write_features
 
 
@@ -206,7 +199,7 @@ def test_ray_gives_the_same_ranks(tmp_path, ray_head, monkeypatch):
     config = config_of(tmp_path)
     write_features(config.features_url, "test", 6, rounds=1)
     system, manifest = describe_system(config, "zero_shot"), open_manifest(f"{config.features_url}/test")
-    monkeypatch.setattr(systems, "_RECORDINGS_PER_TASK", 2)  # three tasks
+    monkeypatch.setattr(shares, "_RECORDINGS_PER_TASK", 2)  # three tasks
     connect()
     try:
         assert_same_ranks(

@@ -1,0 +1,59 @@
+"""Fusion of the two channels of speech, transcript and sound, to one vector."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FUSIONS = ("sum", "confidence")
+
+
+class Fusion(nn.Module):
+    """F_L of F_T and F_A.
+
+    - `sum`: F_A + F_T, as in the paper (section 3.3).
+    - `confidence`: normalize(t + (w0 + w1 (1 - p)) a), with t and a of unit length and p the confidence of the
+      transcript, 0 where there is none. Both weights are 0 at first and chosen on dev (`choose_weights`), so that a
+      channel that does not help is left out: the result is then the text alone. It stays one vector for a recording.
+
+    Args:
+        kind: one of `FUSIONS`.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+
+    weights: Tensor
+
+    def __init__(self, kind: str = "sum") -> None:
+        super().__init__()
+        if kind not in FUSIONS:
+            raise ValueError(f"unknown fusion {kind!r}; choose one of {', '.join(FUSIONS)}")
+        self.kind = kind
+        if kind == "confidence":
+            self.register_buffer("weights", torch.zeros(2))
+
+    def forward(self, text: Tensor, acoustic: Tensor, confidence: Tensor | None = None) -> Tensor:
+        """Fuse both channels.
+
+        Args:
+            text: (B, E), F_T, not necessarily normalised.
+            acoustic: (B, E), F_A, likewise.
+            confidence: (B,) of the transcripts, in 0..1; unused by `sum`.
+
+        Returns:
+            (B, E) F_L.
+
+        Raises:
+            ValueError: if the fusion needs confidences and there are none.
+        """
+        if self.kind == "sum":
+            return acoustic + text
+        if confidence is None:
+            raise ValueError("fusion by confidence needs the confidence of each transcript")
+        return fuse(text, acoustic, confidence, self.weights)
+
+
+def fuse(text: Tensor, acoustic: Tensor, confidence: Tensor, weights: Tensor) -> Tensor:
+    """Return normalize(t + (w0 + w1 (1 - p)) a), see `Fusion`; `weights` are w0 and w1."""
+    weight = weights[0] + weights[1] * (1 - confidence.to(text.dtype))
+    return F.normalize(F.normalize(text, dim=-1) + weight[:, None] * F.normalize(acoustic, dim=-1), dim=-1)

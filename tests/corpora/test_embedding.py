@@ -1,0 +1,148 @@
+"""Embeddings that the extraction caches: those of CLIP, once for equal images and texts, resumed, and trained on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from brewclip.config import Config, preset
+from brewclip.corpora import embedding_worker
+from brewclip.corpora.embedding import embed_splits
+from brewclip.corpora.embedding_worker import ShardEmbedder
+from brewclip.data.batches import collate
+from brewclip.data.embeddings import array_name, read_facts
+from brewclip.data.manifest import Manifest, open_manifest
+from brewclip.data.order import Extent
+from brewclip.data.reader import SplitReader
+from brewclip.data.schema import npy_to_array
+from brewclip.data.storage import open_storage
+from brewclip.factory import build_decoder, embedding_keys, open_embedded
+from brewclip.pretrained.load import load_clip
+from brewclip.training.worker import Worker
+from tests.training.features import write_features
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    made = preset("scenes")
+    return replace(
+        made,
+        storage=tmp_path.as_uri(),
+        model=replace(made.model, adaptation="adapter", fusion="confidence", ff_dim=64),
+        optim=replace(made.optim, total_steps=8, warmup_steps=2, peak_lr=1e-3),
+        run=replace(
+            made.run, global_batch_size=12, eval_every_steps=4, checkpoint_every_steps=4, log_every_steps=1,
+            selection_metric="dev/mean_recall",
+        ),
+        cluster=replace(made.cluster, num_workers=1),
+    )  # fmt: skip
+
+
+def manifest_of(config: Config, split: str = "train") -> Manifest:
+    return open_manifest(f"{config.features_url}/{split}")
+
+
+def embed(config: Config, split: str = "train") -> dict[str, int]:
+    """Embed a split in this process."""
+    manifest, total = manifest_of(config, split), {}
+    for shard in range(len(manifest.num_samples)):
+        total = ShardEmbedder(1, config).embed(manifest.url, list(embedding_keys(config, manifest)), shard)
+    return total
+
+
+def arrays(config: Config, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    manifest = manifest_of(config)
+    texts, images = (
+        npy_to_array(open_storage(f"{manifest.url}/{key.folder}").read(array_name(manifest, shard)))
+        for key in embedding_keys(config, manifest)
+    )
+    return texts, images
+
+
+def test_they_are_those_of_clip(config):
+    write_features(config.features_url, "train", 7)
+    embed(config)
+    clip, manifest = load_clip("scenes"), manifest_of(config)
+    decode = build_decoder(config, clip)
+    pairs = [decode(sample) for _, sample in SplitReader(manifest).load(Extent(1, 0, 7))]
+    batch = collate(pairs, clip.mean, clip.std, torch.device("cpu"))
+    texts, images = arrays(config, 1)
+    with torch.no_grad():
+        np.testing.assert_allclose(texts, clip.model.encode_text(batch.tokens), atol=2e-6)
+        np.testing.assert_allclose(images, clip.model.encode_image(batch.images), atol=2e-6)
+
+
+def test_equal_contents_are_embedded_once_and_what_is_there_is_kept(config, monkeypatch):
+    write_features(config.features_url, "train", 3, per_shard=3)
+    computed = []
+    original = embedding_worker.FrozenTowers.encode_image
+    monkeypatch.setattr(
+        embedding_worker.FrozenTowers, "encode_image", lambda self, x: computed.append(len(x)) or original(self, x)
+    )
+    embed(config)
+    assert computed == [3, 3]
+    embed(config)
+    assert computed == [3, 3]
+    # Another transcript needs other texts, and no other images.
+    embed(replace(config, data=replace(config.data, transcript="ground_truth")))
+    assert computed == [3, 3]
+
+
+def test_a_broken_image_is_counted_and_its_recording_left_out(config):
+    write_features(config.features_url, "train", 4, broken={2})
+    manifest = manifest_of(config)
+    keys = list(embedding_keys(config, manifest))
+    assert ShardEmbedder(1, config).embed(manifest.url, keys, 0) == {"truncated_texts": 0, "unusable": 1}
+    _, images = arrays(config, 0)
+    assert np.isnan(images).all(axis=1).tolist() == [False, False, True, False]
+
+
+@pytest.mark.services
+def test_splits_are_embedded_trained_on_and_resumed(config, ray_head, capfd):
+    """On Ray's workers; a run that was interrupted ends as one that was not, to the bit."""
+    import ray
+
+    write_features(config.features_url, "train", 30)
+    write_features(config.features_url, "dev", 8)
+    if not ray.is_initialized():
+        ray.init(logging_level="error")
+    assert embed_splits(config, ("train", "dev")) == {
+        split: {"truncated_texts": 0, "unusable": 0} for split in ("train", "dev")
+    }
+    assert embed_splits(config, ("train", "dev")) == {}
+    assert "embed scenes/train: already done with scenes" in capfd.readouterr().out
+
+    straight = trained(replace(config, run=replace(config.run, name="straight")))
+    broken_off = replace(config, run=replace(config.run, name="broken-off"))
+    trained(broken_off, stop_after=5)
+    found = trained(broken_off)
+    assert straight.keys() == found.keys()
+    for name, tensor in straight.items():
+        assert torch.equal(found[name], tensor), name
+    assert {"clip.residual.weight", "clip.strength", "fusion.weights"} <= straight.keys()
+    assert not any(name.startswith(("prompts.", "clip.towers")) for name in straight)
+
+    # The corpus is extracted again: its embeddings are those of another split.
+    write_features(config.features_url, "train", 31)
+    with pytest.raises(Exception, match="holds no embeddings of scenes"):
+        open_embedded(config, manifest_of(config))
+    embed_splits(config, ("train",))
+    folders = {name.rpartition("/")[0] for name in open_storage(manifest_of(config).url).list_names("embeddings/")}
+    assert folders == {key.folder for key in embedding_keys(config, manifest_of(config))}, "stale ones are removed"
+    facts = read_facts(open_storage(f"{manifest_of(config).url}/{sorted(folders)[0]}"))
+    assert facts.embed_dim == 128
+
+
+def trained(config: Config, stop_after: int = 0) -> dict[str, torch.Tensor]:
+    """Train in this process, and return what the checkpoint would hold."""
+    worker = Worker(config)
+    worker.preempted = lambda: False  # which asks Ray Train
+    try:
+        if stop_after:
+            worker.stop_requested = lambda: worker.state.step >= stop_after
+        worker.run()
+        worker.saver.wait()
+        return worker.parts.model.trained_state()
+    finally:
+        worker.close()
