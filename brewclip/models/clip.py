@@ -30,19 +30,19 @@ class PromptedCLIP(nn.Module):
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
-        if not isinstance(clip, CLIP | CustomTextCLIP):
-            raise ValueError(f"cannot put prompts into a {type(clip).__name__}; give an open_clip CLIP model")
-        text = clip.text if isinstance(clip, CustomTextCLIP) else clip
-        _check_vision(clip.visual)
-        _check_text(text)
-        self.clip = clip
-        self._pool_type = text.pool_type if isinstance(text, TextTransformer) else clip.text_pool_type
-        self._eos_id = text.eos_id if isinstance(text, TextTransformer) else clip.text_eos_id
-        self.context_length: int = clip.context_length
+        problem = why_no_prompts(clip)
+        if problem:
+            raise ValueError(f"{problem}, or train an adapter: --model.adaptation adapter")
+        self.clip: Any = clip
+        text: Any = self._text
+        visual: Any = clip.visual
+        self._pool_type = text.pool_type if isinstance(text, TextTransformer) else text.text_pool_type
+        self._eos_id = text.eos_id if isinstance(text, TextTransformer) else text.text_eos_id
+        self.context_length: int = text.context_length
         self.text_width: int = text.token_embedding.weight.shape[1]
-        self.vision_width: int = clip.visual.class_embedding.shape[0]
-        self.embed_dim: int = clip.visual.output_dim
-        self.image_size: int = clip.visual.image_size[0]
+        self.vision_width: int = visual.class_embedding.shape[0]
+        self.embed_dim: int = visual.output_dim
+        self.image_size: int = visual.image_size[0]
         self.requires_grad_(False)
         self.eval()
 
@@ -185,18 +185,26 @@ def _add_to(x: Tensor, block: ResidualAttentionBlock, attended: Tensor) -> Tenso
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _check_vision(visual: nn.Module) -> None:
+def why_no_prompts(clip: nn.Module) -> str:
+    """Return why a model cannot take prompts and what can, empty if it does."""
+    if not isinstance(clip, CLIP | CustomTextCLIP):
+        return f"cannot put prompts into a {type(clip).__name__}; give an open_clip CLIP model"
+    return _problem_of_vision(clip.visual) or _problem_of_text(clip.text if isinstance(clip, CustomTextCLIP) else clip)
+
+
+def _problem_of_vision(visual: nn.Module) -> str:
     if not isinstance(visual, VisionTransformer):
-        raise ValueError(
+        return (
             f"the vision tower {type(visual).__name__} takes no prompts; choose a plain ViT of open_clip, "
             "such as ViT-B-32"
         )
     if visual.image_size[0] != visual.image_size[1]:
-        raise ValueError(f"the vision tower wants images of {visual.image_size}; only square ones are supported")
+        return f"the vision tower wants images of {visual.image_size}; only square ones are supported"
+    return ""
 
 
-def _check_text(text: nn.Module) -> None:
-    """Reject text towers in which a token after the caption would change the features."""
+def _problem_of_text(text: nn.Module) -> str:
+    """Find text towers in which a token after the caption would change the features."""
     pool_type = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
     problem = None
     if not isinstance(text, CLIP | TextTransformer):
@@ -207,8 +215,9 @@ def _check_text(text: nn.Module) -> None:
         problem = "pools from a class token"
     elif pool_type not in ("argmax", "eos"):
         problem = f"pools by {pool_type!r}"
-    if problem:
-        raise ValueError(
-            f"the text tower {problem} and takes no prompts; choose one that is causal and pooled at its end "
-            "token, such as ViT-B-32"
-        )
+    if problem is None:
+        return ""
+    return (
+        f"the text tower {problem} and takes no prompts; choose one that is causal and pooled at its end token, "
+        "such as ViT-B-32"
+    )

@@ -4,13 +4,13 @@ Nothing is put inside the towers (`models/clip.py` does that, for the few that h
 towers of timm and of Transformers, CoCa and bidirectional text are as good as CLIP's own.
 """
 
-from typing import Self
+from typing import Any, Self
 
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 
-from brewclip.models.clip import PromptedCLIP
+from brewclip.models.clip import PromptedCLIP, why_no_prompts
 
 
 class FrozenTowers(nn.Module):
@@ -41,7 +41,7 @@ class FrozenTowers(nn.Module):
         self.embed_dim = _embed_dim_of(clip)
         self.context_length: int = clip.context_length
         self.image_size = square_side(clip.visual.image_size)
-        self.towers = _trimming_padding(clip) or clip
+        self.towers = clip if why_no_prompts(clip) else PromptedCLIP(clip)
         self.requires_grad_(False)
         self.eval()
 
@@ -96,17 +96,9 @@ def square_side(image_size: int | tuple[int, int]) -> int:
     return height
 
 
-def _trimming_padding(clip: nn.Module) -> PromptedCLIP | None:
-    """Return the towers as those that skip the padding of captions, None if they are of another kind."""
-    try:
-        return PromptedCLIP(clip)
-    except ValueError:
-        return None
-
-
 def _embed_dim_of(clip: nn.Module) -> int:
     """Return the width of the features; image towers of timm do not state it, text towers do."""
-    text = clip if isinstance(clip, CLIP) else clip.text
+    text: Any = clip if isinstance(clip, CLIP) else clip.text
     projection = getattr(text, "text_projection", None)
     if isinstance(projection, nn.Linear):
         return projection.out_features

@@ -10,6 +10,8 @@ from torch import nn
 
 from brewclip.pretrained.load import LoadedClip
 
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "transformers.activations")
+
 
 @dataclass(frozen=True)
 class ClipIdentity:
@@ -18,7 +20,8 @@ class ClipIdentity:
     Attributes:
         name: the name it was loaded by.
         weights_sha256: hash of its weights.
-        settings: what the weights do not contain: activation, image normalisation, size and resizing, tokenizer. JSON.
+        settings: what the weights do not contain: activation, image normalisation, size and resizing, tokenizer; of
+            towers that take no prompts also pooling, mask and norms. JSON.
         unrecorded: the settings to assume for a checkpoint that recorded none.
     """
 
@@ -40,6 +43,8 @@ def identify_clip(clip: LoadedClip) -> ClipIdentity:
         "tokenizer": clip.tokenizer,
         "context_length": clip.context_length,
     }
+    if clip.towers:
+        settings |= clip.towers | {"norm_eps": _norm_eps_of(clip.model)}
     return ClipIdentity(clip.name, weights_sha256(clip.model), settings, settings | clip.unrecorded)
 
 
@@ -53,10 +58,21 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def _activation_of(model: nn.Module) -> str:
-    """Return the activations of a model's blocks, such as `QuickGELU`."""
-    found = {module for module in model.modules() if isinstance(module, QuickGELU | nn.GELU)}
+    """Return the activations of a model's blocks, such as `QuickGELU`; those of timm and Transformers, too."""
+    found = {module for module in model.modules() if _is_activation(module)}
     names = {
         f"GELU({module.approximate})" if getattr(module, "approximate", "none") != "none" else type(module).__name__
         for module in found
     }
     return " and ".join(sorted(names))
+
+
+def _is_activation(module: nn.Module) -> bool:
+    of_a_library = type(module).__module__ in _ACTIVATIONS and not isinstance(module, nn.MultiheadAttention)
+    return isinstance(module, QuickGELU) or of_a_library
+
+
+def _norm_eps_of(model: nn.Module) -> list[float]:
+    """Return the different eps of a model's norms."""
+    found = {getattr(module, "eps", None) for module in model.modules()}
+    return sorted(eps for eps in found if isinstance(eps, float))

@@ -14,13 +14,26 @@ from typing import Any
 
 import open_clip
 import whisper
-from open_clip.pretrained import get_pretrained_cfg
+from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from whisper.model import ModelDimensions, Whisper
 
+from brewclip.models.clip import why_no_prompts
+from brewclip.models.towers import square_side
+from brewclip.pretrained.clip_files import load_weights, read_weights, sha256_of_file, text_length
+from brewclip.pretrained.clip_names import (
+    RANDOM,
+    image_transform,
+    split_clip_name,
+    tokenizer_of_a_hub,
+    tower_settings,
+    uses_quick_gelu,
+    weights_file,
+)
 from brewclip.pretrained.ctranslate2 import read_variables, to_openai_state
+from brewclip.pretrained.token_layout import CLIP_LAYOUT, TokenLayout, find_layout
 
 SCENES_DIR = Path(__file__).parents[1] / "scenes"
 
@@ -49,6 +62,10 @@ class LoadedClip:
         tokenizer: identifies `tokenize`: its kind, and a hash of its vocabulary and of some texts' tokens.
         interpolation: `bicubic` or `bilinear`, as images were resized in its training.
         resize_mode: `shortest` (the center square), `squash` or `longest`, likewise.
+        layout: start, end and padding of a text's tokens, which differ between tokenizers. What counts tokens, divides
+            a text or fills rows has to ask it: SigLIP pads with its end token 1, RoBERTa's start token is 0.
+        towers: settings of the towers by open_clip's table that the weights do not contain, such as pooling; empty for
+            towers that take prompts, which differ in none.
         unrecorded: settings, other than those of `clip_identity.identify_clip`, of the model behind a checkpoint that
             recorded none.
     """
@@ -63,6 +80,8 @@ class LoadedClip:
     tokenizer: str
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    layout: TokenLayout = CLIP_LAYOUT
+    towers: dict[str, str] = field(default_factory=dict)
     unrecorded: dict[str, Any] = field(default_factory=dict)
 
 
@@ -97,80 +116,86 @@ def load_whisper(name: str) -> Whisper:
 
 @functools.cache
 def shipped_sha256(name: str) -> str:
-    """Return the hash of a CLIP's weights shipped with this package; empty for open_clip's, which do not change."""
-    return hashlib.sha256((SCENES_DIR / "clip.safetensors").read_bytes()).hexdigest() if name == "scenes" else ""
+    """Return the hash of a CLIP's file of weights, shipped or given; empty for open_clip's, which do not change."""
+    file = SCENES_DIR / "clip.safetensors" if name == "scenes" else weights_file(name.partition("/")[2])
+    return sha256_of_file(file) if file else ""
 
 
 def load_clip(name: str) -> LoadedClip:
-    """Load a CLIP in float32 on the CPU.
+    """Load a CLIP, or any other model of open_clip with an image and a text tower, in float32 on the CPU.
 
     Args:
         name: "scenes" for the small CLIP shipped with this package; "ARCHITECTURE/TAG" for open_clip's
-            weights, such as "ViT-L-14/openai"; "ARCHITECTURE/random" for an untrained one, for tests and
-            timings only.
+            weights, such as "ViT-L-14/openai"; "ARCHITECTURE/FILE" for weights in a file, such as
+            "ViT-L-14-quickgelu//data/longclip-L.pt", whose position embeddings say how long a text is;
+            "ARCHITECTURE/random" for an untrained one, for tests and timings only.
 
     Raises:
-        ValueError: if the architecture or the tag is unknown.
-        FileNotFoundError: if the weights are neither cached nor downloadable.
+        ValueError: if the architecture or the tag is unknown, or a file does not fit the architecture.
+        FileNotFoundError: if weights or tokenizer are neither here nor downloadable.
     """
     if name == "scenes":
         return _load_scenes_clip()
-    architecture, _, tag = name.partition("/")
-    _check_clip_name(name, architecture, tag)
-    try:
-        model = open_clip.create_model(
-            architecture,
-            pretrained=None if tag == "random" else tag,
-            device="cpu",
-            force_quick_gelu=uses_quick_gelu(architecture, tag),
-        )
-        tokenizer = open_clip.get_tokenizer(architecture)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"cannot load CLIP {name!r} ({_one_line(error)}); connect to the network once, or choose "
-            "'scenes', which needs no download"
-        ) from error
+    architecture, tag = split_clip_name(name)
+    options: dict[str, Any] = {"force_quick_gelu": uses_quick_gelu(architecture, tag)}
+    file = weights_file(tag)
+    weights = read_weights(file) if file else {}
+    length = text_length(weights)
+    tokenizer = _load_tokenizer(name, architecture, length)
+    model = _build_model(name, architecture, tag, options | {"force_context_length": length})
+    if file:
+        load_weights(model, weights, file)
+    if isinstance(getattr(model, "text", None), HFTextEncoder):
+        model.context_length = tokenizer.context_length  # its own is that of Transformers' model, up to 1,026
     preprocess = open_clip.get_model_preprocess_cfg(model)
-    image_size = model.visual.image_size
     return LoadedClip(
         name=name,
         model=model.float().eval(),
         tokenize=lambda texts, context_length=None: tokenizer(list(texts), context_length),
         mean=tuple(preprocess["mean"]),
         std=tuple(preprocess["std"]),
-        image_size=image_size if isinstance(image_size, int) else image_size[0],
+        image_size=square_side(model.visual.image_size),
         context_length=model.context_length,
         tokenizer=_describe_tokenizer(tokenizer),
         interpolation=preprocess["interpolation"],
         resize_mode=preprocess["resize_mode"],
+        layout=find_layout(tokenizer),
+        towers=tower_settings(architecture) if why_no_prompts(model) else {},
         unrecorded=_unrecorded_settings(architecture, tag),
     )
 
 
-def uses_quick_gelu(architecture: str, tag: str) -> bool:
-    """Return whether the weights of a tag were trained with QuickGELU, by open_clip's table.
+def _load_tokenizer(name: str, architecture: str, context_length: int | None) -> Any:
+    """Load the tokenizer of an architecture, for another context length than its own if one is given."""
+    try:
+        return open_clip.get_tokenizer(architecture, **({"context_length": context_length} if context_length else {}))
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        remedy = "connect to the network once"
+        if isinstance(error, ImportError):
+            remedy = "install transformers (pip install 'brewclip[towers]')"
+        raise FileNotFoundError(
+            f"cannot load {tokenizer_of_a_hub(architecture)!r}, the tokenizer of CLIP {name!r} ({_one_line(error)}); "
+            f"{remedy}, or choose a CLIP whose tokenizer is in open_clip, such as ViT-L-14 or PE-Core-L-14-336"
+        ) from error
 
-    An architecture such as ViT-L-14 is listed with tags of either activation, and open_clip (3.3) builds the one of
-    the architecture, with only a warning.
 
-    Args:
-        architecture: of open_clip.
-        tag: of its weights, or `random`, which takes the architecture's activation.
-
-    Raises:
-        ValueError: if the architecture has QuickGELU and the tag does not. No `-quickgelu` is listed with such a
-            tag, and no model that takes prompts has one.
-    """
-    by_architecture = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
-    if tag == "random":
-        return by_architecture
-    by_tag = bool(get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
-    if by_architecture and not by_tag:
-        raise ValueError(
-            f"CLIP '{architecture}/{tag}': the architecture is built with QuickGELU, the weights were trained with "
-            "GELU, by open_clip's tables; choose the architecture without -quickgelu, or other weights"
+def _build_model(name: str, architecture: str, tag: str, options: dict[str, Any]) -> Any:
+    """Build an open_clip model with the weights of a tag; untrained for `random` and for a file."""
+    has_tag = tag != RANDOM and not weights_file(tag)
+    try:
+        return open_clip.create_model(
+            architecture,
+            pretrained=tag if has_tag else None,
+            device="cpu",
+            force_preprocess_cfg=image_transform(architecture, tag),
+            pretrained_text=False,  # a text tower of Transformers comes untrained or with the weights of the tag
+            **options,
         )
-    return by_tag
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"cannot load CLIP {name!r} ({_one_line(error)}); connect to the network once, or choose "
+            "'scenes', which needs no download"
+        ) from error
 
 
 def _find_whisper_base_halves() -> list[Path]:
@@ -220,29 +245,15 @@ def _load_scenes_clip() -> LoadedClip:
     )
 
 
-def _check_clip_name(name: str, architecture: str, tag: str) -> None:
-    if architecture not in open_clip.list_models():
-        raise ValueError(
-            f"unknown CLIP {name!r}; choose 'scenes' or ARCHITECTURE/TAG with an architecture of open_clip, "
-            "such as ViT-B-32, ViT-L-14 or ViT-L-14-336"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag != "random" and tag not in tags:
-        raise ValueError(
-            f"CLIP {name!r} names no known weights; write {architecture}/TAG with one of {', '.join(tags)}, "
-            f"or {architecture}/random for an untrained model"
-        )
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _unrecorded_settings(architecture: str, tag: str) -> dict[str, Any]:
     """Return where the CLIP built until 2026-11-26, when checkpoints recorded no settings, differs from today's."""
-    if tag == "random":
+    if tag == RANDOM or weights_file(tag):
         return {}
-    same_activation = uses_quick_gelu(architecture, tag) == uses_quick_gelu(architecture, "random")
+    same_activation = uses_quick_gelu(architecture, tag) == uses_quick_gelu(architecture, RANDOM)
     return {"interpolation": "bicubic", "resize_mode": "shortest"} | ({} if same_activation else {"activation": "GELU"})
 
 
@@ -262,9 +273,8 @@ def clip_image_size(name: str) -> int:
     """
     if name == "scenes":
         return int(json.loads((SCENES_DIR / "clip.json").read_text())["vision_cfg"]["image_size"])
-    architecture, _, tag = name.partition("/")
-    _check_clip_name(name, architecture, tag)
-    return int(open_clip.get_model_config(architecture)["vision_cfg"]["image_size"])
+    architecture, _ = split_clip_name(name)
+    return square_side(open_clip.get_model_config(architecture)["vision_cfg"]["image_size"])
 
 
 def clip_stored_side(name: str) -> int:
@@ -277,6 +287,6 @@ def clip_stored_side(name: str) -> int:
         ValueError: as `clip_image_size`.
     """
     side = clip_image_size(name)
-    table = get_pretrained_cfg(*name.split("/", 1)) if "/" in name else {}
+    table = image_transform(*split_clip_name(name)) if name != "scenes" else {}
     usual = (table.get("interpolation", "bicubic"), table.get("resize_mode", "shortest")) == ("bicubic", "shortest")
     return side if usual else 2 * side
