@@ -15,7 +15,8 @@ from brewclip.evaluation.systems import System, load_system
 from brewclip.intervals import bootstrap_interval
 from brewclip.models.emotion import EmotionClassifier, channels_of
 from brewclip.studies.emotion.clips import Clip, ClipSplit, load_folds
-from brewclip.studies.emotion.probing import Learner, choose_regularisation, fit_probe, targets_of, views_of
+from brewclip.studies.emotion.linear import choose_regularisation, fit_probe
+from brewclip.studies.emotion.probing import Learner, targets_of, views_of
 
 WHISPER = "whisper"
 _DEFAULT_C = 1.0  # of scikit-learn
