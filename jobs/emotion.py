@@ -47,24 +47,20 @@ def main() -> None:
             print(f"warning: {line}", file=sys.stderr)
         from brewclip.data.storage import check_reachable
         from brewclip.evaluation.systems import describe_systems
-        from brewclip.studies.emotion.clips import load_folds
+        from brewclip.studies.emotion.clips import load_folds, splits_of
+        from brewclip.studies.emotion.layers import load_layers
         from brewclip.studies.emotion.results import record_emotion
-        from brewclip.studies.emotion.study import can_finetune, channels_to_probe, probe_system, probe_whisper
+        from brewclip.studies.emotion.study import iter_results
 
         check_reachable(config.storage)
         systems = describe_systems(config, config.systems)
         folds = load_folds(config, config.probe)
-        results = [probe_whisper(folds, config.probe)]
-        for system in systems:
-            for method in config.methods:
-                if method == "finetune" and not can_finetune(system):
-                    print(f"emotion {system.name}: nothing to finetune, left out", flush=True)
-                    continue
-                for channel in channels_to_probe(system):
-                    results.append(
-                        probe_system(config, system, channel=channel, method=method, probe=config.probe, folds=folds)
-                    )
-                    print(f"emotion {system.name}: {method} on {channel} done", flush=True)
+        skips, splits = config.probe.skip_layers, splits_of(config, config.probe)
+        layers = None if skips else load_layers(config, splits, config.probe)
+        results = []
+        for result in iter_results(config, systems, folds, layers, config.probe, config.methods):
+            print(f"emotion {result.system}: {result.method} on {result.channel} done", flush=True)
+            results.append(result)
         record_emotion(config, systems, results, config.probe, config.methods)
 
 

@@ -19,8 +19,17 @@ class ProbeConfig:
     each speaker tested in turn by a probe trained on all others."""
     transcript: Transcript = "ground_truth"
     """Text of the channels that use it: the sentence spoken, the same for all emotions, or Whisper's transcript."""
+    skip_layers: bool = False
+    """Do not probe Whisper's encoder layers, which are read from the corpus's recordings once and kept."""
+    layers: tuple[Annotated[int, Range(1, 64)], ...] = ()
+    """Encoder layers that are probed beside each other, from 1; none named: all."""
+    pooling: Literal["mean", "mean_std"] = "mean"
+    """Over the frames of a layer: their mean, or mean and standard deviation."""
+    frames: Literal["speech", "all"] = "speech"
+    """Frames of a layer that are pooled: those within 30 dB of the loudest, or all of the recording."""
     augmented_copies: Annotated[int, Range(0, 1000)] = 0
-    """Augmented copies of each training clip; finetuning draws new ones in each epoch. 0 augments nothing."""
+    """Augmented copies of each training clip's features, not of encoder layers; finetuning draws new ones in each
+    epoch. 0 augments nothing."""
     mask_fraction: Annotated[float, FRACTION_BELOW_1] = 0.2
     """Longest run of frames masked in an augmented copy, as a share of the clip, in 0..1."""
     noise_level: Annotated[float, Range(0, 100)] = 0.1
@@ -43,6 +52,8 @@ def check_probe(probe: ProbeConfig, train_split: str) -> None:
     """
     if not probe.lrs:
         raise ValueError("--probe.lrs is empty: give one or more learning rates")
+    if len(set(probe.layers)) < len(probe.layers):
+        raise ValueError(f"--probe.layers {' '.join(map(str, probe.layers))} names a layer twice")
     if probe.test_split.casefold() == train_split.casefold():
         raise ValueError(f"--probe.test-split and --data.train-split are both {train_split!r}: test on another split")
 
@@ -57,4 +68,7 @@ def ignored_probe_settings(probe: ProbeConfig, finetunes: bool) -> list[str]:
     for name in ("max_epochs", "lrs", "batch_size"):
         if not finetunes and getattr(probe, name) != getattr(default, name):
             lines.append(f"--probe.{name.replace('_', '-')} has no effect: --methods does not name finetune")
+    for name in ("layers", "pooling", "frames"):
+        if probe.skip_layers and getattr(probe, name) != getattr(default, name):
+            lines.append(f"--probe.{name} has no effect: --probe.skip-layers")
     return lines

@@ -85,22 +85,44 @@ class AcousticEncoder(nn.Module):
         Returns:
             (B, embed_dim) features, not normalised.
         """
-        batch_size, num_frames, _ = features.shape
         features = features.to(self.input.weight.dtype)
-        tokens = self.cls[None] if prompts is None else torch.cat([self.cls[None], prompts])
-        prefix = tokens.expand(batch_size, -1, -1)  # (B, 1 + M, D)
-        masks = self._dropout_masks(batch_size, sample_seeds, features.device)
-        projection: nn.Linear | None = self.input
-        if len(self.layers) > 1:
-            x = torch.cat([prefix, self.input(features)], dim=1)
-            keys = torch.cat([mask.new_ones(batch_size, prefix.shape[1]), mask], dim=1)
-            for layer in self.layers[:-1]:
-                x = layer(x, keys, masks)
-            prefix, features = x.split([prefix.shape[1], num_frames], dim=1)
-            projection = None
+        masks = self._dropout_masks(len(features), sample_seeds, features.device)
+        prefix, frames, projection = self._before_last_layer(features, mask, prompts, masks)
         last = cast(EncoderLayer, self.layers[-1])
-        x = last.first_row(prefix, features, mask, projection, masks)
+        x = last.first_row(prefix, frames, mask, projection, masks)
         return self.output(self.norm(x))
+
+    def pool_frames(self, features: Tensor, mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """Pool Whisper's frames by the attention of the last layer's CLS, in front of any projection; no dropout.
+
+        Args:
+            features, mask, prompts: as in `forward`.
+
+        Returns:
+            (B, audio_dim), a mean over heads and frames; zero for a recording without frames.
+        """
+        features = features.to(self.input.weight.dtype)
+        prefix, frames, projection = self._before_last_layer(features, mask, prompts, None)
+        last = cast(EncoderLayer, self.layers[-1])
+        weights = last.first_row_attention(prefix, frames, mask, projection)[..., prefix.shape[1] :].mean(dim=1)
+        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+        return (weights.to(features.dtype)[:, None] @ features)[:, 0]
+
+    def _before_last_layer(
+        self, features: Tensor, mask: Tensor, prompts: Tensor | None, masks: SampleDropout | None
+    ) -> tuple[Tensor, Tensor, nn.Linear | None]:
+        """Return CLS with prompts (B, 1 + M, D), the frames, and the projection that is still due to the frames."""
+        batch_size, num_frames, _ = features.shape
+        tokens = self.cls[None] if prompts is None else torch.cat([self.cls[None], prompts])
+        prefix = tokens.expand(batch_size, -1, -1)
+        if len(self.layers) == 1:
+            return prefix, features, self.input
+        x = torch.cat([prefix, self.input(features)], dim=1)
+        keys = torch.cat([mask.new_ones(batch_size, prefix.shape[1]), mask], dim=1)
+        for layer in self.layers[:-1]:
+            x = layer(x, keys, masks)
+        prefix, frames = x.split([prefix.shape[1], num_frames], dim=1)
+        return prefix, frames, None
 
     def _dropout_masks(self, batch_size: int, seeds: Tensor | None, device: torch.device) -> SampleDropout | None:
         if not self.training or self.dropout == 0.0:
@@ -161,19 +183,9 @@ class EncoderLayer(nn.Module):
         Returns:
             (B, D).
         """
-        weight_q, weight_k, weight_v = self.self_attn.in_proj_weight.chunk(3)
-        bias_q, bias_k, bias_v = self.self_attn.in_proj_bias.chunk(3)
-        heads = (self.num_heads, weight_q.shape[0] // self.num_heads)
-        query = F.linear(prefix[:, 0], weight_q, bias_q).unflatten(-1, heads) * heads[1] ** -0.5  # (B, H, d)
-        folded = torch.einsum("bhd,hdw->bhw", query, weight_k.unflatten(0, heads))  # (B, H, D): W_k' q
-        constant = (query * bias_k.unflatten(0, heads)).sum(-1, keepdim=True)  # (B, H, 1)
-        prefix_scores = folded @ prefix.transpose(1, 2) + constant
-        if projection is not None:
-            constant = constant + (folded @ projection.bias)[..., None]
-            folded = folded @ projection.weight  # (B, H, D')
-        frame_scores = (folded @ frames.transpose(1, 2) + constant).masked_fill(~mask[:, None], -torch.inf)
-
-        weights = torch.cat([prefix_scores, frame_scores], dim=2).float().softmax(dim=2)  # (B, H, P + T)
+        weight_v, bias_v = self.self_attn.in_proj_weight.chunk(3)[2], self.self_attn.in_proj_bias.chunk(3)[2]
+        heads = (self.num_heads, weight_v.shape[0] // self.num_heads)
+        weights = self.first_row_attention(prefix, frames, mask, projection)
         if masks is not None:
             by_head = torch.arange(self.num_heads, device=weights.device)[:, None]
             index = torch.arange(weights.shape[2], device=weights.device)
@@ -188,6 +200,21 @@ class EncoderLayer(nn.Module):
         # Dropped weights do not sum to 1, so the value bias counts as often as they do.
         attended = attended + weights.sum(-1, keepdim=True) * bias_v.unflatten(0, heads)
         return self._residuals(prefix[:, :1], attended.flatten(1)[:, None], masks)[:, 0]
+
+    def first_row_attention(self, prefix: Tensor, frames: Tensor, mask: Tensor, projection: nn.Linear | None) -> Tensor:
+        """Compute the attention of position 0 to all positions, (B, H, P + T) float32; arguments as in `first_row`."""
+        weight_q, weight_k, _ = self.self_attn.in_proj_weight.chunk(3)
+        bias_q, bias_k, _ = self.self_attn.in_proj_bias.chunk(3)
+        heads = (self.num_heads, weight_q.shape[0] // self.num_heads)
+        query = F.linear(prefix[:, 0], weight_q, bias_q).unflatten(-1, heads) * heads[1] ** -0.5  # (B, H, d)
+        folded = torch.einsum("bhd,hdw->bhw", query, weight_k.unflatten(0, heads))  # (B, H, D): W_k' q
+        constant = (query * bias_k.unflatten(0, heads)).sum(-1, keepdim=True)  # (B, H, 1)
+        prefix_scores = folded @ prefix.transpose(1, 2) + constant
+        if projection is not None:
+            constant = constant + (folded @ projection.bias)[..., None]
+            folded = folded @ projection.weight  # (B, H, D')
+        frame_scores = (folded @ frames.transpose(1, 2) + constant).masked_fill(~mask[:, None], -torch.inf)
+        return torch.cat([prefix_scores, frame_scores], dim=2).float().softmax(dim=2)
 
     def _residuals(self, x: Tensor, attended: Tensor, masks: SampleDropout | None) -> Tensor:
         """Add attention (B, T, D) and feed-forward to x (B, T, D); a norm after each."""

@@ -7,10 +7,14 @@ from brewclip.models.brewclip import BrewCLIP
 
 
 def channels_of(model: BrewCLIP) -> tuple[str, ...]:
-    """Return the distinct features of a variant: F_A (`acoustic`), F_L (`speech`), F_T (`text`)."""
+    """Return the distinct features of a variant: F_A (`acoustic`), F_L (`speech`), F_T (`text`), and `pooled`.
+
+    The last are Whisper's frames pooled by the acoustic channel's attention, in front of its projection, which is
+    narrower than they are with a small CLIP.
+    """
     if model.acoustic is None:
         return ("text",)
-    return ("acoustic", "speech", "text") if model.reads_text else ("acoustic",)
+    return ("acoustic", "speech", "text", "pooled") if model.reads_text else ("acoustic", "pooled")
 
 
 class EmotionClassifier(nn.Module):
@@ -40,14 +44,17 @@ class EmotionClassifier(nn.Module):
             raise ValueError(f"{num_classes} emotions cannot be classified; at least 2 are needed")
         self.model, self.channel = model, channel
         self.model.requires_grad_(False)
-        self.head = nn.Linear(model.clip.embed_dim, num_classes)
+        width = model.clip.embed_dim
+        if channel == "pooled" and model.acoustic is not None:
+            width = model.acoustic.input.in_features
+        self.head = nn.Linear(width, num_classes)
         if model.prompts.length:
             model.prompts.text.requires_grad_(True)
         if model.acoustic is not None and channel != "text":
             model.acoustic.layers[-1].requires_grad_(True)
 
     def features(self, tokens: Tensor, audio: Tensor, audio_mask: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
-        """Compute the features of the channel, (B, embed_dim), not normalised.
+        """Compute the features of the channel, (B, embed_dim), not normalised; of `pooled`, (B, audio_dim).
 
         A sentence that several recordings share is encoded once: in such corpora a few are spoken by all.
 
@@ -58,6 +65,9 @@ class EmotionClassifier(nn.Module):
             sample_seeds: (B,) int64 of dropout in training, see `AcousticEncoder.forward`.
         """
         prompts, _ = self.model.prompts()
+        if self.channel == "pooled":
+            assert self.model.acoustic is not None
+            return self.model.acoustic.pool_frames(audio, audio_mask, prompts)
         parts = []
         if self.channel != "text":
             assert self.model.acoustic is not None

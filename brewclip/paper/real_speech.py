@@ -23,13 +23,23 @@ from brewclip.evaluation.systems import System, describe_systems
 from brewclip.evaluation.wer import count_errors
 from brewclip.intervals import NUM_RESAMPLES, paired_difference
 from brewclip.models.acoustic import AcousticEncoder
+from brewclip.models.encoder_layers import pool_layers
 from brewclip.models.whisper import Speech, SpeechReader
 from brewclip.paper.page import publish_table
 from brewclip.paper.real_recordings import EMOTIONS, FOUR_CLASSES, RAVDESS, SpokenClip, load_kinds
 from brewclip.pretrained.load import load_whisper
 from brewclip.studies.emotion.clips import Clip, ClipSplit, hold_out_each_speaker
+from brewclip.studies.emotion.layers import LayerFeatures
 from brewclip.studies.emotion.results import accuracy_panel
-from brewclip.studies.emotion.study import EmotionResult, probe_features, probe_plainly, probe_system, probe_whisper
+from brewclip.studies.emotion.study import (
+    EmotionResult,
+    hears,
+    probe_features,
+    probe_layers,
+    probe_plainly,
+    probe_system,
+    probe_whisper,
+)
 
 TITLE: Final = "Real speech"
 TRANSCRIBE: Final = "whisper.transcribe"
@@ -135,18 +145,22 @@ def emotion_folds(clips: Sequence[SpokenClip], speeches: Sequence[Speech], names
     )
 
 
-def probe_emotions(config: Config, systems: Sequence[System], folds: list[ClipSplit]) -> list[EmotionResult]:
-    """Probe Whisper's mean frame (scikit-learn's default, and ours) and the acoustic channel of each system.
+def probe_emotions(
+    config: Config, systems: Sequence[System], folds: list[ClipSplit], layers: LayerFeatures
+) -> list[EmotionResult]:
+    """Probe Whisper's mean frame (scikit-learn's default, and ours), its layers, and what each system hears.
 
     Untrained acoustic layers are probed as well, to show the effect of their width alone.
     """
     probe = ProbeConfig()
-    hearing = [one for one in systems if one.config.model.variant in ("brewclip", "acoustic")]
-    results = [probe_plainly(folds), probe_whisper(folds, probe)]
+    results = [probe_plainly(folds), probe_whisper(folds, probe), probe_layers(folds, layers)]
     for width in _WIDTHS:
         embed = _untrained_layer(folds[0].train[0].audio.shape[1], width)
         results.append(probe_features("initial weights", f"acoustic, width {width}", folds, probe, embed))
-    results += [probe_system(config, one, channel="acoustic", probe=probe, folds=folds) for one in hearing]
+    for one in filter(hears, systems):
+        results.append(probe_system(config, one, channel="acoustic", probe=probe, folds=folds))
+        results.append(probe_system(config, one, channel="pooled", probe=probe, folds=folds))
+        results.append(probe_system(config, one, channel="acoustic", probe=probe, folds=folds, beside=layers))
     return results
 
 
@@ -184,11 +198,13 @@ def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], co
         heard, rejected, speeches = read_in_every_way(reader, kind, clips)
         errors += measure_word_errors(kind, clips, heard, rejected)
         if kind == RAVDESS and len({clip.speaker for clip in clips}) > 2:
+            pooled = {clip.name: pool_layers(model, clip.waveform) for clip in clips}
+            layers = LayerFeatures(pooled, ProbeConfig())
             for title, classes in (
                 ("four classes", FOUR_CLASSES),
                 ("eight emotions", {e: e for e in EMOTIONS.values()}),
             ):
-                emotions[title] = probe_emotions(config, systems, emotion_folds(clips, speeches, classes))
+                emotions[title] = probe_emotions(config, systems, emotion_folds(clips, speeches, classes), layers)
                 _say(f"{kind}: {title} probed")
     page = real_speech_page(command, config.model.whisper, errors, emotions)
     record = {

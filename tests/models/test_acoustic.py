@@ -122,3 +122,28 @@ def test_half_precision_features_are_taken():
 def test_impossible_sizes_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         AcousticEncoder(10, 16, 6, **settings)
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_pooled_frames_are_weighted_by_the_attention_of_the_last_layer(num_layers):
+    encoder = build(num_layers).eval()
+    features, mask = make_batch()
+    prompts = torch.randn(4, 16)
+    x = torch.cat([encoder.cls[None], prompts]).expand(len(features), -1, -1)
+    x = torch.cat([x, encoder.input(features)], dim=1)
+    keys = torch.cat([mask.new_ones(len(features), 5), mask], dim=1)
+    for layer in encoder.layers[:-1]:
+        x = layer(x, keys, None)
+    _, weights = encoder.layers[-1].self_attn(x[:, :1], x, x, key_padding_mask=~keys)  # mean over heads
+    weights = weights[:, 0, 5:]
+    expected = (weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-20)).unsqueeze(1) @ features
+    found = encoder.pool_frames(features, mask, prompts)
+    torch.testing.assert_close(found, expected[:, 0], rtol=1e-4, atol=1e-4)
+    assert (found[LENGTHS.index(0)] == 0).all()
+
+
+def test_frames_that_are_attended_to_equally_are_averaged():
+    encoder = build().eval()
+    nn.init.zeros_(encoder.layers[0].self_attn.in_proj_weight)
+    features, mask = make_batch()
+    torch.testing.assert_close(encoder.pool_frames(features, mask)[0], features[0, : LENGTHS[0]].mean(dim=0))

@@ -22,14 +22,21 @@ def test_features_are_those_of_the_model(channel: str):
 @pytest.mark.parametrize(
     ("variant", "channels"),
     [
-        ("brewclip", ("acoustic", "speech", "text")),
-        ("acoustic", ("acoustic",)),
+        ("brewclip", ("acoustic", "speech", "text", "pooled")),
+        ("acoustic", ("acoustic", "pooled")),
         ("pipeline", ("text",)),
         ("zero_shot", ("text",)),
     ],
 )
 def test_a_variant_has_the_channels_that_it_computes(variant: str, channels: tuple[str, ...]):
     assert channels_of(build(variant)) == channels
+
+
+def test_pooled_frames_keep_the_width_of_whisper():
+    model, (_, tokens, audio, mask) = build("brewclip").eval(), make_batch()
+    classifier = EmotionClassifier(model, "pooled", 4).eval()
+    assert classifier.features(tokens, audio, mask).shape == (len(audio), audio.shape[2])
+    assert classifier(tokens, audio, mask).shape == (len(audio), 4)
 
 
 def parts_that_learn(model: BrewCLIP, channel: str) -> set[str]:

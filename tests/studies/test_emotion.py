@@ -5,15 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from brewclip.config import Config, DataConfig, ModelConfig
 from brewclip.config.probe import ProbeConfig, check_probe, ignored_probe_settings
 from brewclip.errors import UserError
 from brewclip.evaluation.systems import System, load_system
 from brewclip.models.emotion import EmotionClassifier
-from brewclip.studies.emotion import probing
+from brewclip.studies.emotion import linear as linear_probes
 from brewclip.studies.emotion.clips import Clip, augment, divide_by_speaker, load_folds
-from brewclip.studies.emotion.probing import Learner, choose_regularisation, fit_probe, targets_of
+from brewclip.studies.emotion.linear import INVERSE_REGULARISATION, choose_regularisation, fit_probe
+from brewclip.studies.emotion.probing import Learner, targets_of
 from brewclip.studies.emotion.results import confusion_rows, draw_accuracy, emotion_page, emotion_rows
 from brewclip.studies.emotion.study import probe_system, probe_whisper
 from tests.studies.clips import AUDIO_DIM, write_clips
@@ -147,13 +152,39 @@ def test_each_speaker_is_tested_once_by_a_probe_trained_on_the_others(config):
 
 
 def test_the_strongest_regularisation_within_one_standard_error_is_chosen(monkeypatch):
-    """Of five speakers, four are classified alike by C from 0.01 on, and one a little better by the largest."""
-    known = {1e-4: [30] * 5, 1e-3: [50] * 5, 1e-2: [70, 60, 80, 65, 70]}
-    known |= {1e-1: [70, 60, 80, 65, 72], 1.0: [70, 60, 80, 65, 73], 10.0: [70, 60, 80, 65, 75]}
-    folds = iter(range(5))
-    monkeypatch.setattr(probing, "_folds", lambda targets, speakers: ((fold, fold) for fold in folds))
-    monkeypatch.setattr(probing, "_accuracy", lambda x, y, learn, validate, strength: known[strength][validate] / 100)
+    """Five speakers differ much, by C from 0.01 on alike: 10 is best by less than the error of the difference."""
+    gain = dict.fromkeys(INVERSE_REGULARISATION, 0.0) | {1e-2: 0.50, 10.0: 0.52}
+    gain |= {c: 0.49 for c in INVERSE_REGULARISATION if 1e-2 < c < 10.0}
+    wobble = np.array([0.05, -0.05, 0.04, -0.04, 0.0])
+    losses = [
+        [speaker - gain[c] + (wobble[speaker] if c < 10.0 else 0.0) for c in INVERSE_REGULARISATION]
+        for speaker in range(5)
+    ]
+    given = iter(losses)
+    monkeypatch.setattr(linear_probes, "iter_folds", lambda targets, speakers: ((fold, fold) for fold in range(5)))
+    monkeypatch.setattr(linear_probes, "_losses", lambda *_: next(given))
     assert choose_regularisation(np.zeros((1, 5, 1)), np.zeros(5, np.int64), np.arange(5)) == 1e-2
+    with_one_fold = iter([losses[0]])
+    monkeypatch.setattr(linear_probes, "iter_folds", lambda targets, speakers: iter([(0, 0)]))
+    monkeypatch.setattr(linear_probes, "_losses", lambda *_: next(with_one_fold))
+    assert choose_regularisation(np.zeros((1, 5, 1)), np.zeros(5, np.int64), np.arange(5)) == 10.0
+
+
+@pytest.mark.parametrize(("num_clips", "width"), [(40, 300), (200, 20)])
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_a_probe_is_scikit_learns_regression_on_standardised_features(num_clips, width, num_classes):
+    rng = np.random.default_rng(0)
+    targets = np.arange(num_clips) % num_classes
+    features = rng.normal(size=(num_clips, width)) * rng.uniform(0.1, 9, size=width) + targets[:, None]
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, tol=1e-8)).fit(features, targets)
+    ours = fit_probe(features[None], targets, 0.1)
+    others = rng.normal(size=(50, width)) * 3
+    known = plain.predict(others)
+    assert (ours.predict(others) == known).mean() > 0.97
+    assert ours.loss(others, known) == pytest.approx(
+        log_loss(known, plain.predict_proba(others), labels=plain.classes_), abs=1e-3
+    )
+    assert ours.loss(others, np.full(50, 9)) == 30.0  # an emotion that nobody spoke
 
 
 def test_splits_with_disjoint_speakers_are_unchanged():

@@ -1,7 +1,6 @@
-"""Training of emotion classifiers: logistic regression on features, and finetuning that starts from it.
+"""Embedding of clips by a trained model, and finetuning that starts from a probe.
 
-Test clips are not used here: regularisation, learning rate and number of epochs are chosen by cross-validation over
-training speakers.
+Test clips are not used here: learning rate and number of epochs are chosen by cross-validation over training speakers.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,76 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
 from brewclip.config.probe import ProbeConfig
 from brewclip.models.emotion import EmotionClassifier
 from brewclip.studies.emotion.clips import Clip, augment
+from brewclip.studies.emotion.linear import LinearProbe, fit_probe, iter_folds
 
-INVERSE_REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_NUM_FOLDS = 5
-_MAX_ITERATIONS = 2_000
 _EMBED_BATCH = 64
 _ABSENT_BIAS = -30.0  # of an emotion without training clips: never predicted, but finite
-
-
-def choose_regularisation(features: NDArray[Any], targets: NDArray[np.int64], speakers: NDArray[Any]) -> float:
-    """Choose the regularisation by cross-validation over speakers.
-
-    Source: the rule of one standard error (Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3).
-
-    Args:
-        features: (views, n, D); view 0 holds the original clips, the only ones used for validation.
-        targets: (n,) class indices.
-        speakers: (n,) names.
-
-    Returns:
-        C from `INVERSE_REGULARISATION`: the strongest regularisation with an accuracy within one standard error of the
-        best, as folds by speaker hardly distinguish neighbouring values.
-    """
-    accuracies = np.array(
-        [
-            [_accuracy(features, targets, learn, validate, strength) for strength in INVERSE_REGULARISATION]
-            for learn, validate in _folds(targets, speakers)
-        ]
-    ).reshape(-1, len(INVERSE_REGULARISATION))
-    if not len(accuracies):  # no fold to validate on
-        return INVERSE_REGULARISATION[0]
-    return INVERSE_REGULARISATION[_simplest(accuracies)]
-
-
-def _accuracy(
-    features: NDArray[Any], targets: NDArray[Any], learn: NDArray[Any], validate: NDArray[Any], strength: float
-) -> float:
-    linear = fit_probe(features[:, learn], targets[learn], strength)
-    return float((linear.predict(features[0, validate]) == targets[validate]).mean())
-
-
-def _simplest(accuracies: NDArray[np.float64]) -> int:
-    """Return the first column (folds, choices) whose mean is within one standard error of the best mean."""
-    mean = accuracies.mean(axis=0)
-    best = int(mean.argmax())
-    error = accuracies[:, best].std(ddof=1) / np.sqrt(len(accuracies)) if len(accuracies) > 1 else 0.0
-    return int(np.argmax(mean >= mean[best] - error))
-
-
-def fit_probe(features: NDArray[Any], targets: NDArray[np.int64], strength: float) -> Pipeline:
-    """Fit multinomial logistic regression on standardised features (views, n, D); each view has the targets (n,)."""
-    linear = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS))
-    return linear.fit(np.concatenate(list(features)), np.tile(targets, len(features)))
-
-
-def _folds(targets: NDArray[np.int64], speakers: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yield training rows and validation rows of other speakers, for folds with at least two emotions."""
-    folds = GroupKFold(min(_NUM_FOLDS, len(np.unique(speakers))))
-    for learn, validate in folds.split(targets, groups=speakers):
-        if len(np.unique(targets[learn])) > 1:
-            yield learn, validate
 
 
 def targets_of(clips: list[Clip], labels: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -137,7 +76,7 @@ class Learner:
         start = {name: value.detach().clone() for name, value in self.classifier.finetuned_parameters().items()}
         features = self.embed_views(clips)
         right = np.zeros((self.probe.max_epochs + 1, len(self.probe.lrs)), np.int64)
-        for learn, validate in _folds(targets, speakers):
+        for learn, validate in iter_folds(targets, speakers):
             linear = fit_probe(features[:, learn], targets[learn], strength)
             for number, lr in enumerate(self.probe.lrs):
                 learned = [clips[row] for row in learn]
@@ -153,12 +92,12 @@ class Learner:
             for name, value in self.classifier.finetuned_parameters().items():
                 value.copy_(start[name])
 
-    def finetune(self, clips: list[Clip], linear: Pipeline, lr: float, num_epochs: int) -> None:
+    def finetune(self, clips: list[Clip], linear: LinearProbe, lr: float, num_epochs: int) -> None:
         """Run `iter_finetuning` to its end."""
         for _ in self.iter_finetuning(clips, linear, lr, num_epochs):
             pass
 
-    def iter_finetuning(self, clips: list[Clip], linear: Pipeline, lr: float, num_epochs: int) -> Iterator[int]:
+    def iter_finetuning(self, clips: list[Clip], linear: LinearProbe, lr: float, num_epochs: int) -> Iterator[int]:
         """Train head, prompts and last acoustic layer, starting from a probe; yield the number of epochs done, from 0.
 
         Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features": first the head alone, then all.
@@ -189,19 +128,14 @@ class Learner:
             classifier.eval()
             yield epoch
 
-    def _load_head(self, linear: Pipeline) -> None:
-        """Load the weights of a probe into the head, with the standardisation folded in."""
-        scaler, regression = linear[0], linear[1]
-        weight = regression.coef_ / scaler.scale_
-        bias = regression.intercept_ - weight @ scaler.mean_
-        if len(weight) == 1:  # two emotions: the second against the first
-            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    def _load_head(self, linear: LinearProbe) -> None:
+        """Load the weights of a probe into the head."""
         head = self.classifier.head
         with torch.no_grad():
             head.weight.zero_()
             head.bias.fill_(_ABSENT_BIAS)
-            head.weight[regression.classes_] = torch.from_numpy(weight).to(head.weight)
-            head.bias[regression.classes_] = torch.from_numpy(bias).to(head.bias)
+            head.weight[linear.classes] = torch.from_numpy(linear.weight).to(head.weight)
+            head.bias[linear.classes] = torch.from_numpy(linear.bias).to(head.bias)
 
     def _run(self, function: Callable[..., Tensor], clips: list[Clip]) -> NDArray[Any]:
         parts = []

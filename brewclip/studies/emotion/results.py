@@ -93,7 +93,10 @@ def record_emotion(
         URL of the folder, see `publish`.
     """
     corpus, splits = config.data.corpus, splits_of(config, probe)
-    folder = open_folder(config, f"{corpus}-emotion", systems, splits, probe=asdict(probe), methods=list(methods))
+    features = [one.channel for one in results]  # without the corpus's recordings there are fewer
+    folder = open_folder(
+        config, f"{corpus}-emotion", systems, splits, probe=asdict(probe), methods=list(methods), features=features
+    )
     steps = {system.name: system.step for system in systems}
     page = emotion_page(corpus, results)
     publication = Publication(
@@ -119,6 +122,6 @@ def record_emotion(
 
 
 def _metrics(one: EmotionResult) -> dict[str, float]:
-    prefix = f"{one.method}/{one.channel.replace(' ', '_')}"
+    prefix = f"{one.method}/{file_name(one.channel)}"
     values = {"accuracy": one.accuracy, "accuracy_low": one.low, "accuracy_high": one.high, "majority": one.majority}
     return {f"{prefix}/{name}": value for name, value in values.items()}

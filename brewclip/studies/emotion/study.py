@@ -1,6 +1,6 @@
 """Emotion recognition study: train classifiers on the features of a system and test them on held-out speakers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from brewclip.evaluation.systems import System, load_system
 from brewclip.intervals import bootstrap_interval
 from brewclip.models.emotion import EmotionClassifier, channels_of
 from brewclip.studies.emotion.clips import Clip, ClipSplit, load_folds
-from brewclip.studies.emotion.probing import Learner, choose_regularisation, fit_probe, targets_of, views_of
+from brewclip.studies.emotion.layers import LayerFeatures
+from brewclip.studies.emotion.linear import choose_regularisation, fit_probe
+from brewclip.studies.emotion.probing import Learner, targets_of, views_of
 
 WHISPER = "whisper"
 _DEFAULT_C = 1.0  # of scikit-learn
@@ -27,7 +29,8 @@ class EmotionResult:
 
     Attributes:
         system: name of the system, or `whisper`.
-        channel: `acoustic` F_A, `speech` F_L, `text` F_T, or `mean frame` of Whisper.
+        channel: `acoustic` F_A, `speech` F_L, `text` F_T, `pooled` (see `channels_of`), `mean frame` or encoder layers
+            of Whisper.
         method: `probe` or `finetune`.
         accuracy, low, high: share of correct predictions with its 95 % bootstrap interval over clips.
         majority: share of the most frequent emotion of the test clips, the accuracy of the best constant prediction.
@@ -91,16 +94,18 @@ def probe_system(
     method: str = "probe",
     probe: ProbeConfig | None = None,
     folds: Sequence[ClipSplit] = (),
+    beside: LayerFeatures | None = None,
 ) -> EmotionResult:
     """Train an emotion classifier on a system and test it on other speakers, in each fold.
 
     Args:
         config: storage, data and Whisper settings of the emotion corpus.
         system: from `describe_system`.
-        channel: `acoustic`, `speech` or `text`; empty is `acoustic` if the system has that channel, else `text`.
+        channel: one of `channels_of`; empty is `acoustic` if the system has that channel, else `text`.
         method: `probe` freezes the model, `finetune` trains prompts and last acoustic layer with the head.
         probe: settings; default `ProbeConfig()`.
         folds: from `load_folds`; loaded from storage if empty.
+        beside: encoder layers that a probe is given beside the features of the channel.
 
     Raises:
         UserError: if corpus, checkpoint and channel do not match, or there is nothing to finetune.
@@ -110,11 +115,24 @@ def probe_system(
     found = []
     for clips in folds:
         learner = _load_learner(system, channel, method, probe, clips)
-        if method == "probe":
+        if method == "finetune":
+            found.append(_finetune(learner, clips))
+        elif beside is None:
             found.append(_probe(clips, learner.embed_views(clips.train), learner.embed))
         else:
-            found.append(_finetune(learner, clips))
-    return _result((system.name, learner.classifier.channel, method), folds, found)
+            embed = _beside(learner, beside)
+            found.append(_probe(clips, embed(clips.train)[None], embed))
+    suffix = f" beside {beside.name}" if beside is not None else ""
+    return _result((system.name, learner.classifier.channel + suffix, method), folds, found)
+
+
+def _beside(learner: Learner, layers: LayerFeatures) -> Callable[[list[Clip]], NDArray[Any]]:
+    return lambda clips: np.concatenate([learner.embed(clips), layers.embed(clips)], axis=1)
+
+
+def probe_layers(folds: Sequence[ClipSplit], layers: LayerFeatures) -> EmotionResult:
+    """Train a probe on Whisper's encoder layers; they are not augmented."""
+    return probe_features(WHISPER, layers.name, folds, ProbeConfig(), layers.embed)
 
 
 def probe_whisper(folds: Sequence[ClipSplit], probe: ProbeConfig) -> EmotionResult:
@@ -181,14 +199,53 @@ def _finetune(learner: Learner, clips: ClipSplit) -> _Fold:
 
 
 def channels_to_probe(system: System) -> tuple[str, ...]:
-    """Return the channels of a system to probe."""
+    """Return the channels of a system to probe or to finetune."""
     return {"brewclip": ("acoustic", "speech"), "acoustic": ("acoustic",)}.get(system.config.model.variant, ("text",))
+
+
+def hears(system: System) -> bool:
+    """Return whether a system has an acoustic channel."""
+    return system.config.model.variant in ("brewclip", "acoustic")
+
+
+def iter_results(
+    config: Config,
+    systems: Sequence[System],
+    folds: Sequence[ClipSplit],
+    layers: LayerFeatures | None,
+    probe: ProbeConfig,
+    methods: Sequence[str],
+) -> Iterator[EmotionResult]:
+    """Yield the results of Whisper and of each system: every channel by every method, and more of those that hear.
+
+    Args:
+        config: settings of the evaluation.
+        systems: to test.
+        folds: from `load_folds`.
+        layers: from `load_layers`, or None: no encoder layers.
+        probe: settings.
+        methods: `probe`, `finetune`.
+    """
+    yield probe_whisper(folds, probe)
+    if layers is not None:
+        yield probe_layers(folds, layers)
+    for system in systems:
+        for method in methods:
+            if method == "finetune" and not can_finetune(system):
+                print(f"emotion {system.name}: nothing to finetune, left out", flush=True)
+                continue
+            for channel in channels_to_probe(system):
+                yield probe_system(config, system, channel=channel, method=method, probe=probe, folds=folds)
+        if "probe" in methods and hears(system):
+            yield probe_system(config, system, channel="pooled", probe=probe, folds=folds)
+            if layers is not None:
+                yield probe_system(config, system, channel="acoustic", probe=probe, folds=folds, beside=layers)
 
 
 def can_finetune(system: System) -> bool:
     """Return whether a system has prompts or an acoustic layer to finetune."""
     model = system.config.model
-    return model.variant in ("brewclip", "acoustic") or (model.variant == "pipeline" and model.prompt_length > 0)
+    return hears(system) or (model.variant == "pipeline" and model.prompt_length > 0)
 
 
 def _mean_frames(clips: list[Clip]) -> NDArray[np.float32]:
