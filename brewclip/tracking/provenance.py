@@ -41,6 +41,8 @@ def record_origin(
         environment: of the program that the user started, `describe_environment()` there; by default of this one.
         sha256: hashes of manifests and frozen weights by name.
     """
+    if not tracker.uri:  # nothing is recorded, and describing the packages takes a second of a core
+        return
     tags = dict(environment or describe_environment())
     tags |= {
         "brewclip.kind": kind,
