@@ -104,7 +104,8 @@ def _flag(key: str, value: object) -> list[str]:
 
 def installed_packages() -> str:
     """Return the installed packages, one `name==version` per line, as for `pip install -r`."""
-    found = {f"{one.metadata['Name']}=={one.version}" for one in distributions() if one.metadata["Name"]}
+    read = (one.metadata for one in distributions())  # once each: they are parsed whenever they are asked for
+    found = {f"{one['Name']}=={one['Version']}" for one in read if one["Name"]}
     return "\n".join(sorted(found, key=str.lower)) + "\n"
 
 

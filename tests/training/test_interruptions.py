@@ -59,21 +59,54 @@ def assert_same_run(job: TrainingJob, undisturbed: TrainingJob) -> None:
         assert losses == undisturbed.losses()[step], f"step {step}"
 
 
-def test_killed_workers_and_a_killed_driver(storage, undisturbed, ray_head, tmp_path):
-    """Workers are killed twice and the driver between them, at steps that no checkpoint was written for."""
-    log = tmp_path / "killed.log"
-    job = TrainingJob(storage, "killed", log, *UNRECORDED)
+def test_a_run_that_is_killed_asked_to_end_and_starved(
+    storage, undisturbed, records, s3, mlflow_server, ray_head, tmp_path
+):
+    """A worker is killed, then the driver; the next driver is asked to end; the last loses storage and MLflow.
+
+    SIGTERM to the driver, as `ray job stop` and Kubernetes send it, writes a checkpoint first. While storage and MLflow
+    are away, training goes on with what it has and waits for data. It is one MLflow run, and no record is lost.
+    """
+    log = tmp_path / "log"
+    job = TrainingJob(storage, "disturbed", log, *records)
     job.wait_for_step(5)
     training_workers()[1].kill()
     job.wait_for_step(14)
     os.killpg(job.process.pid, signal.SIGKILL)
     job.wait()
     _wait_until_no_workers()
-    job = TrainingJob(storage, "killed", log, *UNRECORDED)
-    job.wait_for_step(25)
-    training_workers()[0].kill()
+
+    job = TrainingJob(storage, "disturbed", log, *records, "--run.checkpoint-every-steps", "1000")
+    _wait_for_text(log, "step 30/")
+    job.process.terminate()
+    assert job.wait() == 2
+    asked_at = job.step()
+    assert 30 <= asked_at < STEPS
+    assert f"was asked to stop at step {asked_at};" in log.read_text()
+
+    job = TrainingJob(storage, "disturbed", log, *records)
+    job.wait_for_step(asked_at + 1)
+    s3.stop()
+    mlflow_server.stop()
+    time.sleep(12)  # longer than what is fetched ahead lasts
+    s3.start()
+    mlflow_server.start()
     assert job.wait() == 0, log.read_text()[-3000:]
     assert_same_run(job, undisturbed)
+    assert_whole_record(job, mlflow_server, asked_at)
+
+
+def assert_whole_record(job: TrainingJob, mlflow_server: MlflowServer, since: int) -> None:
+    """MLflow holds one run of the job, finished, with each of its steps; those since a step once."""
+    import mlflow
+
+    client = mlflow.MlflowClient(mlflow_server.tracking_uri)
+    experiment = client.get_experiment_by_name("brewclip").experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert set(steps) == set(range(1, STEPS + 1))
+    assert sorted(step for step in steps if step > since) == list(range(since + 1, STEPS + 1))
+    assert run.info.status == "FINISHED"
 
 
 # The head has four CPUs: one worker of three fits there, the other on the node that comes and goes.
@@ -131,45 +164,6 @@ def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path, monkeypatch)
     finally:
         _kill_node(node)
     assert job.step() >= alone_from >= 1
-
-
-def test_a_request_to_end_and_storage_and_mlflow_away(storage, undisturbed, s3, mlflow_server, ray_head, tmp_path):
-    """SIGTERM to the driver, as `ray job stop` and Kubernetes send it, writes a checkpoint first.
-
-    Submitted again, it is the same MLflow run. It goes on with what it has while storage and MLflow are away, waits
-    for data, and no record is lost.
-    """
-    log = tmp_path / "asked.log"
-    flags = ("--tracking.uri", mlflow_server.tracking_uri)
-    job = TrainingJob(storage, "asked", log, *flags, "--run.checkpoint-every-steps", "1000")
-    _wait_for_text(log, "step 15/")
-    job.process.terminate()
-    assert job.wait() == 2
-    assert "was asked to stop at step" in log.read_text()
-    assert 15 <= job.step() < STEPS
-    at = job.step()
-    job = TrainingJob(storage, "asked", log, *flags)
-    job.wait_for_step(at + 1)
-    s3.stop()
-    mlflow_server.stop()
-    time.sleep(12)  # longer than what is fetched ahead lasts
-    s3.start()
-    mlflow_server.start()
-    assert job.wait() == 0, log.read_text()[-3000:]
-    assert_same_run(job, undisturbed)
-    assert_whole_record(job, mlflow_server)
-
-
-def assert_whole_record(job: TrainingJob, mlflow_server: MlflowServer) -> None:
-    """MLflow holds one run of the job, finished, and each of its steps once."""
-    import mlflow
-
-    client = mlflow.MlflowClient(mlflow_server.tracking_uri)
-    experiment = client.get_experiment_by_name("brewclip").experiment_id
-    (run,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")
-    history = client.get_metric_history(run.info.run_id, "train/loss")
-    assert sorted(point.step for point in history) == list(range(1, STEPS + 1))
-    assert run.info.status == "FINISHED"
 
 
 # `ray start` refuses a second node on loopback; this is what ray.cluster_utils does, in a process that can be killed.
