@@ -477,6 +477,7 @@ def test_nothing_is_left_however_the_program_ends(kind: str, ending: str | signa
         at_once = not isinstance(ending, signal.Signals) or ending == signal.SIGINT
         assert_all_end(started, within_seconds=0.0 if at_once else 30.0)  # else the supervisors clean up
     assert list((tmp_path / "tmp").glob("brewclip-*")) == []
+    assert (tmp_path / "logs" / "ray" / "gcs_server.out").exists() == (kind == "all")
 
 
 @pytest.mark.services
