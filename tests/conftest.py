@@ -18,6 +18,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray Train asks its workers this often; with its default of 2 s, a test of five steps takes ten.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# What costs seconds of a core at each start of a head or a training: idle workers that nobody asked for, and the
+# process that watches for nodes that will go (tests of notices switch it on).
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# Below this number of log files, Ray looks for new ones ten times a second instead of twice: 3 % of a core.
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+# Statistics of processes for the dashboard's page, which nobody opens.
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "30000")
 # Read once, at Ray's import: the address of a head of this machine stays 127.0.0.1.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # One token for every Ray of this session, those that `ray.init()` starts too: Ray reads it once per

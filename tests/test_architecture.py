@@ -256,6 +256,13 @@ def test_the_driver_of_a_training_loads_no_tower() -> None:
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 
 
+def test_a_worker_of_a_training_loads_neither_whisper_nor_mlflow() -> None:
+    """Features are stored; Whisper's package alone takes a second of a core, in each worker of each attempt."""
+    code = "import sys, brewclip.training.worker; print(*{'whisper', 'numba', 'mlflow'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
+
+
 PLANTED = [
     (floor_violations, "brewclip/models/clip.py", "def f():\n    import brewclip.training.loop", "looks up"),
     (floor_violations, "brewclip/audio.py", "from .data import storage", "brewclip.audio looks up"),

@@ -60,32 +60,43 @@ def test_what_no_machine_has_is_refused_in_seconds(ray_head):
     )
 
 
-@pytest.mark.services
-@pytest.mark.parametrize(
-    ("ending", "kept"), [("raise UserError('as asked')", False), ("raise ValueError('a bug')", True)]
-)
-def test_the_logs_of_an_own_head_stay_only_where_a_job_failed_with_a_traceback(tmp_path, ending, kept):
-    code = (
-        "from brewclip.cluster import *; from brewclip.config import exit_on_user_error\n"
-        f"with exit_on_user_error():\n connect()\n {ending}"
-    )
+def run_with_own_head(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that has no RAY_ADDRESS, with its temporary files in a folder."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | {"PYTHONPATH": str(CHECKOUT), "TMPDIR": str(tmp_path)},
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from brewclip.cluster import *; from brewclip.config import exit_on_user_error\n" + code,
+        ],
+        env=environment | {"PYTHONPATH": str(CHECKOUT), "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
-    assert done.returncode == (1 if kept else 2), done.stderr
-    folders = list(tmp_path.glob("brewclip-*"))
-    if kept:
-        (folder,) = folders
-        assert done.stderr.endswith(f"Ray's logs are in {folder}\n")
-        assert (folder / "ray" / "gcs_server.out").exists()
-    else:
-        assert (folders, done.stderr) == ([], "error: as asked\n")
+
+
+@pytest.mark.services
+def test_nothing_of_an_own_head_stays_after_a_mistake(tmp_path):
+    done = run_with_own_head("with exit_on_user_error():\n connect()\n raise UserError('as asked')", tmp_path)
+    own = [line for line in done.stderr.splitlines() if not line.endswith("starting it once more")]
+    assert (done.returncode, own) == (2, ["error: as asked"])
+    assert list(tmp_path.glob("brewclip-*")) == []
+
+
+@pytest.mark.slow
+def test_the_logs_of_an_own_head_stay_where_a_job_failed_with_a_traceback(tmp_path):
+    """That a head's logs get there is in tests/local/test_local.py."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    head = f"import types; head = types.SimpleNamespace(stop=lambda: None, log_directory=Path({str(logs)!r}))\n"
+    done = run_with_own_head(
+        f"{head}from brewclip.cluster import _end_head; atexit.register(_end_head, head)\nraise ValueError('a bug')",
+        tmp_path,
+    )
+    assert (done.returncode, logs.exists()) == (1, True)
+    assert done.stderr.endswith(f"ValueError: a bug\nRay's logs are in {logs}\n")
 
 
 @pytest.mark.services

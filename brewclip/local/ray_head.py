@@ -51,6 +51,8 @@ class RayHead(Server):
 
     name = "ray"
     start_timeout_seconds = 120.0
+    # Ray 2.60 gives up when its client server, which cannot be left out, waits 30 s for the node.
+    num_starts = 2
 
     def __init__(
         self,

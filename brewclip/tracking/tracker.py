@@ -67,6 +67,8 @@ class Tracker:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of a step, with the time of this call."""
+        if not self.uri:  # importing MLflow takes two seconds of a core
+            return
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)

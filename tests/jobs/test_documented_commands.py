@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
+import psutil
 import pytest
 
 from brewclip.config import parse_options
@@ -25,6 +26,7 @@ from brewclip.errors import UserError
 from brewclip.local import RayHead
 from tests.jobs.documented import docstring_commands, page_commands, readme_commands
 from tests.k8s.manifests.agreement import _load, parse_entrypoint
+from tests.local.test_local import still_there
 from tests.training.features import write_features
 
 CHECKOUT = Path(__file__).parents[2]
@@ -105,12 +107,16 @@ def plain_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory):
-    """The state directory of `make services`, whose buckets hold small extracted corpora while it runs."""
-    folder = tmp_path_factory.mktemp("services")
+    """The state directory of `make services`, whose buckets hold small extracted corpora while it runs.
+
+    Nothing of the services is left after Ctrl-C.
+    """
+    folder, temporary = tmp_path_factory.mktemp("services"), tmp_path_factory.mktemp("tmp")
     command = [sys.executable, "jobs/services.py", "--state", str(folder)]
     with subprocess.Popen(
-        command, cwd=CHECKOUT, env=plain_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as services:
+        command, cwd=CHECKOUT, env=plain_environment() | {"TMPDIR": str(temporary)}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    ) as services:  # fmt: skip
         assert services.stdout is not None
         said = []
         for line in services.stdout:
@@ -131,8 +137,12 @@ def state(tmp_path_factory):
             for split, count in (("train", 64), ("dev", 8)):
                 write_features("s3://brewclip/scenes/whisper-base", split, count, rounds=1)
         yield folder
+        started = psutil.Process(services.pid).children(recursive=True)
+        assert len(started) >= 15
         services.send_signal(signal.SIGINT)
         assert services.wait(60) == 0
+    assert still_there(started) == []
+    assert list(temporary.glob("brewclip-*")) == []
     assert not (folder / "environment.sh").exists()
 
 

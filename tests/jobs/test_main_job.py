@@ -34,7 +34,7 @@ def storage(s3):
 @pytest.fixture(scope="module")
 def corpus(storage, ray_head):
     """The corpus, written by the recipe."""
-    sizes = ("--num-train", "24", "--num-dev", "8", "--num-test", "12", "--captions-per-image", "1")
+    sizes = ("--num-train", "12", "--num-dev", "4", "--num-test", "12", "--captions-per-image", "1")
     return run("datasets/scenes.py", "--dest", f"{storage}/scenes", *sizes, "--samples-per-shard", "10")
 
 
@@ -80,7 +80,7 @@ def run(*words: str) -> str:
 
 
 def test_recipe_and_extraction_keep_every_recording(corpus, extracted, storage):
-    for split, count in (("train", 24), ("dev", 8), ("test", 12)):
+    for split, count in (("train", 12), ("dev", 4), ("test", 12)):
         before, after = (open_manifest(f"{storage}/scenes/{folder}{split}") for folder in ("", "whisper-base/"))
         assert len(before) == len(after) == count
         assert before.summary.num_images == after.summary.num_images == count

@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ class PodOfWorker:
     """
 
     def __init__(self, name: str, address: str, num_cpus: int, folder: Path, environment: Mapping[str, str]) -> None:
-        self.name = name
+        self.name, self.folder = name, folder
         self.environment = server_environment({**environment, "POD_NAME": name})
         log = folder / f"{name}.log"
         with open(log, "w") as output:
@@ -62,28 +63,26 @@ class PodOfWorker:
         self.process = psutil.Process(started.pid)
         wait_for(lambda: "node is up" in log.read_text(), log.read_text)
 
-    def end(self, pre_stop: Sequence[str], checkout: Path, grace_seconds: float) -> str:
+    def end(self, pre_stop: Sequence[str], checkout: Path, grace_seconds: float, enough: Callable[[], bool]) -> str:
         """End it as Kubernetes does: the hook, then SIGTERM, then SIGKILL when the grace period is over.
 
-        Returns what the hook said.
+        The hook's wait, which follows what it says, is cut short when it is long enough. Returns what the hook said.
         """
         deadline = time.monotonic() + grace_seconds
         words = [word.replace("/app", str(checkout)) for word in pre_stop]
-        done = subprocess.run(
-            words,
-            env=self.environment,
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            timeout=grace_seconds,
-            check=False,
-        )
+        log = self.folder / f"{self.name}-hook.log"
+        hook = own_session(words, self.environment, log, checkout)
+        while hook.poll() is None and time.monotonic() < deadline and not (log.read_text() and enough()):
+            time.sleep(0.1)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(hook.pid, signal.SIGKILL)
+        hook.wait()
         processes = self.processes()  # while it lives: its children would be nobody's afterwards
         self.process.terminate()
         with contextlib.suppress(psutil.TimeoutExpired):
             self.process.wait(max(0.0, deadline - time.monotonic()))
         kill_all(processes)
-        return done.stdout + done.stderr
+        return log.read_text()
 
     def kill(self) -> None:
         """Kill everything of it at once, as a lost machine does."""

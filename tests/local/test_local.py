@@ -160,6 +160,43 @@ def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(tmp_path: Pa
         Broken(tmp_path).start()
 
 
+FAKE_RAY = f"""#!{sys.executable}
+import http.server, pathlib, sys
+
+starts = pathlib.Path(__file__).with_name("starts")
+starts.write_text(starts.read_text() + "+" if starts.exists() else "+")
+if len(starts.read_text()) <= FAILURES:
+    sys.exit("Timed out waiting for node info")
+
+class Dashboard(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{{"data": {{"summary": [{{"raylet": {{"state": "ALIVE"}}}}]}}}}')
+
+(port,) = [word.partition("=")[2] for word in sys.argv if word.startswith("--dashboard-port=")]
+http.server.HTTPServer(("127.0.0.1", int(port)), Dashboard).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_ray_head_that_ends_while_it_starts_is_started_once_more(failures, tmp_path, monkeypatch, capsys) -> None:
+    program = tmp_path / "ray"
+    program.write_text(FAKE_RAY.replace("FAILURES", str(failures)))
+    program.chmod(0o700)
+    monkeypatch.setattr("brewclip.local.ray_head.program_path", lambda name: str(program))
+    head = RayHead(tmp_path / "logs")
+    if failures == 1:
+        head.start()
+        head.stop()
+    else:
+        with pytest.raises(RuntimeError, match=r"ray ended with code 1 .*Timed out waiting for node info"):
+            head.start()
+    assert (tmp_path / "starts").read_text() == "++"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"services: ray ended with code 1 \(log: .*\) while it started, starting it once more", line)
+
+
 def test_our_key_does_not_meet_the_users_session_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "the user's own")
     assert "AWS_SESSION_TOKEN" not in server_environment({"AWS_ACCESS_KEY_ID": "ours"})
@@ -412,7 +449,7 @@ def test_ray_serves_only_who_has_the_token(ray_head: RayHead) -> None:
         ("s3", "return"),
         ("s3", "raise"),
         ("s3", signal.SIGTERM),
-        ("all", signal.SIGINT),
+        ("s3", signal.SIGINT),  # of all services: tests/jobs/test_documented_commands.py
         ("all", signal.SIGKILL),
     ],
 )
@@ -440,6 +477,7 @@ def test_nothing_is_left_however_the_program_ends(kind: str, ending: str | signa
         at_once = not isinstance(ending, signal.Signals) or ending == signal.SIGINT
         assert_all_end(started, within_seconds=0.0 if at_once else 30.0)  # else the supervisors clean up
     assert list((tmp_path / "tmp").glob("brewclip-*")) == []
+    assert (tmp_path / "logs" / "ray" / "gcs_server.out").exists() == (kind == "all")
 
 
 @pytest.mark.services

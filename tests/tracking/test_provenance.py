@@ -43,6 +43,8 @@ def test_the_command_gives_the_settings_of_the_run(name):
 class Record:
     """Takes what would go to MLflow."""
 
+    uri = "sqlite:///mlflow.db"
+
     def __init__(self):
         self.tags, self.files = {}, {}
 

@@ -16,7 +16,7 @@ from brewclip.data.storage import open_storage
 from brewclip.errors import ObjectMissing
 
 CHECKOUT = Path(__file__).parents[2]
-STEPS = 60
+STEPS = 80
 
 
 class TrainingJob:
@@ -63,7 +63,7 @@ class TrainingJob:
         while self.step() < step:
             assert self.process.poll() is None, f"ended before step {step}:\n{self.log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"no step {step} after {seconds} s:\n{self.log.read_text()[-3000:]}"
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def checkpoint(self) -> Checkpoint:
         """Return the latest checkpoint."""

@@ -47,7 +47,9 @@ def test_they_are_counted_and_listed(storage, ray_head, mlflow_server, tmp_path)
 
 
 def test_too_many_stop_the_run_with_their_list(storage, ray_head, tmp_path):
-    job = TrainingJob(storage, "too-many", tmp_path / "log", "--data.max-bad-fraction", "0", *FLAGS)
+    job = TrainingJob(
+        storage, "too-many", tmp_path / "log", "--data.max-bad-fraction", "0", "--tracking.uri", "", *FLAGS
+    )
     assert job.wait() == 2
     (line,) = [line for line in job.log.read_text().splitlines() if line.startswith("error: ")]
     assert "cannot be used {'image': " in line

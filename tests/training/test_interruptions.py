@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from brewclip.local import RayHead
+from brewclip.local import MlflowServer, RayHead
 from brewclip.local.processes import program_path
 from tests.training.features import write_features
 from tests.training.runs import STEPS, TrainingJob, training_workers
@@ -32,10 +32,13 @@ def storage(s3):
     return url
 
 
+UNRECORDED = ("--tracking.uri", "")
+
+
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    """Flags that record runs in a database, where losses have all their digits."""
-    return "--tracking.uri", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def records(mlflow_server):
+    """Flags that record runs in MLflow, where losses have all their digits."""
+    return "--tracking.uri", mlflow_server.tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +59,56 @@ def assert_same_run(job: TrainingJob, undisturbed: TrainingJob) -> None:
         assert losses == undisturbed.losses()[step], f"step {step}"
 
 
-def test_killed_workers_and_a_killed_driver(storage, undisturbed, ray_head, tmp_path):
-    """Workers are killed three times and the driver twice, at steps that no checkpoint was written for."""
-    log = tmp_path / "killed.log"
-    job = TrainingJob(storage, "killed", log)
-    for kill_at in (5, 14):
-        job.wait_for_step(kill_at)
-        training_workers()[kill_at % 2].kill()
-    job.wait_for_step(25)
+def test_a_run_that_is_killed_asked_to_end_and_starved(
+    storage, undisturbed, records, s3, mlflow_server, ray_head, tmp_path
+):
+    """A worker is killed, then the driver; the next driver is asked to end; the last loses storage and MLflow.
+
+    SIGTERM to the driver, as `ray job stop` and Kubernetes send it, writes a checkpoint first. While storage and MLflow
+    are away, training goes on with what it has and waits for data. It is one MLflow run, and no record is lost but
+    what killed workers had still to deliver.
+    """
+    log = tmp_path / "log"
+    job = TrainingJob(storage, "disturbed", log, *records)
+    job.wait_for_step(5)
+    training_workers()[1].kill()
+    job.wait_for_step(14)
     os.killpg(job.process.pid, signal.SIGKILL)
     job.wait()
     _wait_until_no_workers()
-    job = TrainingJob(storage, "killed", log)
-    job.wait_for_step(35)
-    training_workers()[0].kill()
-    job.wait_for_step(45)
-    os.killpg(job.process.pid, signal.SIGKILL)
-    job.wait()
-    _wait_until_no_workers()
-    job = TrainingJob(storage, "killed", log)
+    killed_at = job.step()
+
+    job = TrainingJob(storage, "disturbed", log, *records, "--run.checkpoint-every-steps", "1000")
+    _wait_for_text(log, "step 30/")
+    job.process.terminate()
+    assert job.wait() == 2
+    asked_at = job.step()
+    assert 30 <= asked_at < STEPS
+    assert f"was asked to stop at step {asked_at};" in log.read_text()
+
+    job = TrainingJob(storage, "disturbed", log, *records)
+    job.wait_for_step(asked_at + 1)
+    s3.stop()
+    mlflow_server.stop()
+    time.sleep(12)  # longer than what is fetched ahead lasts
+    s3.start()
+    mlflow_server.start()
     assert job.wait() == 0, log.read_text()[-3000:]
     assert_same_run(job, undisturbed)
+    assert_whole_record(job, mlflow_server, killed_at, asked_at)
+
+
+def assert_whole_record(job: TrainingJob, mlflow_server: MlflowServer, killed_at: int, asked_at: int) -> None:
+    """MLflow holds one run of the job, finished, with all steps of the drivers that lived; the last one's once."""
+    import mlflow
+
+    client = mlflow.MlflowClient(mlflow_server.tracking_uri)
+    experiment = client.get_experiment_by_name("brewclip").experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert set(steps) >= set(range(killed_at + 1, STEPS + 1))
+    assert sorted(step for step in steps if step > asked_at) == list(range(asked_at + 1, STEPS + 1))
+    assert run.info.status == "FINISHED"
 
 
 # The head has four CPUs: one worker of three fits there, the other on the node that comes and goes.
@@ -109,15 +141,18 @@ def test_a_lost_node_and_another_number_of_workers(storage, undisturbed, records
         torch.testing.assert_close(one.model[name], tensor, atol=1e-3, rtol=1e-3)
 
 
-def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path):
+def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path, monkeypatch):
     """A preemption notice becomes a checkpoint; the run goes on from there alone, and with two when a machine comes."""
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     node = _start_node(ray_head, tmp_path)
     rhythm = ("--optim.total-steps", "9000", "--run.checkpoint-every-steps", "1000", "--run.eval-every-steps", "9000")
-    job = TrainingJob(storage, "preempted", tmp_path / "log", *ELASTIC, *rhythm)
+    rhythm += ("--run.log-every-steps", "10")
+    job = TrainingJob(storage, "preempted", tmp_path / "log", *ELASTIC, *rhythm, *UNRECORDED)
     alone, together = "of 9000, 1 workers", "of 9000, 2 workers"
     try:
         _wait_for_text(job.log, together)  # it may have started alone, and have been resized
-        _drain_node(ray_head, seconds=20)
+        _drain_node(ray_head, node, seconds=20)
         _wait_for_text(job.log, "a machine will go, writing a checkpoint")
         job.wait_for_step(1)
         starts_alone = job.log.read_text().count(alone)
@@ -131,48 +166,6 @@ def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path):
     finally:
         _kill_node(node)
     assert job.step() >= alone_from >= 1
-
-
-def test_storage_and_mlflow_away_for_a_while(storage, undisturbed, s3, mlflow_server, ray_head, tmp_path):
-    """Training goes on with what it has, waits for data, and no record is lost."""
-    job = TrainingJob(storage, "starved", tmp_path / "starved.log", "--tracking.uri", mlflow_server.tracking_uri)
-    job.wait_for_step(10)
-    s3.stop()
-    mlflow_server.stop()
-    time.sleep(12)  # longer than what is fetched ahead lasts
-    s3.start()
-    mlflow_server.start()
-    assert job.wait() == 0, job.log.read_text()[-3000:]
-    assert_same_run(job, undisturbed)
-    import mlflow
-
-    client = mlflow.MlflowClient(mlflow_server.tracking_uri)
-    (run,) = client.search_runs(
-        [client.get_experiment_by_name("brewclip").experiment_id], f"tags.`brewclip.run_url` = '{job.run_url}'"
-    )
-    history = client.get_metric_history(run.info.run_id, "train/loss")
-    assert sorted(point.step for point in history) == list(range(1, STEPS + 1))
-    assert run.info.status == "FINISHED"
-
-
-def test_a_request_to_end_writes_a_checkpoint_first(storage, undisturbed, ray_head, mlflow_server, tmp_path):
-    """SIGTERM to the driver, as `ray job stop` and Kubernetes send it; submitted again, it is the same MLflow run."""
-    log = tmp_path / "asked.log"
-    flags = ("--tracking.uri", mlflow_server.tracking_uri, "--run.checkpoint-every-steps", "1000")
-    job = TrainingJob(storage, "asked", log, *flags)
-    _wait_for_text(log, "step 15/")
-    job.process.terminate()
-    assert job.wait() == 2
-    assert "was asked to stop at step" in log.read_text()
-    assert 15 <= job.step() < STEPS
-    job = TrainingJob(storage, "asked", log, *flags)
-    assert job.wait() == 0, log.read_text()[-3000:]
-    assert_same_run(job, undisturbed)
-    import mlflow
-
-    client = mlflow.MlflowClient(mlflow_server.tracking_uri)
-    experiment = client.get_experiment_by_name("brewclip").experiment_id
-    assert len(client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")) == 1
 
 
 # `ray start` refuses a second node on loopback; this is what ray.cluster_utils does, in a process that can be killed.
@@ -197,14 +190,11 @@ def _start_node(ray_head: RayHead, folder: Path) -> psutil.Process:
     return psutil.Process(process.pid)
 
 
-def _drain_node(ray_head: RayHead, seconds: int) -> None:
-    """Tell Ray, as a cloud's notice does, that the node that is not the head will go."""
-    code = (
-        "import ray; ray.init(logging_level='error'); "
-        "print(*[n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU') == 3])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    command = [program_path("ray"), "drain-node", f"--address={ray_head.address}", f"--node-id={found.stdout.strip()}"]
+def _drain_node(ray_head: RayHead, node: psutil.Process, seconds: int) -> None:
+    """Tell Ray, as a cloud's notice does, that a node will go."""
+    (raylet,) = [process for process in node.children() if process.name() == "raylet"]
+    (node_id,) = [word.removeprefix("--node_id=") for word in raylet.cmdline() if word.startswith("--node_id=")]
+    command = [program_path("ray"), "drain-node", f"--address={ray_head.address}", f"--node-id={node_id}"]
     command += [
         "--reason=DRAIN_NODE_REASON_PREEMPTION",
         "--reason-message=spot",
@@ -238,7 +228,7 @@ def _wait_for_text(log: Path, text: str, times: int = 1, seconds: float = 300.0)
 
 def test_a_driver_that_was_stopped_longer_than_its_lease_ends_when_it_wakes(storage, ray_head, tmp_path):
     """SIGSTOP for longer than the lease: another driver takes the run over; the first ends, and changes nothing."""
-    log, steps = tmp_path / "stopped.log", ("--optim.total-steps", "5000", "--cluster.num-workers", "1")
+    log, steps = tmp_path / "stopped.log", ("--optim.total-steps", "5000", "--cluster.num-workers", "1", *UNRECORDED)
     first = TrainingJob(storage, "stopped", log, *steps)
     first.wait_for_step(4)
     first.process.send_signal(signal.SIGSTOP)
