@@ -87,6 +87,7 @@ def build_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0, aud
         data.transcript,
         data.max_audio_frames,
         text_room_tokens=0 if model.variant == "acoustic" else clip.context_length - config.num_prompts,
+        layout=clip.layout,
         long_text=data.long_text,
         image_transform=_OWN_TRANSFORM[clip.resize_mode] if data.image_transform == "crop" else data.image_transform,
         fill=(red, green, blue),
@@ -107,7 +108,7 @@ def embedding_keys(config: Config, manifest: Manifest) -> tuple[EmbeddingKey, Em
 
 
 @dataclass(frozen=True)
-class Embedded:
+class CachedSplit:
     """A split with cached embeddings, as an adapter reads it.
 
     Attributes:
@@ -121,7 +122,7 @@ class Embedded:
     embed_dim: int
 
 
-def open_embedded(config: Config, manifest: Manifest, cache_directory: str = "") -> Embedded:
+def open_embeddings(config: Config, manifest: Manifest, cache_directory: str = "") -> CachedSplit:
     """Open a split with its cached embeddings.
 
     Raises:
@@ -134,7 +135,7 @@ def open_embedded(config: Config, manifest: Manifest, cache_directory: str = "")
         raise ManifestError(
             f"the embeddings of {manifest.url} do not say of which CLIP they are: embed again"
         ) from None
-    return Embedded(SplitReader(manifest, cache_directory, embeddings), identity, embeddings.embed_dim)
+    return CachedSplit(SplitReader(manifest, cache_directory, embeddings), identity, embeddings.embed_dim)
 
 
 def build_autocast(config: Config, device: torch.device) -> torch.autocast:

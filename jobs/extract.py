@@ -37,11 +37,11 @@ def main() -> None:
                 done = extract_splits(config, side_pixels)
                 manifests = {split: open_manifest(f"{config.features_url}/{split}") for split in done}
                 tracker.set_tags({f"brewclip.sha256.{split}": one.sha256 for split, one in manifests.items()})
-                embedded = embed_splits(config, splits) if config.model.adaptation == "adapter" else {}
+                cached = embed_splits(config, splits) if config.model.adaptation == "adapter" else {}
         except KeyboardInterrupt:
             print("interrupted: finished parts are kept, the same command continues", file=sys.stderr, flush=True)
             raise SystemExit(130) from None
-        for split, counts in (*done.items(), *embedded.items()):
+        for split, counts in (*done.items(), *cached.items()):
             print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()), flush=True)
 
 

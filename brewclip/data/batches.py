@@ -13,6 +13,7 @@ from torch import Tensor
 
 from brewclip.data.images import ImageCache, decode_image
 from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, read_features
+from brewclip.pretrained.token_layout import CLIP_LAYOUT, TokenLayout
 
 _CACHED_TEXTS = 2**15  # 20 MB at 77 tokens; an epoch of more tokenises all of them again
 
@@ -88,7 +89,7 @@ class Batch:
     confidence: Tensor
 
 
-class EmbeddedPairDecoder:
+class EmbeddingDecoder:
     """Decode a stored sample with its cached embeddings to a `Pair`; neither image nor text is decoded.
 
     Args:
@@ -116,11 +117,12 @@ class PairDecoder:
     """Decode a stored sample to a `Pair`.
 
     Args:
-        tokenize: list of n texts -> (n, L) int64, zero behind the end token; with a second argument, L is that.
+        tokenize: list of n texts -> (n, L) int64, padded; with a second argument, L is that.
         image_size: side of the square image, in pixels.
         transcript: which text is read, a key of `TEXT_FIELDS`.
         max_audio_frames: longest speech; more is truncated; 0 keeps all.
         text_room_tokens: longest text that the model reads, with start and end token; 0 if it reads none.
+        layout: of the tokens.
         long_text: `truncate` keeps the first tokens of a longer text, `chunks` divides it.
         image_transform: `crop`, `squash` or `letterbox`, see `decode_image`.
         fill: colour of the bars of a letterboxed image, red, green and blue in 0..255.
@@ -137,6 +139,7 @@ class PairDecoder:
         max_audio_frames: int,
         *,
         text_room_tokens: int = 0,
+        layout: TokenLayout = CLIP_LAYOUT,
         long_text: str = "truncate",
         image_transform: str = "crop",
         fill: tuple[int, int, int] = (0, 0, 0),
@@ -148,7 +151,7 @@ class PairDecoder:
             raise ValueError(f"{text_room_tokens} tokens leave no room for words in a chunk: take fewer prompts")
         self.tokenize, self.image_size = tokenize, image_size
         self.transcript, self.max_audio_frames = transcript, max_audio_frames
-        self.text_room_tokens, self.long_text = text_room_tokens, long_text
+        self.text_room_tokens, self.layout, self.long_text = text_room_tokens, layout, long_text
         self.audio_dim = audio_dim
         self.image_transform, self.fill, self.interpolation = image_transform, fill, interpolation
         self._tokens_of = functools.lru_cache(_CACHED_TEXTS)(self._make_tokens)
@@ -184,17 +187,17 @@ class PairDecoder:
 
     def _make_tokens(self, text: str) -> tuple[Tensor, int, int]:
         """Return the tokens of a text, their number before truncation, and how many are truncated."""
-        tokens, room = self.tokenize([text])[0], self.text_room_tokens
+        tokens, room, layout = self.tokenize([text])[0], self.text_room_tokens, self.layout
         if not room:
             return tokens, 0, 0
         full = tokens
-        if tokens[-1] != 0:  # full: perhaps truncated by the tokenizer; a byte has at most one token
+        if layout.count(tokens) == len(tokens):  # perhaps truncated by the tokenizer; a byte has at most one token
             full = self.tokenize([text], 2 * len(text.encode()) + 2)[0]
-        num_tokens = int(full.nonzero().max()) + 1
+        num_tokens = layout.count(full)
         if num_tokens <= room:
             return tokens, num_tokens, 0
         if self.long_text == "chunks":
-            return _chunks(full[:num_tokens], room, len(tokens)), num_tokens, 0
+            return _chunks(layout, full[:num_tokens], room, len(tokens)), num_tokens, 0
         return tokens, num_tokens, num_tokens - room
 
 
@@ -238,16 +241,17 @@ def confidence_of(sample: Sample, transcript: str) -> float:
     return math.exp(min(0.0, max(-100.0, avg_logprob)))
 
 
-def _chunks(tokens: Tensor, room: int, length: int) -> Tensor:
+def _chunks(layout: TokenLayout, tokens: Tensor, room: int, length: int) -> Tensor:
     """Divide a text (n,) into chunks (W, length), each with start and end token, of equal lengths.
 
     Equal lengths, because a mean over chunks weighs a short last one like a full one.
     """
-    words = tokens[1:-1]
-    chunks = torch.tensor_split(words, -(-len(words) // (room - 2)))
-    rows = torch.zeros(len(chunks), length, dtype=tokens.dtype)
+    start, end = len(layout.start), len(layout.end)
+    before, words, behind = tokens.tensor_split((start, len(tokens) - end))
+    chunks = torch.tensor_split(words, -(-len(words) // (room - start - end)))
+    rows = torch.full((len(chunks), length), layout.pad, dtype=tokens.dtype)
     for row, chunk in zip(rows, chunks, strict=True):
-        row[: len(chunk) + 2] = torch.cat([tokens[:1], chunk, tokens[-1:]])
+        row[: start + len(chunk) + end] = torch.cat([before, chunk, behind])
     return rows
 
 
@@ -273,7 +277,7 @@ def normalised_images(
     return stacked.float().div_(255).sub_(shift).div_(scale)  # in place: new memory costs more than dividing
 
 
-def collate_embedded(pairs: Sequence[Pair], device: torch.device) -> Batch:
+def collate_embeddings(pairs: Sequence[Pair], device: torch.device) -> Batch:
     """Collate pairs of embeddings to a batch on a device."""
     images = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device, non_blocking=True)
     return _collate(pairs, images, torch.stack([pair.tokens for pair in pairs]).to(device, non_blocking=True))

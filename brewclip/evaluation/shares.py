@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from brewclip.checkpoints.locate import open_system
-from brewclip.data.batches import Batch, EmbeddedPairDecoder, Pair, collate, collate_embedded
+from brewclip.data.batches import Batch, EmbeddingDecoder, Pair, collate, collate_embeddings
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.reader import Rejections, SplitReader
 from brewclip.data.schema import Sample
@@ -22,7 +22,7 @@ from brewclip.factory import (
     build_decoder,
     build_model,
     check_images,
-    open_embedded,
+    open_embeddings,
     restore_model,
 )
 from brewclip.models.adapter import EmbeddingAdapter
@@ -106,16 +106,16 @@ def _open_inputs(system: System, manifest: Manifest, device: torch.device) -> _I
     config, audio_dim = system.config, audio_dim_of(manifest)
     if config.model.adaptation == "adapter":
         try:
-            embedded = open_embedded(config, manifest)
+            cached = open_embeddings(config, manifest)
         except ManifestError:
-            embedded = None
-        if embedded is not None:
-            model = build_model(config, EmbeddingAdapter(embedded.embed_dim), audio_dim)
+            cached = None
+        if cached is not None:
+            model = build_model(config, EmbeddingAdapter(cached.embed_dim), audio_dim)
             if system.url:
-                restore_model(model, open_system(system.url), embedded.clip_identity)
+                restore_model(model, open_system(system.url), cached.clip_identity)
             model.channel = system.channel
-            decode = EmbeddedPairDecoder(config.data.transcript, config.data.max_audio_frames, audio_dim)
-            return _Inputs(model.eval(), embedded.reader, decode, lambda pairs: collate_embedded(pairs, device))
+            decode = EmbeddingDecoder(config.data.transcript, config.data.max_audio_frames, audio_dim)
+            return _Inputs(model.eval(), cached.reader, decode, lambda pairs: collate_embeddings(pairs, device))
     model, clip = load_system(system, audio_dim)
     check_images(manifest, clip)
     decoder = build_decoder(config, clip, audio_dim=audio_dim)

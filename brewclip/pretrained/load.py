@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import open_clip
+import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
@@ -183,17 +184,19 @@ def _load_tokenizer(name: str, architecture: str, context_length: int | None) ->
 
 
 def _build_model(name: str, architecture: str, tag: str, options: dict[str, Any]) -> Any:
-    """Build an open_clip model with the weights of a tag; untrained for `random` and for a file."""
+    """Build an open_clip model with the weights of a tag; untrained for a file, and for `random`, always alike."""
     has_tag = tag != RANDOM and not weights_file(tag)
     try:
-        return open_clip.create_model(
-            architecture,
-            pretrained=tag if has_tag else None,
-            device="cpu",
-            force_preprocess_cfg=image_transform(architecture, tag),
-            pretrained_text=False,  # a text tower of Transformers comes untrained or with the weights of the tag
-            **options,
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # cached embeddings of `random` are those of any other process
+            return open_clip.create_model(
+                architecture,
+                pretrained=tag if has_tag else None,
+                device="cpu",
+                force_preprocess_cfg=image_transform(architecture, tag),
+                pretrained_text=False,  # a text tower of Transformers comes untrained or with the weights of the tag
+                **options,
+            )
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"cannot load CLIP {name!r} ({_one_line(error)}); connect to the network once, or choose "

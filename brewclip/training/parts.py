@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from brewclip.config import Config
-from brewclip.data.batches import Batch, EmbeddedPairDecoder, Pair, collate, collate_embedded
+from brewclip.data.batches import Batch, EmbeddingDecoder, Pair, collate, collate_embeddings
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import Sample
 from brewclip.errors import UserError
-from brewclip.factory import audio_dim_of, build_decoder, build_model, build_towers, check_images, open_embedded
+from brewclip.factory import audio_dim_of, build_decoder, build_model, build_towers, check_images, open_embeddings
 from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.pretrained.clip_identity import ClipIdentity, identify_clip
@@ -87,18 +87,18 @@ def _parts_of_towers(config: Config, device: torch.device, train: Manifest, dev:
 
 
 def _parts_of_embeddings(config: Config, device: torch.device, train: Manifest, dev: Manifest, audio_dim: int) -> Parts:
-    embedded, embedded_dev = open_embedded(config, train, config.data.cache_directory), open_embedded(config, dev)
-    if embedded.clip_identity != embedded_dev.clip_identity:
+    cached, cached_dev = open_embeddings(config, train, config.data.cache_directory), open_embeddings(config, dev)
+    if cached.clip_identity != cached_dev.clip_identity:
         raise UserError(f"{train.url} and {dev.url} hold embeddings of different {config.model.clip}: extract again")
-    model = build_model(config, EmbeddingAdapter(embedded.embed_dim), audio_dim).to(device)
+    model = build_model(config, EmbeddingAdapter(cached.embed_dim), audio_dim).to(device)
     return Parts(
         device=device,
-        train=embedded.reader,
-        dev=embedded_dev.reader,
+        train=cached.reader,
+        dev=cached_dev.reader,
         audio_dim=audio_dim,
-        clip_identity=embedded.clip_identity,
-        decoder=EmbeddedPairDecoder(config.data.transcript, config.data.max_audio_frames, audio_dim),
-        to_batch=lambda pairs: collate_embedded(pairs, device),
+        clip_identity=cached.clip_identity,
+        decoder=EmbeddingDecoder(config.data.transcript, config.data.max_audio_frames, audio_dim),
+        to_batch=lambda pairs: collate_embeddings(pairs, device),
         model=model,
         optimizer=build_optimizer(model.trained_parameters(), config.optim),
     )

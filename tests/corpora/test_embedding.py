@@ -17,7 +17,7 @@ from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import npy_to_array
 from brewclip.data.storage import open_storage
-from brewclip.factory import build_decoder, embedding_keys, open_embedded
+from brewclip.factory import build_decoder, embedding_keys, open_embeddings
 from brewclip.pretrained.load import load_clip
 from brewclip.training.worker import Worker
 from tests.training.features import write_features
@@ -73,7 +73,7 @@ def test_they_are_those_of_clip(config):
         np.testing.assert_allclose(images, clip.model.encode_image(batch.images), atol=2e-6)
 
 
-def test_equal_contents_are_embedded_once_and_what_is_there_is_kept(config, monkeypatch):
+def test_equal_contents_have_one_embedding_and_what_is_there_is_kept(config, monkeypatch):
     write_features(config.features_url, "train", 3, per_shard=3)
     computed = []
     original = embedding_worker.FrozenTowers.encode_image
@@ -99,7 +99,7 @@ def test_a_broken_image_is_counted_and_its_recording_left_out(config):
 
 
 @pytest.mark.services
-def test_splits_are_embedded_trained_on_and_resumed(config, ray_head, capfd):
+def test_a_run_on_cached_embeddings_is_resumed(config, ray_head, capfd):
     """On Ray's workers; a run that was interrupted ends as one that was not, to the bit."""
     import ray
 
@@ -126,7 +126,7 @@ def test_splits_are_embedded_trained_on_and_resumed(config, ray_head, capfd):
     # The corpus is extracted again: its embeddings are those of another split.
     write_features(config.features_url, "train", 31)
     with pytest.raises(Exception, match="holds no embeddings of scenes"):
-        open_embedded(config, manifest_of(config))
+        open_embeddings(config, manifest_of(config))
     embed_splits(config, ("train",))
     folders = {name.rpartition("/")[0] for name in open_storage(manifest_of(config).url).list_names("embeddings/")}
     assert folders == {key.folder for key in embedding_keys(config, manifest_of(config))}, "stale ones are removed"

@@ -80,7 +80,7 @@ def test_texts_and_images_of_different_clips_are_refused(manifest):
         SplitEmbeddings(manifest, (texts, images))
 
 
-def test_a_sample_that_could_not_be_embedded_is_a_bad_one(manifest):
+def test_a_sample_without_embedding_is_a_bad_one(manifest):
     keys = keys_of(manifest)
     write(manifest, keys)
     spoiled = rows(manifest, 0, "images")
