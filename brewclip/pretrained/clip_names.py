@@ -27,7 +27,7 @@ def split_clip_name(name: str) -> tuple[str, str]:
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in (RANDOM, *tags) and not weights_file(tag):
-        near = difflib.get_close_matches(tag, tags, n=1)
+        near = [one for one in tags if tag and one.startswith(tag)] or difflib.get_close_matches(tag, tags, n=1)
         listed = f"{architecture}/TAG with one of {', '.join(tags)}, " if tags else ""
         raise ValueError(
             f"CLIP {name!r} names no known weights{f', did you mean {near[0]}' if near else ''}; write {listed}"
