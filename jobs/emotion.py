@@ -8,6 +8,7 @@
 A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. The corpus has emotions and speakers:
 datasets/ravdess.py, datasets/scenes.py --style emotion, or datasets/table.py with the columns emotion and speaker (and
 text, the sentence spoken; else --probe.transcript asr). With few speakers, --probe.folds speakers tests each in turn.
+Whisper's encoder layers are probed too: its encoder reads the recordings once (--probe.skip-layers does without).
 Prints accuracy with its interval and the majority baseline, accuracy by speaker, and confusion matrices. Each
 experiment has its own folder with results.json, table.md, accuracy.png and report.html below
 STORAGE/evaluations/CORPUS-emotion, whose latest.json names the last one; metrics are logged to MLflow. A few hundred
