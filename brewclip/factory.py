@@ -17,7 +17,7 @@ from brewclip.data.schema import BadSample, read_features
 from brewclip.errors import ManifestError, UserError
 from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
-from brewclip.models.clip import PromptedCLIP
+from brewclip.models.clip import PromptedCLIP, why_no_prompts
 from brewclip.models.towers import FrozenTowers
 from brewclip.pretrained.clip_identity import ClipIdentity
 from brewclip.pretrained.load import LoadedClip, shipped_sha256
@@ -48,12 +48,13 @@ def build_model(config: Config, clip: PromptedCLIP | EmbeddingAdapter, audio_dim
 
 
 def build_towers(config: Config, clip: LoadedClip) -> PromptedCLIP | EmbeddingAdapter:
-    """Return the part of a model that reads pixels and tokens, over a CLIP.
+    """Return the part of a model that reads pixels and tokens, over a CLIP; zero-shot may be any.
 
     Raises:
         ValueError: if the CLIP takes no prompts, and the configuration has them.
     """
-    if config.model.adaptation == "prompts":
+    as_it_is = config.model.variant == "zero_shot" and why_no_prompts(clip.model)
+    if config.model.adaptation == "prompts" and not as_it_is:
         return PromptedCLIP(clip.model)
     towers = FrozenTowers(clip.model)
     return EmbeddingAdapter(towers.embed_dim, towers)

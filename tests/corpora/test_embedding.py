@@ -1,6 +1,7 @@
 """Embeddings that the extraction caches: those of CLIP, once for equal images and texts, resumed, and trained on."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from brewclip.corpora import embedding_worker
 from brewclip.corpora.embedding import embed_splits
 from brewclip.corpora.embedding_worker import ShardEmbedder
 from brewclip.data.batches import collate
-from brewclip.data.embeddings import array_name, read_facts
+from brewclip.data.embeddings import FACTS, EmbeddingFacts, array_name, read_facts
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
@@ -43,8 +44,18 @@ def manifest_of(config: Config, split: str = "train") -> Manifest:
     return open_manifest(f"{config.features_url}/{split}")
 
 
+def write_embeddings(config: Config, split: str = "train") -> None:
+    """Embed a split in this process, as `embed_splits` does."""
+    embedder, manifest = ShardEmbedder(1, config), manifest_of(config, split)
+    embed(config, split)
+    identity, embed_dim = embedder.identity()
+    for key in embedding_keys(config, manifest):
+        facts = EmbeddingFacts(asdict(key), embed_dim, identity)
+        open_storage(f"{manifest.url}/{key.folder}").write(FACTS, json.dumps(asdict(facts)).encode())
+
+
 def embed(config: Config, split: str = "train") -> dict[str, int]:
-    """Embed a split in this process."""
+    """Embed a split in this process, but for the facts."""
     manifest, total = manifest_of(config, split), {}
     for shard in range(len(manifest.num_samples)):
         total = ShardEmbedder(1, config).embed(manifest.url, list(embedding_keys(config, manifest)), shard)
