@@ -9,8 +9,12 @@ CARD = "README.md"
 _CLIP_LICENCES = {
     "openai": "MIT",
     "laion": "MIT",
+    "datacompdr": "Apple's, see LICENSE_weights_data of apple/ml-mobileclip",
     "datacomp": "MIT",
+    "dfndr2b": "Apple Machine Learning Research Model License: research only",
+    "webli": "Apache-2.0",
     "metaclip": "CC BY-NC 4.0",
+    "meta": "Apache-2.0",
     "scenes": "Apache-2.0, trained on drawings of OpenMoji (CC BY-SA 4.0)",
     "random": "none: untrained weights",
 }

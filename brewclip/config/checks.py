@@ -78,7 +78,8 @@ def _name_rules(config: Config) -> list[tuple[bool, str]]:
 def _clip_problem(name: str) -> str:
     """Return what is wrong with the form of a CLIP's name; which ones there are, open_clip knows."""
     architecture, _, tag = name.partition("/")
-    return "" if name == "scenes" or (architecture and tag) else "must be ARCHITECTURE/TAG of open_clip, or scenes"
+    allowed = "must be ARCHITECTURE/TAG of open_clip, ARCHITECTURE/FILE of weights, or scenes"
+    return "" if name == "scenes" or (architecture and tag) else allowed
 
 
 def ignored_settings(config: Config) -> list[str]:

@@ -76,7 +76,8 @@ class ModelConfig:
     language: str = "en"
     """Language of the recordings; empty detects it for each recording."""
     clip: str = "ViT-L-14/openai"
-    """open_clip architecture and weights as ARCHITECTURE/TAG, or `scenes` for the small one in this package."""
+    """open_clip architecture and weights as ARCHITECTURE/TAG (docs/towers.md) or ARCHITECTURE/FILE, or `scenes` for the
+    small one in this package."""
     prompt_length: Annotated[int, Range(0, 512)] = 4
     """Number M of prompt vectors shared by text, audio and image; 0 disables prompting, and so does an adapter."""
     num_layers: Annotated[int, Range(1, 64)] = 1

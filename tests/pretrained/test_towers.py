@@ -36,14 +36,13 @@ FAMILIES = {
     "ViTamin": "ViTamin-S",
     "CoCa": "coca_ViT-B-32",
     "ViT of timm": "vit_relpos_medium_patch16_cls_224",
-    "Swin": "swin_base_patch4_window7_224",
     "SigLIP": "ViT-B-16-SigLIP",
     "SigLIP 2": "ViT-B-16-SigLIP2",
     "CLIPA": "ViT-L-14-CLIPA",
     "CLIP, worldwide": "ViT-L-14-worldwide",
 }
 FROM_A_HUB = ("SigLIP", "SigLIP 2", "CLIPA", "CLIP, worldwide")
-SLOW = {*FROM_A_HUB, "Swin", "CoCa", "EVA"}
+SLOW = {*FROM_A_HUB, "CoCa", "EVA"}
 NUM_WORDS = 1000
 LAYOUTS = {
     "SigLIP": TokenLayout((), (1,), 1),

@@ -14,6 +14,7 @@ from PIL import Image
 import brewclip
 from brewclip.audio import decode_audio
 from brewclip.config import preset
+from brewclip.corpora import embedding_worker
 from brewclip.data.embeddings import SplitEmbeddings
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import Extent
