@@ -114,7 +114,9 @@ def test_real_emotional_clips_from_the_recipe_to_a_probe_by_speaker(tmp_path, ra
     assert len(said) == 32 and len(set(said)) == 2
     assert jiwer.wer(said, heard) < 0.03, heard
     results = json.loads(latest_evaluation(storage, "ravdess-emotion").read("results.json"))
-    whisper, text = results
-    assert (whisper["system"], whisper["num_test"], len(whisper["by_speaker"])) == ("whisper", 32, 4)
-    assert whisper["low"] > text["majority"] == 25.0, whisper["accuracy"]
+    whisper, layers, text = results
+    assert layers["channel"] == "layers 1-6, mean of speech frames"
+    for heard_by in (whisper, layers):
+        assert (heard_by["system"], heard_by["num_test"], len(heard_by["by_speaker"])) == ("whisper", 32, 4)
+        assert heard_by["low"] > text["majority"] == 25.0, heard_by["accuracy"]
     assert text["accuracy"] <= 25.0, "the sentence is the same for all emotions"
