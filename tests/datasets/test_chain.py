@@ -220,7 +220,7 @@ def test_30_real_recordings_in_shards_become_a_trained_and_evaluated_model(
     for words in (
         ["datasets/shards.py", "--source", *sources, "--dest", f"{bucket}/digits"],
         ["jobs/verify.py", f"{bucket}/digits/test"],
-        ["jobs/extract.py", *corpus],
+        ["jobs/extract.py", *corpus, "--cluster.cpus-per-worker", "4"],  # one worker, which loads Whisper once
         ["jobs/train.py", *corpus, *short],
         ["jobs/evaluate.py", *corpus, "--systems", "zero_shot", "digits-brewclip-0"],
     ):

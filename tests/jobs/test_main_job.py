@@ -40,8 +40,8 @@ def corpus(storage, ray_head):
 
 @pytest.fixture(scope="module")
 def extracted(corpus, storage):
-    """Whisper's features of the corpus."""
-    return run("jobs/extract.py", "scenes", "--storage", storage)
+    """Whisper's features of the corpus, from two workers."""
+    return run("jobs/extract.py", "scenes", "--storage", storage, "--cluster.cpus-per-worker", "2")
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,9 @@ def test_real_emotional_clips_from_the_recipe_to_a_probe_by_speaker(tmp_path, ra
     storage = (tmp_path / "storage").as_uri()
     run("datasets/ravdess.py", "--source", str(source), "--dest", f"{storage}/ravdess", "--test-actors", "4")
     corpus = ["scenes", "--storage", storage, "--data.corpus", "ravdess"]
-    assert "extract ravdess/train: 24/24 recordings" in run("jobs/extract.py", *corpus)
+    assert "extract ravdess/train: 24/24 recordings" in run(
+        "jobs/extract.py", *corpus, "--cluster.cpus-per-worker", "2"
+    )
     run("jobs/emotion.py", *corpus, "--probe.folds", "speakers")
 
     normalise = EnglishTextNormalizer()
