@@ -84,7 +84,8 @@ def family(request):
         clip = load_clip(f"{architecture}/random")
         torch.manual_seed(0)
         reference, _, transform = open_clip.create_model_and_transforms(architecture)
-        yield name, clip, reference.eval(), transform, open_clip.get_tokenizer(architecture)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    return name, clip, reference.eval(), transform, tokenizer
 
 
 def with_few_words(config):
