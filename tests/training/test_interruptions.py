@@ -165,6 +165,8 @@ def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path, monkeypatch)
         assert job.wait() == 2
     finally:
         _kill_node(node)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.process.pid, signal.SIGKILL)
     assert job.step() >= alone_from >= 1
 
 
@@ -205,7 +207,7 @@ def _drain_node(ray_head: RayHead, node: psutil.Process, seconds: int) -> None:
 
 def _kill_node(node: psutil.Process) -> None:
     """Kill everything of a node at once, as a lost machine does."""
-    processes = [node, *node.children(recursive=True)]
+    processes = [node, *node.children(recursive=True)] if node.is_running() else []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
