@@ -7,7 +7,8 @@
 
 First the table, then the presets of the corpora; further flags are those of jobs/train.py and apply to every preset.
 table1: retrieval. table2: ablation of the channels. table3: emotion. table4: ASR against ground truth, zero-shot.
-table5: every training corpus against every test corpus. The corpora must have been extracted (jobs/extract.py).
+table5: every training corpus against every test corpus. beyond: adapter and fusion by confidence against the paper's
+sum and zero-shot. The corpora must have been extracted (jobs/extract.py), for `beyond` with --model.adaptation adapter.
 real_speech: word errors on a folder of real recordings compared with whisper.transcribe, and emotions by speaker; it
 takes one preset for Whisper and CLIP, and no corpus.
 Finished runs and evaluated cells are reused, so a second call only prints. Writes table.md, results.json, a figure
@@ -29,7 +30,7 @@ from brewclip.config.unused import IGNORED_BY_TRAINING
 from brewclip.errors import UserError
 
 REAL_SPEECH = "real_speech"
-NAMES = ("table1", "table2", "table3", "table4", "table5", REAL_SPEECH)
+NAMES = ("table1", "table2", "table3", "table4", "table5", "beyond", REAL_SPEECH)
 
 
 @dataclass(frozen=True)

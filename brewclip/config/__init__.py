@@ -2,7 +2,7 @@
 
 from brewclip.config.checks import check, ignored_settings
 from brewclip.config.command_line import exit_on_user_error, parse_command_line, parse_options
-from brewclip.config.presets import PRESETS, for_variant, preset
+from brewclip.config.presets import PRESETS, by_confidence, for_variant, preset
 from brewclip.config.settings import (
     ClusterConfig,
     Config,
@@ -32,6 +32,7 @@ __all__ = [
     "TrackingConfig",
     "Transcript",
     "Variant",
+    "by_confidence",
     "check",
     "exit_on_user_error",
     "flatten",

@@ -120,6 +120,18 @@ def release(config: Config) -> Config:
     )
 
 
+def by_confidence(config: Config) -> Config:
+    """Return the configuration with an adapter and the fusion by confidence, see docs/adapter.md.
+
+    In the scenes worlds its acoustic channel, which is trained alone, gets the learning rate of the variant `acoustic`;
+    the adapter gets the same.
+    """
+    model = replace(config.model, adaptation="adapter", fusion="confidence")
+    run = replace(config.run, selection_metric="dev/mean_recall")
+    peak_lr = 1e-3 if config.model.clip == "scenes" else config.optim.peak_lr
+    return replace(config, model=model, run=run, optim=replace(config.optim, peak_lr=peak_lr, prompt_lr_scale=1.0))
+
+
 def for_variant(config: Config, variant: Variant, seed: int) -> Config:
     """Return a preset with a variant and a seed.
 
@@ -142,6 +154,10 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "scenes_narratives": scenes_narratives,
     "scenes_noisy": scenes_noisy,
     "own": own,
+    "scenes_adapter": lambda: by_confidence(scenes()),
+    "scenes_narratives_adapter": lambda: by_confidence(scenes_narratives()),
+    "scenes_noisy_adapter": lambda: by_confidence(scenes_noisy()),
+    "own_adapter": lambda: by_confidence(own()),
     "flickr8k": flickr8k,
     "spoken_coco": spoken_coco,
     "localized_narratives": localized_narratives,

@@ -31,17 +31,20 @@ class Cell:
         test: settings of the test corpus.
         split: split to evaluate on.
         test_transcript: transcript that the pipeline reads in the test.
+        channel: `acoustic` or `text` for that channel of the system alone, or empty.
     """
 
     train: Config
     test: Config
     split: str
     test_transcript: Transcript = "asr"
+    channel: str = ""
 
     @property
     def name(self) -> str:
         """Name of the cached ranks."""
         system = ZERO_SHOT if self.train.model.variant == ZERO_SHOT else self.train.run_name
+        system += f"@{self.channel}" if self.channel else ""
         return file_name(f"{system}--{self.test.data.corpus}-{self.split}-{self.test_transcript}")
 
 
@@ -53,6 +56,7 @@ def plan_cells(
     test_transcript: Transcript,
     seeds: Sequence[int],
     split: str,
+    channel: str = "",
 ) -> list[Cell]:
     """Return one cell per seed; a single one for `zero_shot`, which is not trained.
 
@@ -64,10 +68,11 @@ def plan_cells(
         test_transcript: transcript that it reads in the test.
         seeds: seeds of the runs.
         split: split to evaluate on.
+        channel: of the system, see `Cell`.
     """
     train = replace(train, data=replace(train.data, transcript=train_transcript))
     own_seeds = seeds[:1] if variant == ZERO_SHOT else seeds
-    return [Cell(for_variant(train, variant, seed), test, split, test_transcript) for seed in own_seeds]
+    return [Cell(for_variant(train, variant, seed), test, split, test_transcript, channel) for seed in own_seeds]
 
 
 def run_cell(cell: Cell) -> Ranking:
@@ -117,6 +122,7 @@ def train_cell(cell: Cell) -> None:
 def describe_cell(cell: Cell) -> System:
     """Return the system of a cell, with the settings of its test."""
     name = ZERO_SHOT if cell.train.model.variant == ZERO_SHOT else cell.train.run_url
+    name += f"@{cell.channel}" if cell.channel else ""
     return describe_system(cell.test, f"{name}@{cell.test_transcript}")
 
 

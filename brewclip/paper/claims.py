@@ -1,7 +1,8 @@
 """Claims of the paper as comparisons of two table rows, and their verdicts from measured ranks.
 
 A claim that one system is better holds if the whole 95 % interval of the paired difference is above zero; a claim of no
-difference holds if the interval contains zero. All other claims fail, and their interval is reported.
+difference holds if the interval contains zero, one of "not below" unless all of it is below. All other claims fail, and
+their interval is reported.
 """
 
 import math
@@ -38,6 +39,7 @@ class Claim:
         kinds: kinds of speech that it is about.
         ks: k of each R@k to test it at.
         level: True for "no difference", False for "above".
+        not_below: the claim is "not below": it fails only if the whole interval is below zero.
     """
 
     text: str
@@ -46,6 +48,7 @@ class Claim:
     kinds: tuple[str, ...]
     ks: tuple[int, ...] = (10,)
     level: bool = False
+    not_below: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def judge(claim: Claim, corpus: str, rows: Rows, published: Mapping[str, Recalls
             verdicts.append(
                 Verdict(
                     claim.text, corpus, f"{TITLES[direction]} R@{k}", str(found), ", ".join(f"{e:+.1f}" for e in each),
-                    _published_difference(published, claim, place), _verdict(found, claim.level),
+                    _published_difference(published, claim, place), _verdict(found, claim.level, claim.not_below),
                 )
             )  # fmt: skip
     return verdicts
@@ -149,7 +152,9 @@ def _of_seed(rankings: Sequence[Ranking], seed: int) -> Ranking:
     return rankings[seed] if len(rankings) > 1 else rankings[0]
 
 
-def _verdict(found: Difference, level: bool) -> str:
+def _verdict(found: Difference, level: bool, not_below: bool = False) -> str:
+    if not_below:
+        return HOLDS if found.high >= 0 else FAILS
     if level:
         return HOLDS if found.low <= 0 <= found.high else FAILS
     if found.low > 0:

@@ -67,6 +67,18 @@ def test_two_seeds_of_a_variant_have_distinct_names(tmp_path):
     assert describe_systems(config, ["scenes-pipeline-0"])[0].name == "scenes-pipeline-0"
 
 
+def test_one_channel_of_a_full_model_is_a_system_of_its_own(tmp_path):
+    config = config_of(tmp_path)
+    save_run(config, "both")
+    save_run(config, "one", variant="pipeline")
+    systems = describe_systems(config, ["both", "both@acoustic", "both@text", "both@acoustic@ground_truth"])
+    assert [(one.name, one.channel) for one in systems] == [
+        ("both", ""), ("both@acoustic", "acoustic"), ("both@text", "text"), ("both@acoustic@ground_truth", "acoustic")
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="one has no two channels, its variant is pipeline: leave out @text"):
+        describe_system(config, "one@text")
+
+
 def test_steps_of_a_run_and_runs_of_one_name_are_distinguished(tmp_path):
     here, there = config_of(tmp_path / "here"), config_of(tmp_path / "there")
     for config in (here, there):

@@ -8,6 +8,7 @@ from tests.paper.results import make_ranking
 
 ABOVE = Claim("a is above b", "a", "b", (READ,), (1,))
 LEVEL = Claim("a and b do not differ", "a", "b", (READ,), (1,), level=True)
+NOT_BELOW = Claim("a is not below b", "a", "b", (READ,), (1,), not_below=True)
 
 
 def verdict_of(claim: Claim, ours: list, theirs: list) -> str:
@@ -17,16 +18,17 @@ def verdict_of(claim: Claim, ours: list, theirs: list) -> str:
 
 
 @pytest.mark.parametrize(
-    ("hits", "above", "level"),
+    ("hits", "above", "level", "not_below"),
     [
-        (150, "holds", "fails"),
-        (100, "fails: no difference seen", "holds"),
-        (50, "fails: the opposite", "fails"),
+        (150, "holds", "fails", "holds"),
+        (100, "fails: no difference seen", "holds", "holds"),
+        (50, "fails: the opposite", "fails", "fails"),
     ],
 )
-def test_a_claim_holds_by_its_interval(hits, above, level):
+def test_a_claim_holds_by_its_interval(hits, above, level, not_below):
     assert verdict_of(ABOVE, [make_ranking(hits)], [make_ranking(100, seed=1)]) == above
     assert verdict_of(LEVEL, [make_ranking(hits)], [make_ranking(100, seed=1)]) == level
+    assert verdict_of(NOT_BELOW, [make_ranking(hits)], [make_ranking(100, seed=1)]) == not_below
 
 
 def test_each_seed_and_the_paper_are_shown_with_the_pooled_difference():

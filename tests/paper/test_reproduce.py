@@ -91,6 +91,22 @@ def test_the_acoustic_channel_of_the_scenes_world_takes_larger_steps():
     assert for_variant(preset("flickr8k"), "acoustic", 0).optim.peak_lr == 1e-4
 
 
+def test_beyond_the_paper_has_one_run_for_both_channels_and_their_fusion():
+    rows = plan_grid("beyond", {"scenes_noisy": preset("scenes_noisy")}, [0, 1], "test")["scenes_noisy"]
+    beyond = [f"scenes_noisy-brewclip-adapter-confidence-{seed}" for seed in (0, 1)]
+    assert {title: [cell.train.run_name for cell in cells] for title, cells in rows.items()} == {
+        "zero-shot pipeline": ["scenes_noisy-zero_shot-0"],
+        "BrewCLIP": ["scenes_noisy-brewclip-0", "scenes_noisy-brewclip-1"],
+        "BrewCLIP by confidence": beyond,
+        "its text alone": beyond,
+        "its acoustic channel alone": beyond,
+    }
+    names = [cells[0].name for cells in rows.values()]
+    assert len(set(names)) == len(names), "each has its own cached ranks"
+    trained = rows["its text alone"][0].train
+    assert (trained.model.adaptation, trained.run.selection_metric) == ("adapter", "dev/mean_recall")
+
+
 def test_table5_trains_on_every_corpus_once():
     configs = {name: preset(name) for name in ("flickr8k", "spoken_coco", "localized_narratives")}
     grid = plan_grid("table5", configs, [0], "test")
