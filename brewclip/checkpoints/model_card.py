@@ -32,8 +32,9 @@ def model_card(facts: CheckpointFacts) -> str:
     data, model, loss, optim = config.data, config.model, config.loss, config.optim
     settings = {
         "variant": f"{model.variant} ({_VARIANTS.get(model.variant, model.variant)})",
+        "adaptation, fusion": f"{model.adaptation}, {model.fusion}",
         "prompt length, layers, heads, feed-forward": (
-            f"{model.prompt_length}, {model.num_layers}, {model.num_heads}, {model.ff_dim}"
+            f"{config.num_prompts}, {model.num_layers}, {model.num_heads}, {model.ff_dim}"
         ),
         "alpha, temperature, reduction": f"{loss.alpha}, {loss.temperature}, {loss.reduction}",
         "steps, global batch, peak learning rate": f"{facts.step}, {config.run.global_batch_size}, {optim.peak_lr}",

@@ -77,8 +77,8 @@ class Embedder:
         device: device to compute on.
 
     Attributes:
-        identity: everything its embeddings depend on: trained weights and step, hash and settings of the
-            frozen CLIP.
+        identity: everything that embeddings of images depend on: trained weights and step unless they are adapters,
+            hash and settings of the frozen CLIP. Systems of one identity share an index.
 
     Raises:
         UserError, ValueError, FileNotFoundError: if the frozen weights are missing or differ from the checkpoint's.
@@ -99,8 +99,11 @@ class Embedder:
         }
         if checkpoint is not None:
             restore_model(model, checkpoint, clip)
-            files = checkpoint.facts.files
-            self.identity |= {"weights_sha256": files["model.safetensors"], "step": checkpoint.facts.step}
+            if config.model.adaptation == "prompts":  # else images are embedded by the frozen CLIP as it is
+                files = checkpoint.facts.files
+                self.identity |= {"weights_sha256": files["model.safetensors"], "step": checkpoint.facts.step}
+            elif config.data.image_transform != "crop":
+                self.identity |= {"image_transform": config.data.image_transform}
         if config.data.transcript == "ground_truth":  # there is none but Whisper's
             config = replace(config, data=replace(config.data, transcript="asr"))
         self._decoder = build_decoder(config, self._clip)

@@ -79,6 +79,10 @@ def test_from_embeddings_to_search(family, tmp_path, shared_directory, monkeypat
     assert problems == []
     (matches,) = model.search(index, [decode_audio((shared_directory / "speech/jfk.flac").read_bytes())], k=2)
     assert len(matches) == 2
+    plain = brewclip.load("zero_shot", clip=config.model.clip)
+    assert len(plain.search(index, found, k=2)) == 4, (
+        "images are not adapted: any adapter takes the index of CLIP's own"
+    )
     other = brewclip.load("zero_shot", clip="scenes")
     with pytest.raises(UserError, match="the index was made by"):
         other.search(index, np.zeros((1, 4), np.float32))
