@@ -24,6 +24,7 @@ from brewclip.studies.emotion.linear import INVERSE_REGULARISATION, choose_regul
 from brewclip.studies.emotion.probing import targets_of
 from brewclip.studies.emotion.study import iter_results, probe_layers
 
+pytestmark = pytest.mark.slow
 ACTORS = ("01", "02", "03", "04")
 PROBE = ProbeConfig()
 
