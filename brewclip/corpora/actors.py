@@ -1,11 +1,14 @@
 """Actors of long frozen work, Whisper's and CLIP's: how many fit, their start, and the results of their calls."""
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from brewclip.config import Config
 from brewclip.errors import UserError
 
 CONTROL = "control"  # concurrency group of calls while an actor works
+_POLL_SECONDS = 2.0
+Item = TypeVar("Item")
 
 
 def num_places(config: Config) -> int:
@@ -44,3 +47,35 @@ def result_of(reference: Any) -> Any:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+
+
+def run_on_actors(
+    actors: list[Any], items: Iterable[Item], call: Callable[[Any, Item], Any]
+) -> Iterator[tuple[list[tuple[Item, Any]], list[Any]]]:
+    """Give items to free actors one by one.
+
+    Args:
+        actors: at least one, if there are items.
+        items: what is done.
+        call: starts the work on an item on an actor; returns the reference to its result.
+
+    Yields:
+        Every two seconds at least: the items that were finished since, with their results, and the busy actors.
+    """
+    import ray
+
+    pending, idle = iter(items), list(actors)
+    running: dict[Any, tuple[Any, Item]] = {}
+    while True:
+        for actor, item in zip(idle.copy(), pending, strict=False):
+            running[call(actor, item)] = actor, item
+            idle.remove(actor)
+        if not running:
+            return
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+        finished = []
+        for reference in ready:
+            actor, item = running.pop(reference)
+            finished.append((item, result_of(reference)))
+            idle.append(actor)
+        yield finished, [actor for actor, _ in running.values()]

@@ -10,15 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 from brewclip.config import Config
-from brewclip.corpora.actors import num_places, result_of, start_actor
+from brewclip.corpora.actors import num_places, run_on_actors, start_actor
 from brewclip.corpora.embedding_worker import ShardEmbedder
 from brewclip.data.embeddings import FACTS, FOLDER, EmbeddingFacts, EmbeddingKey, read_facts
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.storage import open_storage
 from brewclip.factory import embedding_keys
 from brewclip.progress import ProgressReporter
-
-_POLL_SECONDS = 2.0
 
 
 def embed_splits(config: Config, splits: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -67,22 +65,11 @@ def _run_shards(
     label: str, manifest: Manifest, keys: list[EmbeddingKey], actors: list[Any]
 ) -> Iterator[dict[str, int]]:
     """Give shards to free workers one by one, and yield their counts."""
-    import ray
-
     progress = ProgressReporter(label, len(manifest), "samples")
-    pending, idle = iter(range(len(manifest.num_samples))), list(actors)
-    running: dict[Any, tuple[Any, int]] = {}
-    while True:
-        for actor, shard in zip(idle.copy(), pending, strict=False):
-            running[actor.embed.remote(manifest.url, keys, shard)] = actor, shard
-            idle.remove(actor)
-        if not running:
-            return
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-        for reference in ready:
-            actor, shard = running.pop(reference)
-            yield result_of(reference)
-            idle.append(actor)
+    shards = range(len(manifest.num_samples))
+    for finished, _ in run_on_actors(actors, shards, lambda actor, one: actor.embed.remote(manifest.url, keys, one)):
+        for shard, counts in finished:
+            yield counts
             progress.advance(int(manifest.num_samples[shard]))
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from brewclip.config import Config
-from brewclip.corpora.actors import CONTROL, num_places, result_of, start_actor
+from brewclip.corpora.actors import CONTROL, num_places, run_on_actors, start_actor
 from brewclip.corpora.extraction_worker import ExtractionTask, Extractor, Part
 from brewclip.data.images import CLIP_SIDES
 from brewclip.data.manifest import MANIFEST, Manifest, open_manifest
@@ -178,26 +178,13 @@ def _run_parts(
     label: str, task: ExtractionTask, parts: list[Part], actors: list[Any]
 ) -> Iterator[tuple[ShardRecord | None, dict[str, Any]]]:
     """Schedule parts one by one on free workers, and yield their results."""
-    import ray
-
     progress = ProgressReporter(label, sum(part.extent.count for part in parts), "recordings")
-    pending, idle, num_done = iter(parts), list(actors), 0
-    running: dict[Any, tuple[Any, Part]] = {}
-    while True:
-        for actor, part in zip(idle.copy(), pending, strict=False):
-            running[actor.extract.remote(task, part)] = actor, part
-            idle.remove(actor)
-        if not running:
-            return
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-        for reference in ready:
-            actor, part = running.pop(reference)
-            result = result_of(reference)
+    num_done = 0
+    for finished, busy in run_on_actors(actors, parts, lambda actor, part: actor.extract.remote(task, part)):
+        for part, result in finished:
             num_done += part.extent.count
-            idle.append(actor)
             yield result
-        in_parts = _count_in_parts([actor for actor, _ in running.values()])
-        progress.advance(max(0, num_done + in_parts - progress.done))
+        progress.advance(max(0, num_done + _count_in_parts(busy) - progress.done))
 
 
 def _count_in_parts(actors: Iterable[Any]) -> int:
