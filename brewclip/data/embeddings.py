@@ -102,8 +102,7 @@ class SplitEmbeddings:
     def __init__(self, manifest: Manifest, keys: tuple[EmbeddingKey, EmbeddingKey]) -> None:
         self.manifest = manifest
         self._folders = [open_storage(f"{manifest.url}/{key.folder}") for key in keys]
-        found = [read_facts(folder) for folder in self._folders]
-        texts, images = found
+        texts, images = (read_facts(folder) for folder in self._folders)
         if texts is None or images is None:
             raise ManifestError(
                 f"{manifest.url} holds no embeddings of {keys[0].clip} for its texts and images as they are now: run "
@@ -111,7 +110,8 @@ class SplitEmbeddings:
             )
         if texts.clip_identity != images.clip_identity or texts.embed_dim != images.embed_dim:
             raise ManifestError(
-                f"{manifest.url} holds embeddings of different {keys[0].clip}: extract with --overwrite"
+                f"{manifest.url} holds embeddings of different {keys[0].clip}: remove its folder {FOLDER} and run "
+                "jobs/extract.py again"
             )
         self.facts = texts
         self._cached: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()

@@ -84,7 +84,8 @@ def embed_split(
         batch_size: pairs per batch.
         num_threads: decoding threads.
         progress: called with the number of recordings after each batch.
-        keep_channels: return the channels of the recordings as well; the model has a text channel.
+        keep_channels: return the channels of the recordings, from which `choose.fuse_channels` makes F_L; `speech` is
+            F_T, which the model must have.
     """
     keys: list[str] = []
     texts: list[str] = []
@@ -99,10 +100,13 @@ def embed_split(
 
     def embed() -> None:
         batch = to_batch(pending)
-        features, _, _ = model.encode_speech(batch.tokens, batch.audio, batch.audio_mask, confidence=batch.confidence)
-        speech.append(features.float().cpu().numpy())
         if keep_channels:
             channels.append(_channels_of(model, batch))
+            speech.append(channels[-1].text)
+        else:
+            heard = batch.tokens, batch.audio, batch.audio_mask
+            features, _, _ = model.encode_speech(*heard, confidence=batch.confidence)
+            speech.append(features.float().cpu().numpy())
         first = {name: row for row, name in reversed(list(enumerate(batch.image_names))) if name not in images}
         if first:
             rows = torch.tensor(sorted(first.values()), device=batch.images.device)

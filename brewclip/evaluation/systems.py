@@ -13,11 +13,7 @@ from brewclip.data.truncation import TruncationCounts
 from brewclip.errors import UserError
 from brewclip.evaluation.embed import Embeddings
 from brewclip.evaluation.ranks import Ranking
-from brewclip.factory import (
-    build_model,
-    build_towers,
-    restore_model,
-)
+from brewclip.factory import build_model, build_towers, restore_model
 from brewclip.metrics import RetrievalResult
 from brewclip.models.brewclip import CHANNELS, BrewCLIP
 from brewclip.pretrained.clip_identity import identify_clip
