@@ -17,7 +17,7 @@ from brewclip.config.whisper_names import WHISPER
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
 Adaptation = Literal["prompts", "adapter"]
 Fusion = Literal["sum", "confidence"]
-Transcript = Literal["asr", "asr_unfiltered", "ground_truth"]
+Transcript = Literal["asr", "asr_unfiltered", "asr_greedy", "ground_truth"]
 ImageTransform = Literal["crop", "letterbox"]
 LongText = Literal["truncate", "chunks"]
 Reduction = Literal["sum", "mean"]
@@ -37,8 +37,8 @@ class DataConfig:
     dev_split: Annotated[str, FOLDER] = "dev"
     """Split for selecting the best checkpoint. `test` is refused."""
     transcript: Transcript = "asr"
-    """Text of the pipeline channel: Whisper's transcript, the same with text that its checks reject, or the text that
-    the speaker read."""
+    """Text of the pipeline channel: Whisper's transcript, the same with text that its checks reject as it was decoded
+    last or first (greedily), or the text that the speaker read."""
     long_text: LongText = "truncate"
     """A text of more tokens than CLIP reads is truncated, or encoded in chunks whose features are averaged."""
     max_audio_frames: Annotated[int, Range(0, 10**7)] = 6000

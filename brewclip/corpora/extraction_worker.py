@@ -26,7 +26,7 @@ from brewclip.errors import UserError
 
 _BATCHES_AT_ONCE = 4  # of several batches, recordings of one length are decoded together
 # Part of a shard's identity: shards of another version are not reused.
-_READER_VERSION = 2
+_READER_VERSION = 3
 
 
 class Interrupted(Exception):

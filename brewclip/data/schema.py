@@ -23,9 +23,9 @@ REQUIRED_FIELDS: dict[str, type | tuple[type, ...]] = {
     "split": str,
     "duration_seconds": (int, float),
 }
-HEARD_FIELDS = ("transcript", "unfiltered_transcript")
-"""Whisper's transcripts, without and with what its checks reject; both may be empty."""
-TEXT_FIELDS = dict(zip(("asr", "asr_unfiltered", "ground_truth"), (*HEARD_FIELDS, "text"), strict=True))
+HEARD_FIELDS = ("transcript", "unfiltered_transcript", "greedy_transcript")
+"""Whisper's transcripts: without what its checks reject, with it as last decoded, and as first; all may be empty."""
+TEXT_FIELDS = dict(zip(("asr", "asr_unfiltered", "asr_greedy", "ground_truth"), (*HEARD_FIELDS, "text"), strict=True))
 """Setting `data.transcript` -> field of the metadata that holds this text."""
 _BLOCK_BYTES = 512
 _HEADER = struct.Struct("100s24x11s21x1s100x5s")  # name, size in octal digits, kind of member, magic

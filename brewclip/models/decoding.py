@@ -6,7 +6,7 @@ drops only what it takes for silence. Here the transcript is then empty, and the
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Reading:
     Attributes:
         transcript: empty if rejected.
         unfiltered: text of the last attempt as `whisper.transcribe` returns it, rejected or not; empty for silence.
+        greedy: text of the first attempt, which does not sample, rejected or not; empty for silence.
         avg_logprob: mean log probability of a token, of the last attempt.
         no_speech_prob: probability of silence.
         compression_ratio: of the last attempt's text; repetition has a high one.
@@ -50,6 +51,7 @@ class Reading:
 
     transcript: str
     unfiltered: str
+    greedy: str
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float
@@ -129,7 +131,7 @@ def decode_chunks(
         generators = [_generator_of(waveforms[row], features.device) for row in failed]
         results = _decode(model, features[failed], language, temperature, limit, generators)
         for row, result in zip(failed, results, strict=True):
-            readings[row] = _judge(result)
+            readings[row] = replace(_judge(result), greedy=readings[row].greedy)
     return readings
 
 
@@ -169,10 +171,11 @@ def _find_rejection(result: DecodingResult) -> str | None:
 
 
 def _judge(result: DecodingResult) -> Reading:
-    rejected = _find_rejection(result)
+    rejected, text = _find_rejection(result), "" if _is_silence_to_whisper(result) else result.text
     return Reading(
         transcript="" if rejected else result.text,
-        unfiltered="" if _is_silence_to_whisper(result) else result.text,
+        unfiltered=text,
+        greedy=text,
         avg_logprob=float(result.avg_logprob),
         no_speech_prob=float(result.no_speech_prob),
         compression_ratio=float(result.compression_ratio),

@@ -30,6 +30,8 @@ class Speech:
     Attributes:
         transcript: may be empty.
         unfiltered_transcript: with the rejected text, as `whisper.transcribe` returns it.
+        greedy_transcript: decoded without sampling, rejected or not; the unfiltered one is that of the last attempt,
+            which is sampled at the highest temperature.
         language: code such as "en", given or detected in the first chunk.
         avg_logprob: mean log probability of a token.
         no_speech_prob: probability of silence, of the least silent chunk.
@@ -41,6 +43,7 @@ class Speech:
 
     transcript: str
     unfiltered_transcript: str
+    greedy_transcript: str
     language: str
     avg_logprob: float
     no_speech_prob: float
@@ -54,6 +57,7 @@ class Speech:
         return {
             "transcript": self.transcript,
             "unfiltered_transcript": self.unfiltered_transcript,
+            "greedy_transcript": self.greedy_transcript,
             "language": self.language,
             "avg_logprob": round(self.avg_logprob, 4),
             "no_speech_prob": round(self.no_speech_prob, 4),
@@ -236,6 +240,7 @@ class SpeechReader:
         return Speech(
             transcript=" ".join(reading.transcript for reading in readings if reading.transcript),
             unfiltered_transcript=" ".join(reading.unfiltered for reading in readings if reading.unfiltered),
+            greedy_transcript=" ".join(reading.greedy for reading in readings if reading.greedy),
             language=language or self.language or "en",
             avg_logprob=float(np.average(logprobs, weights=weights)),
             no_speech_prob=min(reading.no_speech_prob for reading in readings),
@@ -256,6 +261,7 @@ class SpeechReader:
 _SILENCE = Reading(
     transcript="",
     unfiltered="",
+    greedy="",
     avg_logprob=0.0,
     no_speech_prob=1.0,
     compression_ratio=compression_ratio(""),

@@ -33,6 +33,7 @@ def sample(**changes) -> Sample:
             "text": "said",
             "transcript": "heard",
             "unfiltered_transcript": "guessed",
+            "greedy_transcript": "misheard",
         },
         "image": jpeg(40, 30),
         "features": array_to_npy(np.ones((5, 8), np.float16)),
@@ -67,7 +68,8 @@ def test_collate_pads_and_says_what_is_real():
 
 
 @pytest.mark.parametrize(
-    ("transcript", "text"), [("asr", "heard"), ("asr_unfiltered", "guessed"), ("ground_truth", "said")]
+    ("transcript", "text"),
+    [("asr", "heard"), ("asr_unfiltered", "guessed"), ("asr_greedy", "misheard"), ("ground_truth", "said")],
 )
 def test_the_requested_transcript_is_read(transcript, text):
     assert decoder(transcript)(sample()).text == text

@@ -108,7 +108,18 @@ def test_a_rejected_word_is_stored_as_unfiltered_with_an_empty_transcript(reader
     assert all(speech.unfiltered_transcript for speech in rejected if speech.rejected != "no_speech")
     heard = [speech for speech in speeches if not speech.rejected]
     assert all(speech.unfiltered_transcript == speech.transcript for speech in heard)
-    assert {"transcript", "unfiltered_transcript", "rejected"} <= set(rejected[0].metadata())
+    assert all(speech.greedy_transcript == speech.transcript for speech in heard if not speech.temperature)
+    assert {"transcript", "unfiltered_transcript", "greedy_transcript", "rejected"} <= set(rejected[0].metadata())
+
+
+def test_the_greedy_text_of_a_rejected_recording_is_that_of_decoding_without_retries(reader, monkeypatch):
+    """What it says the last time, sampled at temperature 1, is another text."""
+    waveforms = [load_speech(f"digits/{name}.wav") for name in ("2_nicolas_2", "4_nicolas_1")]
+    speeches = reader.read(waveforms)
+    monkeypatch.setattr("brewclip.models.decoding.TEMPERATURES", (0.0,))
+    once = [speech.unfiltered_transcript for speech in reader.read(waveforms)]
+    assert [speech.greedy_transcript for speech in speeches] == once
+    assert all(speech.temperature == 1.0 and speech.unfiltered_transcript not in once for speech in speeches)
 
 
 def test_reading_ends_where_the_check_says_so(reader, jfk):
