@@ -2,6 +2,7 @@
 
     python datasets/scenes.py --dest s3://bucket/scenes
     python datasets/scenes.py --dest file:///tmp/scenes --num-train 2000 --style narrative --noise-snr-db 5
+    python datasets/scenes.py --dest s3://bucket/scenes --noise-snr-db 99 2 --test-noise-snr-db 99 5 2 0 -5
 
 Needs the packages of the extra `demo`. The same flags write the same bytes.
 """
@@ -24,6 +25,8 @@ from brewclip.scenes import captions, voices
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import Scene, sample_scene, scene_generator, world_seed
 
+CLEAR = "clear"
+_CLEAR_SNR_DB = 60
 Style = Literal["caption", "narrative", "emotion"]
 
 # Of the emotions: no speaker of test is in train, as with the actors of RAVDESS.
@@ -50,17 +53,25 @@ class ScenesOptions(WriteOptions):
     """Read captions, spontaneous narratives, or one sentence in four emotions (no images)."""
     image_side_pixels: Annotated[int, Range(16, 8192)] = 192
     """Side of the square images."""
-    noise_snr_db: Annotated[float, Range(-100, 100)] = 99.0
-    """Babble is mixed in at this signal-to-noise ratio, in dB; 60 and more add no babble."""
+    noise_snr_db: tuple[Annotated[float, Range(-100, 100)], ...] = (99.0,)
+    """Babble is mixed in at this signal-to-noise ratio, in dB; 60 and more add no babble. Of several, each caption is
+    spoken at each one: the same words, voice and babble."""
+    test_noise_snr_db: tuple[Annotated[float, Range(-100, 100)], ...] = ()
+    """The same for the split test; empty: as in the other splits."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One recording to synthesise: caption `number` of scene `index` of a split."""
+    """One recording to synthesise: caption `caption` of scene `index` of a split at its noise `level`.
+
+    `number` counts the recordings of the scene.
+    """
 
     split: str
     index: int
     number: int
+    caption: int
+    level: int
 
 
 class Scenes:
@@ -86,8 +97,13 @@ class Scenes:
             "narrative": 1,
             "emotion": len(captions.EMOTIONS),
         }
-        indices = list(self._indices(split))
-        return [[Item(split, index, number) for index in indices] for number in range(count[self.options.style])]
+        indices, levels = list(self._indices(split)), len(self._levels(split))
+        numbers = range(levels * count[self.options.style])
+        return [[Item(split, index, number, *divmod(number, levels)) for index in indices] for number in numbers]
+
+    def _levels(self, split: str) -> tuple[float, ...]:
+        """Return the signal-to-noise ratios that each caption of a split is spoken at."""
+        return (split == "test" and self.options.test_noise_snr_db) or self.options.noise_snr_db
 
     def _indices(self, split: str) -> Iterator[int]:
         """Yield scene numbers; a training scene with the signature of a held-out one is skipped."""
@@ -113,23 +129,28 @@ class Scenes:
         }
         image = None if emotion else _jpeg(scene, self.options.image_side_pixels)
         metadata |= {"emotion": emotion} if emotion else {}
+        if len(self._levels(item.split)) > 1:
+            snr_db = self._levels(item.split)[item.level]
+            clear = snr_db >= _CLEAR_SNR_DB
+            metadata |= {"condition": CLEAR if clear else "babble", "snr_db": CLEAR if clear else f"{snr_db:g}"}
         return Sample(f"{image_id}-{item.number}", metadata, image=image, audio=encode_flac(waveform))
 
     def _words(self, scene: Scene, item: Item) -> tuple[str, str]:
         seed = world_seed(f"scenes/{item.split}")
         rng = scene_generator(seed, item.index, "captions")
         if self.options.style == "emotion":
-            return captions.emotion_sentence(item.index), captions.EMOTIONS[item.number]
+            return captions.emotion_sentence(item.index), captions.EMOTIONS[item.caption]
         if self.options.style == "narrative":
             return captions.narrative(scene, rng), ""
-        return captions.read_captions(scene, rng, self.options.captions_per_image)[item.number], ""
+        return captions.read_captions(scene, rng, self.options.captions_per_image)[item.caption], ""
 
     def _speech(self, text: str, emotion: str, item: Item) -> tuple[NDArray[np.float32], str]:
-        rng = scene_generator(world_seed(f"scenes/{item.split}"), item.index, f"voice-{item.number}")
+        rng = scene_generator(world_seed(f"scenes/{item.split}"), item.index, f"voice-{item.caption}")
         voice = voices.sample_voice(rng, emotion_speaker(item.split, item.index) if emotion else None)
         waveform = voices.speak(text, voices.with_emotion(voice, emotion) if emotion else voice, rng)
-        if self.options.noise_snr_db < 60:
-            waveform = voices.add_noise(waveform, self.options.noise_snr_db, rng)
+        snr_db = self._levels(item.split)[item.level]
+        if snr_db < _CLEAR_SNR_DB:
+            waveform = voices.add_noise(waveform, snr_db, rng)
         return waveform, voice.speaker
 
 

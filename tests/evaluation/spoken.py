@@ -1,6 +1,7 @@
 """A small corpus with sound for tests of reports and figures: recordings, and their features."""
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,13 @@ from tests.training.features import make_features
 
 
 def write_spoken(
-    url: str, split: str, num_images: int, *, texts: dict[int, str] | None = None, unheard: Collection[int] = ()
+    url: str,
+    split: str,
+    num_images: int,
+    *,
+    texts: dict[int, str] | None = None,
+    unheard: Collection[int] = (),
+    metadata: dict[int, dict[str, Any]] | None = None,
 ) -> None:
     """Write one tone of half a second and more for each image below `url`, and features in `url`/whisper-base.
 
@@ -22,13 +29,14 @@ def write_spoken(
         num_images: images 0, 1, ..., as `make_features` draws them.
         texts: what was said and heard of some images.
         unheard: images whose recordings the extraction left out.
+        metadata: more fields of some images' recordings.
     """
     made = [make_features(split, 0, number) for number in range(num_images)]
+    more = dict(metadata or {})
     for number, text in (texts or {}).items():
-        one = made[number]
-        made[number] = Sample(
-            one.key, {**one.metadata, "text": text, "transcript": text}, one.image, None, one.features
-        )
+        more[number] = more.get(number, {}) | {"text": text, "transcript": text}
+    for number, fields in more.items():
+        made[number] = made[number]._replace(metadata={**made[number].metadata, **fields})
     recordings = [
         Sample(one.key, one.metadata, one.image, audio=encode_flac(_tone(number))) for number, one in enumerate(made)
     ]
