@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from brewclip.benchmarks.corpus import AUDIO_DIM
 from brewclip.config import Config, preset
@@ -17,6 +18,7 @@ from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample
 from brewclip.factory import build_autocast, build_decoder, build_model
+from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.load import LoadedClip, load_clip
@@ -136,6 +138,24 @@ def train_only(
     device = next(model.parameters()).device
     state = train(config, model, optimizer, batches, TrainState(), Unattended(config, device))
     assert not state.problem, state.problem
+
+
+def forward_and_backward(config: Config, model: BrewCLIP, batch: Batch) -> None:
+    """Add the gradients of one batch on one worker to those of the model, which is set to train."""
+    positions = torch.arange(len(batch.keys))
+    features = model.train()(batch.images, batch.tokens, batch.audio, batch.audio_mask, positions, batch.confidence)
+    losses = brewclip_loss(
+        features, batch.image_ids, model.logit_scale, config.loss.alpha, lambda rows: rows,
+        separate_channels=config.model.fusion != "sum",
+    )  # fmt: skip
+    losses["loss"].backward()
+
+
+def count_flops(config: Config, model: BrewCLIP, batch: Batch) -> int:
+    """Return the floating-point operations of one step's matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        forward_and_backward(config, model, batch)
+    return int(counter.get_total_flops())
 
 
 def read_pairs(trainee: Trainee, split: str, count: int) -> list[Pair]:

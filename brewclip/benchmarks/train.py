@@ -24,16 +24,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from brewclip.benchmarks.corpus import make_recordings, write_features
 from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, show
-from brewclip.benchmarks.steps import Trainee, build_config, build_trainee, changed, make_batches, read_pairs
+from brewclip.benchmarks.steps import (
+    Trainee,
+    build_config,
+    build_trainee,
+    changed,
+    count_flops,
+    forward_and_backward,
+    make_batches,
+    read_pairs,
+)
 from brewclip.config.ranges import THREADS, Range
 from brewclip.config.settings import Precision
 from brewclip.data.batches import Batch
 from brewclip.errors import UserError
-from brewclip.losses import brewclip_loss
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
 
@@ -194,7 +201,7 @@ def _compare_whisper(storage: str, options: Options, device: torch.device) -> Co
 
 def _arithmetic(trainee: Trainee, batches: Sequence[Batch], options: Options) -> dict[str, Any]:
     """Count the step's operations, compare its rate with a plain matrix product, and list the slowest operations."""
-    flops = count_flops(trainee, batches[0])
+    flops = count_flops(trainee.config, trainee.model, batches[0])
     rates = compare_in_turn(
         "step's arithmetic against a plain matrix product",
         lambda: flops * trainee.rate(itertools.cycle(batches)) / options.global_batch_size / 1e9,
@@ -206,20 +213,6 @@ def _arithmetic(trainee: Trainee, batches: Sequence[Batch], options: Options) ->
     print(f"a step of {options.global_batch_size} pairs: {show(flops / 1e9)} GFLOP; its time by operation: ", end="")
     print(", ".join(f"{name} {100 * share:.0f} %" for name, share in operations.items()), flush=True)
     return {"gflop_of_a_step": flops / 1e9, "comparison": rates.record(), "operations": operations}
-
-
-def _forward_and_backward(trainee: Trainee, batch: Batch) -> None:
-    model = trainee.model.train()
-    features = model(batch.images, batch.tokens, batch.audio, batch.audio_mask, torch.arange(len(batch.keys)))
-    losses = brewclip_loss(features, batch.image_ids, model.logit_scale, trainee.config.loss.alpha, lambda x: x)
-    losses["loss"].backward()
-
-
-def count_flops(trainee: Trainee, batch: Batch) -> int:
-    """Return the floating-point operations of one step's matrix products, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        _forward_and_backward(trainee, batch)
-    return int(counter.get_total_flops())
 
 
 def _matrix_product_rate(device: torch.device) -> float:
@@ -237,7 +230,7 @@ def _top_operations(trainee: Trainee, batch: Batch) -> dict[str, float]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it reports a missing GPU as an error
 
     with profile() as profiler:
-        _forward_and_backward(trainee, batch)
+        forward_and_backward(trainee.config, trainee.model, batch)
     on_device = batch.images.is_cuda
     times = {
         event.key: event.self_device_time_total if on_device else event.self_cpu_time_total

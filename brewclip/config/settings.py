@@ -182,6 +182,11 @@ class ExtractionConfig:
     """Frames of the whole recording, or the first 30 s with their padding (release)."""
     batch_size: Annotated[int, Range(1, 4096)] = 16
     """Chunks of recordings per decoding batch."""
+    precision: Precision = "float32"
+    """Precision of Whisper's encoder; `auto` is bfloat16 on a GPU and on processors with AMX, else float32."""
+    retries: Annotated[int, Range(0, 5)] = 5
+    """How often text that fails Whisper's checks is decoded again with sampling, 0 to 5; of unclear speech this takes
+    most of the time."""
     image_side_pixels: Annotated[int, Range(0, 8192, note="0 takes what the CLIP model needs")] = 0
     """Short side of stored images; 0 takes what the CLIP model needs."""
     keep_original_images: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 _EXTRACTION = (
     *("extraction.splits", "extraction.batch_size", "extraction.image_side_pixels"),
-    *("extraction.keep_original_images", "extraction.overwrite"),
+    *("extraction.keep_original_images", "extraction.overwrite", "extraction.precision", "extraction.retries"),
 )
 _MODEL_OF_CHECKPOINTS = (
     *("model.variant", "model.language", "model.prompt_length", "model.num_layers", "model.num_heads"),

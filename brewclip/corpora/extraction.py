@@ -32,6 +32,9 @@ _END_SECONDS = 20.0  # how long workers may take to end an interrupted part
 _LEAST_PARTS = 16
 _LEAST_SAMPLES = 32  # two batches of Whisper
 
+# What splits were extracted with whose manifests do not say it.
+_EARLIER_SETTINGS = {"precision": "float32", "retries": 5}
+
 
 def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str, Any]]:
     """Extract the splits of a corpus over all CPUs or GPUs of the cluster; each worker loads Whisper once.
@@ -140,6 +143,8 @@ def _task(config: Config, source: Manifest, image_side_pixels: int) -> Extractio
         batch_size=config.extraction.batch_size,
         image_side_pixels=0 if config.extraction.keep_original_images else image_side_pixels,
         exact_images=image_side_pixels in CLIP_SIDES and config.data.image_transform == "crop",
+        precision=config.extraction.precision,
+        retries=config.extraction.retries,
     )
 
 
@@ -153,6 +158,7 @@ def _is_done(task: ExtractionTask, *, overwrite: bool) -> bool:
     if not is_finished(storage):
         return False
     found, wanted = open_manifest(task.target_url).summary.details, _settings(task)
+    found = _EARLIER_SETTINGS | found
     different = [name for name, value in wanted.items() if found.get(name, value) != value]
     if not different:
         return True

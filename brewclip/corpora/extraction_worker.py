@@ -47,6 +47,8 @@ class ExtractionTask:
         batch_size: chunks decoded together; does not change what is read.
         image_side_pixels: short side that images are reduced to; 0 keeps the original bytes.
         exact_images: that side is the result of a CLIP's own transform, see `reduce_image`.
+        precision: `float32`, `bfloat16`, or `auto`.
+        retries: see `SpeechReader`.
     """
 
     source_url: str
@@ -58,6 +60,8 @@ class ExtractionTask:
     batch_size: int
     image_side_pixels: int
     exact_images: bool
+    precision: str
+    retries: int
 
 
 @dataclass(frozen=True)
@@ -146,16 +150,29 @@ class Extractor:
         torch.set_num_threads(self._num_threads)  # holds for the thread that calls, so not in __init__
         if self._reader is None:
             try:
-                model = load_whisper(task.whisper).to("cuda" if torch.cuda.is_available() else "cpu")
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+                model = load_whisper(task.whisper).to(device)
                 self._reader = SpeechReader(
                     model,
                     task.language or None,
                     task.batch_size,
                     first_30_seconds=task.frames == "first_30_seconds",
+                    precision=_faster_precision(device) if task.precision == "auto" else task.precision,
+                    retries=task.retries,
                 )
             except (ValueError, FileNotFoundError) as error:
                 raise UserError(str(error)) from error
         return self._reader
+
+
+def _faster_precision(device: Any) -> str:
+    """Return the precision in which a device runs Whisper's encoder fastest."""
+    import torch
+
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.9 and later
+    return "bfloat16" if capabilities.get("amx_bf16") else "float32"
 
 
 def _prepared(

@@ -228,13 +228,15 @@ def text_of(sample: Sample, transcript: str) -> str:
 def confidence_of(sample: Sample, transcript: str) -> float:
     """Return the confidence of a text in 0..1: Whisper's geometric mean probability of a token, exp(avg_logprob).
 
-    It is 0 where Whisper's checks rejected the transcript or it is empty, and 1 for the text that was read aloud.
+    It is 0 where Whisper's checks rejected the transcript or it is empty, also for a greedy transcript that passed only
+    after another attempt, and 1 for the text that was read aloud.
     """
     if transcript == "ground_truth":
         return 1.0
     metadata = sample.metadata
     avg_logprob = metadata.get("avg_logprob")
-    if metadata.get("rejected") or not metadata.get(TEXT_FIELDS[transcript]) or isinstance(avg_logprob, bool):
+    failed = metadata.get("rejected") or (transcript == "asr_greedy" and metadata.get("temperature"))
+    if failed or not metadata.get(TEXT_FIELDS[transcript]) or isinstance(avg_logprob, bool):
         return 0.0
     if not isinstance(avg_logprob, int | float) or not math.isfinite(avg_logprob):
         return 0.0

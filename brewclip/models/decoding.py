@@ -107,6 +107,7 @@ def decode_chunks(
     padded_seconds: int,
     waveforms: Sequence[NDArray[np.float32]],
     *,
+    retries: int = len(TEMPERATURES) - 1,
     leave_repetitive: bool = False,
 ) -> list[Reading]:
     """Decode chunks of one padded length greedily as a batch, then the failed ones with sampling.
@@ -119,12 +120,13 @@ def decode_chunks(
         language: a code such as "en".
         padded_seconds: of the chunks; bounds the number of tokens.
         waveforms: the B chunks without padding.
+        retries: how often failed chunks are decoded again, each time at the next of `TEMPERATURES`.
         leave_repetitive: do not sample repetitive chunks, as they are decoded again with more padding.
     """
     limit = _max_tokens(model, language, padded_seconds)
     readings = [_judge(result) for result in _decode(model, features, language, 0.0, limit)]
     causes = ("low_confidence",) if leave_repetitive else ("low_confidence", "repetitive")
-    for temperature in TEMPERATURES[1:]:
+    for temperature in TEMPERATURES[1 : 1 + retries]:
         failed = [row for row, reading in enumerate(readings) if reading.rejected in causes]
         if not failed:
             break

@@ -8,9 +8,9 @@ import torch
 
 from brewclip.benchmarks.corpus import write_features
 from brewclip.benchmarks.scaling import SCENES
-from brewclip.benchmarks.steps import build_config, build_trainee, make_batches, read_pairs
+from brewclip.benchmarks.steps import build_config, build_trainee, count_flops, make_batches, read_pairs
 from brewclip.benchmarks.traffic import Tower
-from brewclip.benchmarks.train import SWITCHES, Options, count_flops, run
+from brewclip.benchmarks.train import SWITCHES, Options, run
 from brewclip.errors import UserError
 
 
@@ -54,7 +54,7 @@ def test_counted_operations_are_those_of_the_arithmetic(trainee_and_batch) -> No
     trainee, batch = trainee_and_batch
     length = trainee.model.clip._fit(batch.tokens, 4)[0].shape[1] + 4
     workload = replace(SCENES, text=Tower(SCENES.text.width, SCENES.text.num_layers, length))
-    assert 4 * workload.flops() == pytest.approx(count_flops(trainee, batch), rel=0.15)
+    assert 4 * workload.flops() == pytest.approx(count_flops(trainee.config, trainee.model, batch), rel=0.15)
 
 
 def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,8 @@ def test_features_of_other_settings_or_another_corpus_are_not_reused(tmp_path, c
     assert _is_done(task(), overwrite=False) and _is_done(task(batch_size=3), overwrite=False)
     with pytest.raises(UserError, match=r"image_side_pixels 224, now 336.*--extraction.overwrite"):
         _is_done(task(side=336), overwrite=False)
+    with pytest.raises(UserError, match=r"precision 'float32', now 'bfloat16', retries 5, now 0"):
+        _is_done(task(precision="bfloat16", retries=0), overwrite=False)
     write_recordings(f"{storage}/mine", "train", [3])
     assert not _is_done(task(), overwrite=False)
     assert "was rewritten since its extraction" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """From stored samples to tensors: CLIP's own image transform, padding that says so, causes for what is broken."""
 
 import io
+import math
 
 import numpy as np
 import open_clip
@@ -73,6 +74,27 @@ def test_collate_pads_and_says_what_is_real():
 )
 def test_the_requested_transcript_is_read(transcript, text):
     assert decoder(transcript)(sample()).text == text
+
+
+@pytest.mark.parametrize(
+    ("transcript", "changes", "confidence"),
+    [
+        ("asr", {}, 0.5),
+        ("asr", {"temperature": 0.4}, 0.5),
+        ("asr", {"rejected": "low_confidence"}, 0.0),
+        ("asr", {"transcript": ""}, 0.0),
+        ("asr", {"avg_logprob": float("nan")}, 0.0),
+        ("asr", {"avg_logprob": 3.0}, 1.0),
+        ("asr_greedy", {}, 0.5),
+        ("asr_greedy", {"temperature": 0.4}, 0.0),  # avg_logprob is that of another text
+        ("ground_truth", {"rejected": "no_speech"}, 1.0),
+    ],
+)
+def test_confidence_is_that_of_the_text_that_is_read(transcript, changes, confidence):
+    heard = {"avg_logprob": math.log(0.5), "temperature": 0.0, "rejected": None}
+    one = sample()
+    metadata = {**one.metadata, **heard, **changes}
+    assert decoder(transcript)(one._replace(metadata=metadata)).confidence == pytest.approx(confidence)
 
 
 def test_long_speech_is_truncated():

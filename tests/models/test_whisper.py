@@ -112,14 +112,15 @@ def test_a_rejected_word_is_stored_as_unfiltered_with_an_empty_transcript(reader
     assert {"transcript", "unfiltered_transcript", "greedy_transcript", "rejected"} <= set(rejected[0].metadata())
 
 
-def test_the_greedy_text_of_a_rejected_recording_is_that_of_decoding_without_retries(reader, monkeypatch):
+def test_the_greedy_text_of_a_rejected_recording_is_that_of_decoding_without_retries(reader):
     """What it says the last time, sampled at temperature 1, is another text."""
     waveforms = [load_speech(f"digits/{name}.wav") for name in ("2_nicolas_2", "4_nicolas_1")]
     speeches = reader.read(waveforms)
-    monkeypatch.setattr("brewclip.models.decoding.TEMPERATURES", (0.0,))
-    once = [speech.unfiltered_transcript for speech in reader.read(waveforms)]
-    assert [speech.greedy_transcript for speech in speeches] == once
-    assert all(speech.temperature == 1.0 and speech.unfiltered_transcript not in once for speech in speeches)
+    once = SpeechReader(reader.model, retries=0).read(waveforms)
+    assert {speech.temperature for speech in speeches} == {1.0} and {speech.temperature for speech in once} == {0.0}
+    texts = [speech.greedy_transcript for speech in speeches]
+    assert texts == [speech.greedy_transcript for speech in once] == [speech.unfiltered_transcript for speech in once]
+    assert all(speech.unfiltered_transcript not in texts for speech in speeches)
 
 
 def test_reading_ends_where_the_check_says_so(reader, jfk):
@@ -208,6 +209,7 @@ def test_bfloat16_keeps_the_words(model, jfk):
         ({"language": "english please"}, "give a code such as 'en'"),
         ({"precision": "int8"}, "choose one of float32, bfloat16, float16"),
         ({"batch_size": 0}, "1 or more"),
+        ({"retries": 6}, "0 to 5 are possible"),
     ],
 )
 def test_impossible_settings_are_refused(model, settings, message):
