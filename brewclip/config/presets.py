@@ -80,6 +80,11 @@ def scenes_noisy() -> Config:
     )
 
 
+def scenes_mixed() -> Config:
+    """Return settings for the scenes world with clear captions and the same through babble, in one gallery."""
+    return _on(scenes_noisy(), "scenes_mixed")
+
+
 def own() -> Config:
     """Return settings for a user's own corpus: hundreds to thousands of pairs, on a laptop or on one GPU.
 
@@ -153,10 +158,12 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "scenes": scenes,
     "scenes_narratives": scenes_narratives,
     "scenes_noisy": scenes_noisy,
+    "scenes_mixed": scenes_mixed,
     "own": own,
     "scenes_adapter": lambda: by_confidence(scenes()),
     "scenes_narratives_adapter": lambda: by_confidence(scenes_narratives()),
     "scenes_noisy_adapter": lambda: by_confidence(scenes_noisy()),
+    "scenes_mixed_adapter": lambda: by_confidence(scenes_mixed()),
     "own_adapter": lambda: by_confidence(own()),
     "flickr8k": flickr8k,
     "spoken_coco": spoken_coco,

@@ -17,6 +17,7 @@ COUNTERPART: Final = {
     "scenes": "spoken_coco",
     "scenes_narratives": "localized_narratives",
     "scenes_noisy": "localized_narratives",
+    "scenes_mixed": "localized_narratives",
 }
 
 # Table 1: systems before BrewCLIP, all trained on the corpus.

@@ -17,7 +17,7 @@ from brewclip.evaluation.recall_tables import TITLES
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 
 # Kind of speech of each corpus; claims are about kinds.
-READ, FREE, MISHEARD = "read", "free", "misheard"
+READ, FREE, MISHEARD, MIXED = "read", "free", "misheard", "mixed"
 KINDS = {
     "flickr8k": READ,
     "spoken_coco": READ,
@@ -25,6 +25,7 @@ KINDS = {
     "localized_narratives": FREE,
     "scenes_narratives": FREE,
     "scenes_noisy": MISHEARD,
+    "scenes_mixed": MIXED,
 }
 HOLDS, FAILS, NOT_RUN, NOT_TESTED = "holds", "fails", "not run", "not tested"
 

@@ -1,7 +1,6 @@
 """Embeddings that the extraction caches: those of CLIP, once for equal images and texts, resumed, and trained on."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from brewclip.corpora import embedding_worker
 from brewclip.corpora.embedding import embed_splits
 from brewclip.corpora.embedding_worker import ShardEmbedder
 from brewclip.data.batches import collate
-from brewclip.data.embeddings import FACTS, EmbeddingFacts, array_name, read_facts
-from brewclip.data.manifest import Manifest, open_manifest
+from brewclip.data.embeddings import array_name, read_facts
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import npy_to_array
@@ -21,6 +19,7 @@ from brewclip.data.storage import open_storage
 from brewclip.factory import build_decoder, embedding_keys, open_embeddings
 from brewclip.pretrained.load import load_clip
 from brewclip.training.worker import Worker
+from tests.corpora.cached import embed, manifest_of
 from tests.training.features import write_features
 
 
@@ -38,28 +37,6 @@ def config(tmp_path) -> Config:
         ),
         cluster=replace(made.cluster, num_workers=1),
     )  # fmt: skip
-
-
-def manifest_of(config: Config, split: str = "train") -> Manifest:
-    return open_manifest(f"{config.features_url}/{split}")
-
-
-def write_embeddings(config: Config, split: str = "train") -> None:
-    """Embed a split in this process, as `embed_splits` does."""
-    embedder, manifest = ShardEmbedder(1, config), manifest_of(config, split)
-    embed(config, split)
-    identity, embed_dim = embedder.identity()
-    for key in embedding_keys(config, manifest):
-        facts = EmbeddingFacts(asdict(key), embed_dim, identity)
-        open_storage(f"{manifest.url}/{key.folder}").write(FACTS, json.dumps(asdict(facts)).encode())
-
-
-def embed(config: Config, split: str = "train") -> dict[str, int]:
-    """Embed a split in this process, but for the facts."""
-    manifest, total = manifest_of(config, split), {}
-    for shard in range(len(manifest.num_samples)):
-        total = ShardEmbedder(1, config).embed(manifest.url, list(embedding_keys(config, manifest)), shard)
-    return total
 
 
 def arrays(config: Config, shard: int) -> tuple[np.ndarray, np.ndarray]:
