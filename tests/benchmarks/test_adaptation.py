@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-
 from brewclip.benchmarks import adaptation
 from brewclip.benchmarks.adaptation import Course, Options, run
 from brewclip.config import Config, preset
