@@ -64,16 +64,20 @@ def recall_cells(rankings: Sequence[Ranking]) -> list[str]:
 
 
 def describe_corpus(config: Config, split: str, total_steps: bool) -> str:
-    """Return one line with the sizes of the available splits, and of the training if `total_steps`."""
-    counts = []
+    """Return one line with the sizes of the available splits, of the training if `total_steps`, and how Whisper ran."""
+    counts: list[str] = []
+    details: dict[str, Any] = {}
     for name in (config.data.train_split, split):
         try:
             summary = open_manifest(f"{config.features_url}/{name}", retry_seconds=10).summary
         except ManifestError:
             continue
+        details = summary.details
         counts.append(f"{name}: {summary.num_samples} recordings of {summary.num_images} images")
     if total_steps:
         counts.append(f"{config.optim.total_steps} steps of {config.run.global_batch_size} pairs")
+    if details.get("precision", "float32") != "float32" or not details.get("retries", True):
+        counts.append(f"Whisper's encoder in {details['precision']}, {details['retries']} retries")
     return ", ".join(counts)
 
 
