@@ -21,8 +21,8 @@ from brewclip.factory import build_autocast, build_decoder, build_model, build_t
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip, load_whisper
-from brewclip.serving.index import Index, Match
 from brewclip.serving.media import AudioInput, ImageInput, read_image, read_recording
+from brewclip.serving.npz_index import Index, Match
 
 _BATCH = 64
 
