@@ -88,7 +88,7 @@ def search(words: list[str]) -> None:
     """Print the images nearest to a recording."""
     options = parse_options(__doc__, SearchOptions, words)
     from brewclip import load
-    from brewclip.serving.index import Index
+    from brewclip.serving.npz_index import Index
 
     index = Index.load(options.index)
     clip = next(iter(index.identity["frozen_sha256"])) if index.checkpoint == "zero_shot" else ""

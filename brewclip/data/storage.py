@@ -8,6 +8,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlparse
 
 from brewclip.data.folder_storage import FolderStorage
+from brewclip.data.listing import StoredObject
 from brewclip.data.s3_storage import S3Storage
 from brewclip.errors import ObjectMissing, StorageError
 
@@ -47,6 +48,9 @@ class Storage(Protocol):
 
     def list_names(self, prefix: str = "") -> list[str]:
         """Return the names that begin with the prefix, sorted."""
+
+    def list_objects(self, prefix: str = "") -> list[StoredObject]:
+        """Return names, sizes and times of what begins with the prefix, sorted by name."""
 
     def list_folders(self) -> list[str]:
         """Return the folders directly below the URL, sorted, without their content."""

@@ -149,11 +149,13 @@ class SearchEngine(Protocol):
 class ServedIndex(Protocol):
     """What the service needs of an index; `brewclip.serving.index.ImageIndex` is one."""
 
-    identity: dict[str, Any]
-    checkpoint: str
-    version: str
+    @property
+    def version(self) -> str:
+        """Digest that changes with the content."""
+        ...
 
     def __len__(self) -> int: ...
+
     def check_made_by(self, identity: dict[str, Any], checkpoint: str) -> None:
         """Raise `UserError` if another system made the index."""
         ...

@@ -32,10 +32,26 @@ class SearchSystem(Protocol):
 
     name: str
     identity: dict[str, Any]
-    reads_text: bool
-    hears_sound: bool
-    task: str
-    language: str
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it embeds texts."""
+        ...
+
+    @property
+    def hears_sound(self) -> bool:
+        """Whether it has an acoustic channel."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """What Whisper writes unless asked otherwise."""
+        ...
+
+    @property
+    def language(self) -> str:
+        """Language of recordings unless one is given; empty if it is detected."""
+        ...
 
     def listen(self, recordings: Sequence[Any], *, task: str = "", language: str | None = None) -> list[Heard]:
         """Transcribe and embed recordings."""

@@ -19,8 +19,9 @@ from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip
 from brewclip.serving.hearing import Heard, SpeechReaders, heard_as
-from brewclip.serving.index import Index, Match
+from brewclip.serving.npz_index import Index, Match
 from brewclip.serving.media import AudioInput, ImageInput, read_image, read_recording
+from brewclip.serving.npz_index import Index, Match
 
 _BATCH = 64
 
@@ -73,6 +74,26 @@ class Embedder:
     def embed_dim(self) -> int:
         """Width E of the embeddings."""
         return self._model.clip.embed_dim
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the system reads transcripts and texts."""
+        return self._model.reads_text
+
+    @property
+    def hears_sound(self) -> bool:
+        """Whether the system has an acoustic channel."""
+        return self._model.acoustic is not None
+
+    @property
+    def task(self) -> str:
+        """What Whisper writes unless it is asked for something else: "transcribe" or "translate"."""
+        return self.config.model.task
+
+    @property
+    def language(self) -> str:
+        """Language of recordings unless another is given; empty if it is detected."""
+        return self.config.model.language
 
     def embed_speech(self, recordings: Sequence[AudioInput]) -> NDArray[np.float32]:
         """Embed recordings.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brewclip.errors import UserError
-from brewclip.serving.index import Index
+from brewclip.serving.npz_index import Index
 
 
 def index_of(num_images: int) -> Index:

@@ -26,7 +26,7 @@ from brewclip.pretrained.clip_identity import weights_sha256
 from brewclip.pretrained.load import load_clip
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import sample_scene, world_seed
-from brewclip.serving.index import Index
+from brewclip.serving.npz_index import Index
 from tests.training.features import AUDIO_DIM
 
 pytestmark = pytest.mark.slow
