@@ -136,6 +136,7 @@ def _task(config: Config, source: Manifest, image_side_pixels: int) -> Extractio
         target_url=f"{config.features_url}/{source.summary.split}",
         whisper=config.model.whisper,
         language=config.model.language,
+        task=config.model.task,
         frames=config.extraction.frames,
         batch_size=config.extraction.batch_size,
         image_side_pixels=0 if config.extraction.keep_original_images else image_side_pixels,

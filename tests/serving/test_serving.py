@@ -76,7 +76,7 @@ def storage(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def embedder(storage):
     loaded = brewclip.load(f"{storage.as_uri()}/runs/one")
-    loaded._reader = MadeUpReader()
+    loaded._readers.reader = lambda task, language: MadeUpReader()
     return loaded
 
 
