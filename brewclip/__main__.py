@@ -2,6 +2,7 @@
 
 python -m brewclip index --checkpoint s3://bucket/runs/NAME --images DIR --out index.npz
 python -m brewclip search --index index.npz --audio query.wav --k 5
+python -m brewclip serve --index INDEX
 python -m brewclip --version
 """
 
@@ -49,7 +50,7 @@ class SearchOptions:
 def main() -> None:
     """Run the command named by the first argument."""
     with exit_on_user_error():
-        commands = {"index": build_index, "search": search}
+        commands = {"index": build_index, "search": search, "serve": serve}
         name, words = (sys.argv[1:2] or [""])[0], sys.argv[2:]
         if name in ("-h", "--help"):
             print(__doc__.strip() if __doc__ else "")
@@ -99,6 +100,13 @@ def search(words: list[str]) -> None:
     print("rank  score  image")
     for match in matches:
         print(f"{match.rank:>4}  {match.score:.3f}  {match.name}")
+
+
+def serve(words: list[str]) -> None:
+    """Serve an index as a page and an API."""
+    from brewclip.service.command import serve as run
+
+    run(words)
 
 
 if __name__ == "__main__":

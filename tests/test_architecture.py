@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "losses", "models", "pretrained", "scenes_clip"),
     ("checkpoints", "corpora", "factory"),
     ("containers", "serving"),
-    ("evaluation",),
+    ("evaluation", "service"),
     ("training",),
     ("benchmarks", "studies"),
     ("paper",),
@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     "brewclip.checkpoints": without("ray", "mlflow"),
     "brewclip.corpora": without("mlflow"),
     "brewclip.serving": without("ray", "mlflow", "boto3"),
+    "brewclip.service": without("mlflow", "boto3"),
     "brewclip.evaluation": without("mlflow"),
     "brewclip.training": without("mlflow"),
     # A recipe knows its corpus's format; config is for its users' mistakes, recipe for what all of them share.

@@ -19,7 +19,6 @@ from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip
 from brewclip.serving.hearing import Heard, SpeechReaders, heard_as
-from brewclip.serving.npz_index import Index, Match
 from brewclip.serving.media import AudioInput, ImageInput, read_image, read_recording
 from brewclip.serving.npz_index import Index, Match
 
