@@ -2,6 +2,7 @@
 
 brewclip index IMAGES... --out INDEX         make an index of folders, files, globs or s3:// prefixes, or update it
 brewclip search --index INDEX --audio FILE   find images; also --text "..." or --image FILE
+brewclip serve --index INDEX                 the same as a page and an API
 brewclip --version                           versions of this package and of what it runs on
 
 `brewclip COMMAND --help` lists the settings of a command. Exit codes: 0, 1 if nothing is above --threshold, 2 for a
@@ -16,10 +17,11 @@ from brewclip.config import exit_on_user_error
 from brewclip.errors import UserError
 from brewclip.version import describe_versions
 
-# Name -> module with `run(words) -> exit code`; imported only if it is called.
+# Name -> module and function, which takes the words behind the name and returns the exit code; imported on use.
 COMMANDS = {
-    "index": "brewclip.commands.index",
-    "search": "brewclip.commands.search",
+    "index": ("brewclip.commands.index", "run"),
+    "search": ("brewclip.commands.search", "run"),
+    "serve": ("brewclip.service.command", "serve"),
 }
 
 
@@ -33,7 +35,8 @@ def main(words: Sequence[str] | None = None) -> None:
             print(describe_versions())
         elif name in COMMANDS:
             try:
-                code = importlib.import_module(COMMANDS[name]).run(rest)
+                module, function = COMMANDS[name]
+                code = getattr(importlib.import_module(module), function)(rest)
             except (ValueError, FileNotFoundError) as error:
                 raise UserError(str(error)) from error
             raise SystemExit(code)

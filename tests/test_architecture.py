@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "losses", "models", "pretrained", "scenes_clip"),
     ("checkpoints", "corpora", "factory"),
     ("containers", "serving"),
-    ("evaluation",),
+    ("evaluation", "service"),
     ("training", "commands"),
     ("benchmarks", "studies"),
     ("paper",),
@@ -81,6 +81,7 @@ RULES: dict[str, Rule] = {
     "brewclip.serving": without("ray", "mlflow", "boto3"),
     # Ray, where a cluster builds an index, is loaded by its file when it is called.
     "brewclip.commands": without("mlflow", "boto3"),
+    "brewclip.service": without("mlflow", "boto3"),
     "brewclip.evaluation": without("mlflow"),
     "brewclip.training": without("mlflow"),
     # A recipe knows its corpus's format; config is for its users' mistakes, recipe for what all of them share.

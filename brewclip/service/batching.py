@@ -1,8 +1,8 @@
 """Batches of whatever waits while the last batch is worked on, in a thread, so that the event loop stays free.
 
-`ray.serve.batch` composes a batch before it takes the permit to run it: requests that arrive one by one while a batch of
-Whisper takes its seconds become batches of one each, and a lone request always waits for company. Here a batch is
-composed when the thread is free, of all that wait by then: one client never waits, and sixteen share a pass.
+`ray.serve.batch` composes a batch before it takes the permit to run it: requests that arrive one by one while a
+batch of Whisper takes its seconds become batches of one each, and a lone request always waits for company. Here a
+batch is composed when the thread is free, of all that wait by then: one client never waits, and sixteen share a pass.
 """
 
 import asyncio
@@ -33,12 +33,15 @@ class Batcher(Generic[Item, Result]):
         work: called in the thread with one to `batch_size` items; returns as many results. If it raises, all items of
             the batch fail with that error.
         batch_size: most items of a batch.
+        prepare: called once in the thread, before all else.
     """
 
-    def __init__(self, work: Callable[[list[Item]], list[Result]], batch_size: int) -> None:
+    def __init__(
+        self, work: Callable[[list[Item]], list[Result]], batch_size: int, prepare: Callable[[], None] = lambda: None
+    ) -> None:
         self._work, self._batch_size = work, batch_size
         self._waiting: deque[tuple[Item, float, asyncio.Future[Batched[Result]]]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
+        self._thread = ThreadPoolExecutor(1, "batch", prepare)
         self._task: asyncio.Task[None] | None = None
         self._started_at: float | None = None
 
@@ -79,7 +82,7 @@ class Batcher(Generic[Item, Result]):
                     future.set_result(Batched(result, started - arrived, len(batch)))
 
     def _take(self) -> list[tuple[Item, float, asyncio.Future[Batched[Result]]]]:
-        batch = []
+        batch: list[tuple[Item, float, asyncio.Future[Batched[Result]]]] = []
         while self._waiting and len(batch) < self._batch_size:
             one = self._waiting.popleft()
             if not one[2].done():

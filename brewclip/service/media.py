@@ -1,7 +1,9 @@
 """Bodies of requests: read within limits, and decoded to what an engine takes."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ AUDIO_TYPES = (
     *("audio/ogg", "audio/mpeg", "audio/mp3"),
 )
 JSON_TYPE = "application/json"
+Decoded = TypeVar("Decoded")
 _SILENT_PEAK = 1e-4  # what SpeechReader takes for digital silence
 # A hostile image within the limits may take 0.8 GB while it is decoded: two at once.
 _DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode")
@@ -97,5 +100,5 @@ async def decode_image(data: bytes) -> bytes:
         raise Problem(422, "unusable_image", error.detail) from None
 
 
-async def _in_a_thread(work):  # type: ignore[no-untyped-def]
+async def _in_a_thread(work: Callable[[], Decoded]) -> Decoded:
     return await asyncio.get_running_loop().run_in_executor(_DECODERS, work)

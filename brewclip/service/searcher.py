@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brewclip.audio import SAMPLE_RATE_HZ
-from brewclip.serving.hearing import Heard
 from brewclip.service.current_index import CurrentIndex, row_of
 from brewclip.service.engine import TOP_OF_CHANNELS, Answer, Facts, Hit, Query, ServedIndex, Transcription
 from brewclip.service.problems import Problem, internal_error
+from brewclip.serving.hearing import Heard
 
 Vector = NDArray[np.float32]
 _REMEMBERED = 256  # recordings: paging and the slider of the weights send the same one again
@@ -130,9 +130,7 @@ class Searcher:
 
     # ------------------------------------------------------------------ embeddings
 
-    def _embed(
-        self, queries: list[Query], index: ServedIndex, timings: dict[str, float]
-    ) -> list[_Embedded | Problem]:
+    def _embed(self, queries: list[Query], index: ServedIndex, timings: dict[str, float]) -> list[_Embedded | Problem]:
         heard = self._listen(queries, timings)
         start = time.perf_counter()
         found: list[_Embedded | Problem] = []
@@ -216,7 +214,7 @@ class Searcher:
     # ------------------------------------------------------------------ results
 
     def _nearest(self, index: ServedIndex, queries: list[Query], found: list[_Embedded]) -> list[list[list[Any]]]:
-        """Return for each query the matches of its embedding and of the channels it has, from one pass over the index."""
+        """Return for each query the matches of its embedding and of each channel, from one pass over the index."""
         if not queries:
             return []
         vectors = [[one.vector, *_channels(one)] for one in found]

@@ -93,6 +93,12 @@ class ServiceSettings:
         return int(self.limits.body_megabytes * 10**6)
 
 
+def announce(settings: ServiceSettings) -> None:
+    """Print where the service answers."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"serving at http://{host}:{settings.port}/ (Ctrl-C stops it)", flush=True)
+
+
 def is_loopback(host: str) -> bool:
     """Return whether an address can be reached from this machine only."""
     try:
@@ -118,7 +124,8 @@ def read_token(settings: ServiceSettings) -> str:
         raise UserError(f"the token of {source} must be {_SHORTEST_TOKEN} ASCII letters or more, without spaces")
     if not token and not is_loopback(settings.host):
         raise UserError(
-            f"--host {settings.host} can be reached by others: set {TOKEN_VARIABLE} or --token-file, or listen on 127.0.0.1"
+            f"--host {settings.host} can be reached by others: set {TOKEN_VARIABLE} or --token-file, or listen on "
+            "127.0.0.1"
         )
     return token
 

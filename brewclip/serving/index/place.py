@@ -106,6 +106,7 @@ class IndexPlace:
         Raises:
             UserError: if there is one, or the folder cannot be written.
         """
+        self._refuse_file()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -118,6 +119,10 @@ class IndexPlace:
             raise UserError(f"another program is writing the index {self.location}: wait for it") from None
         finally:
             os.close(file)
+
+    def _refuse_file(self) -> None:
+        if self.folder.is_file():
+            raise UserError(f"{self.location} is a file, an index is a folder since 2026-11-27: {REMEDY}")
 
     def _download(self) -> IndexFacts:
         """Copy the files that the cache lacks, and return what index.json says."""
