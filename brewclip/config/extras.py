@@ -29,16 +29,21 @@ EXTRA_OF = {
 }
 
 
-def check_installed(module: str, purpose: str) -> None:
+def check_installed(module: str, purpose: str, extra: str = "") -> None:
     """Check that an optional module is there, without importing it.
+
+    Args:
+        module: one of `EXTRA_OF`.
+        purpose: what needs it, for the message.
+        extra: that serves the purpose; by default the one that brings the module.
 
     Raises:
         UserError: if it is not; one line with the command that installs it.
     """
     if find_spec(module) is None:
-        raise UserError(describe_missing(module, purpose))
+        raise UserError(describe_missing(module, purpose, extra))
 
 
-def describe_missing(module: str, purpose: str) -> str:
+def describe_missing(module: str, purpose: str, extra: str = "") -> str:
     """Return the line on a module of `EXTRA_OF` that is not installed."""
-    return f"{purpose} needs {module}, which is not installed: pip install 'brewclip[{EXTRA_OF[module]}]'"
+    return f"{purpose} needs {module}, which is not installed: pip install 'brewclip[{extra or EXTRA_OF[module]}]'"

@@ -36,13 +36,14 @@ class IndexPlace:
 
     Attributes:
         folder: of the files on this machine: the index itself, or its copy.
+        url: of the index.
         storage: where the index is.
     """
 
     def __init__(self, location: str | Path) -> None:
         text = str(location)
         url = text.rstrip("/") if "://" in text else Path(text).expanduser().absolute().as_uri()
-        self.location, self.remote = text, not url.startswith("file:")
+        self.location, self.url, self.remote = text, url, not url.startswith("file:")
         self.storage: Storage = open_storage(url, retry_seconds=30.0)
         if self.remote:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "brewclip" / "indexes"
