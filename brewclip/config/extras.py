@@ -11,7 +11,6 @@ EXTRA_OF = {
     "faiss": "faiss",
     "fastapi": "serve",
     "hibari": "demo",
-    "jinja2": "train",
     "jiwer": "train",
     "matplotlib": "train",
     "mlflow": "train",

@@ -18,7 +18,7 @@ from brewclip.serving.index.embedding import ImageEncoder, Known, embed_files
 from brewclip.serving.index.image_index import ImageIndex, describe_system
 from brewclip.serving.index.layout import IMAGES, REMEDY
 from brewclip.serving.index.nearby import Approximate, is_wanted
-from brewclip.serving.index.parts import PART, EmbeddedImage, read_parts, remove_parts, write_part
+from brewclip.serving.index.parts import PART, IndexedImage, read_parts, remove_parts, write_part
 from brewclip.serving.index.place import IndexPlace
 from brewclip.serving.index.save import VersionWriter, add_nearby
 from brewclip.serving.index.sources import ImageFile, list_images
@@ -83,7 +83,7 @@ def embed_to_parts(
     encoder: ImageEncoder, files: Sequence[ImageFile], storage: Storage, known: Known = lambda sha256: None
 ) -> Iterator[int]:
     """Embed files, write a part now and then, and yield how many are done after each batch."""
-    waiting: list[EmbeddedImage] = []
+    waiting: list[IndexedImage] = []
     written = time.monotonic()
     for batch in embed_files(encoder, files, known):
         waiting += batch
@@ -123,14 +123,14 @@ class IndexBuild:
         self._unusable = _read_unusable(place.folder, self.old)
         self.todo = unread(self.found, self._table, read_parts(place.storage, identity, scratch), self._unusable)
 
-    def known(self, sha256: bytes) -> EmbeddedImage | None:
+    def known(self, sha256: bytes) -> IndexedImage | None:
         """Return what the index holds of a content."""
         row = self._rows_of_content.get(sha256)
         if self.old is None or row is None:
             return None
         entry = self.old.entry(row)
         file, vector = ImageFile("", 0, 0), self.old.vectors[row].tobytes()
-        return EmbeddedImage(file, "", sha256, entry.width, entry.height, self.old.thumbnail(row), vector)
+        return IndexedImage(file, "", sha256, entry.width, entry.height, self.old.thumbnail(row), vector)
 
     def save(self, encoder: ImageEncoder, approximate: Approximate = "auto") -> tuple[ImageIndex, BuildReport]:
         """Write the index from what it was and all parts, unless nothing changed.

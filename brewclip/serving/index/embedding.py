@@ -16,7 +16,7 @@ from PIL import Image
 
 from brewclip.data.images import open_image
 from brewclip.data.schema import BadSample
-from brewclip.serving.index.parts import EmbeddedImage
+from brewclip.serving.index.parts import IndexedImage
 from brewclip.serving.index.sources import ImageFile, read_file
 
 _BATCH = 64
@@ -51,12 +51,12 @@ class ImageEncoder(Protocol):
 
 
 # The content of an index: sha256 -> what it holds of these bytes, for any file.
-Known = Callable[[bytes], EmbeddedImage | None]
+Known = Callable[[bytes], IndexedImage | None]
 
 
 def embed_files(
     encoder: ImageEncoder, files: Iterable[ImageFile], known: Known = lambda sha256: None
-) -> Iterator[list[EmbeddedImage]]:
+) -> Iterator[list[IndexedImage]]:
     """Embed image files, in their order.
 
     Args:
@@ -71,7 +71,7 @@ def embed_files(
         StorageError: if storage cannot be reached.
     """
 
-    def read(file: ImageFile) -> tuple[EmbeddedImage, NDArray[np.uint8] | None]:
+    def read(file: ImageFile) -> tuple[IndexedImage, NDArray[np.uint8] | None]:
         try:
             data = read_file(file.name, file.size_bytes)
             if len(data) != file.size_bytes:
@@ -80,7 +80,7 @@ def embed_files(
             found = known(sha256)
             return (replace(found, file=file), None) if found else _decode(encoder, file, data, sha256)
         except BadSample as error:
-            return EmbeddedImage(file, error.detail), None
+            return IndexedImage(file, error.detail), None
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         results = map_ahead(pool, read, files, 2 * _BATCH)
@@ -109,9 +109,9 @@ def map_ahead(
 
 def _decode(
     encoder: ImageEncoder, file: ImageFile, data: bytes, sha256: bytes
-) -> tuple[EmbeddedImage, NDArray[np.uint8]]:
+) -> tuple[IndexedImage, NDArray[np.uint8]]:
     image = open_image(data)
-    done = EmbeddedImage(file, "", sha256, image.width, image.height, _thumbnail(image))
+    done = IndexedImage(file, "", sha256, image.width, image.height, _thumbnail(image))
     return done, encoder.transform_image(image)
 
 

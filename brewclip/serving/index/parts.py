@@ -36,7 +36,7 @@ PART = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedImage:
+class IndexedImage:
     """An image file with what an index holds of it, or with the reason why it holds nothing; the columns of `PART`."""
 
     file: ImageFile
@@ -53,7 +53,7 @@ def identity_digest(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_part(storage: Storage, identity: dict[str, Any], images: Sequence[EmbeddedImage]) -> None:
+def write_part(storage: Storage, identity: dict[str, Any], images: Sequence[IndexedImage]) -> None:
     """Write a part of at least one image; the same images give the same name."""
     columns = {name: [getattr(one, name) for one in images] for name in PART.names[3:]}
     columns |= {name: [getattr(one.file, name) for one in images] for name in PART.names[:3]}
