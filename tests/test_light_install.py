@@ -3,6 +3,7 @@
 The environment is a new one whose packages are links to those of this one; copies would take 6 GB.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -60,7 +61,10 @@ def light_python(tmp_path_factory) -> Path:
 
 def run(python: Path, *words: object) -> subprocess.CompletedProcess:
     command = [str(python), *map(str, words)]
-    return subprocess.run(command, cwd=python.parent, capture_output=True, text=True, timeout=280, check=False)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    return subprocess.run(
+        command, cwd=python.parent, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
 
 
 @pytest.mark.slow
@@ -85,7 +89,10 @@ def test_index_and_search_run_in_the_plain_package(light_python, shared_director
     [
         (("-m", "brewclip", "serve", "--index", "x"), ("brewclip serve needs ray", "serve")),
         (("-m", "brewclip", "index", "s3://b/c", "--out", "x"), ("s3://b needs boto3", "s3")),
-        ((CHECKOUT / "jobs" / "train.py", "scenes"), ("needs", "train")),
+        (
+            ("-m", "brewclip", "index", CHECKOUT / "docs", "--out", "x", "--checkpoint", "models:/spoken@best"),
+            ("MLflow's registry needs mlflow", "train"),
+        ),
     ],
 )
 def test_a_missing_extra_is_one_line_with_the_command(words, needs, light_python):
