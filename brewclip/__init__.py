@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
-def load(url_or_name: str, *, clip: str = "", whisper: str = "", device: str = "") -> "Embedder":
+def load(
+    url_or_name: str,
+    *,
+    clip: str = "",
+    whisper: str = "",
+    device: str = "",
+    task: str = "",
+    language: str | None = None,
+) -> "Embedder":
     """Load a trained system that embeds speech and images, and searches.
 
     Args:
@@ -22,13 +30,16 @@ def load(url_or_name: str, *, clip: str = "", whisper: str = "", device: str = "
         clip: CLIP of `zero_shot`, such as `scenes`; a checkpoint records its own.
         whisper: Whisper of `zero_shot`; a checkpoint records its own.
         device: such as `cuda:1`; empty uses a GPU if there is one.
+        task: `transcribe`, or `translate` for Whisper's own translation to English; empty is the system's own.
+        language: that is spoken, a code such as `de`; empty detects it; None is the system's own, and detects it where
+            `task` is to translate.
 
     Returns:
-        An `Embedder` with embed_speech, embed_images, build_index and search.
+        An `Embedder` with listen, embed_speech, embed_text, embed_images, build_index and search.
 
     Raises:
         UserError, ValueError, FileNotFoundError: if the checkpoint or its frozen models cannot be found.
     """
-    from brewclip.serving.embedder import load_embedder
+    from brewclip.serving.loading import load_embedder
 
-    return load_embedder(url_or_name, clip=clip, whisper=whisper, device=device)
+    return load_embedder(url_or_name, clip=clip, whisper=whisper, device=device, task=task, language=language)

@@ -23,8 +23,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "losses", "models", "pretrained", "scenes_clip"),
     ("checkpoints", "corpora", "factory"),
     ("containers", "serving"),
-    ("evaluation",),
-    ("training",),
+    ("evaluation", "service"),
+    ("training", "commands"),
     ("benchmarks", "studies"),
     ("paper",),
     ("__main__", "brewclip", "tune"),  # "brewclip" alone is brewclip/__init__.py
@@ -79,6 +79,9 @@ RULES: dict[str, Rule] = {
     "brewclip.checkpoints": without("ray", "mlflow"),
     "brewclip.corpora": without("mlflow"),
     "brewclip.serving": without("ray", "mlflow", "boto3"),
+    # Ray, where a cluster builds an index, is loaded by its file when it is called.
+    "brewclip.commands": without("mlflow", "boto3"),
+    "brewclip.service": without("mlflow", "boto3"),
     "brewclip.evaluation": without("mlflow"),
     "brewclip.training": without("mlflow"),
     # A recipe knows its corpus's format; config is for its users' mistakes, recipe for what all of them share.

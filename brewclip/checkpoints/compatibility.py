@@ -16,7 +16,7 @@ _FREE_SETTINGS = (
     *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction"),
     *("sweep.num_trials", "sweep.max_concurrent", "sweep.max_failures", "sweep.register_as"),
 )
-_NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.cls_std")
+_NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.task", "model.cls_std")
 
 
 def check_frozen(checkpoint: Checkpoint, clip: "ClipIdentity") -> None:

@@ -4,7 +4,7 @@ from brewclip.config.addresses import tracking_problem
 from brewclip.config.names import FOLDER, is_test
 from brewclip.config.ranges import check_ranges, show
 from brewclip.config.settings import Config, LossConfig, ModelConfig, RunConfig
-from brewclip.config.whisper_names import language_problem
+from brewclip.config.whisper_names import language_problem, task_problem
 
 
 def check(config: Config) -> None:
@@ -66,6 +66,7 @@ def _name_rules(config: Config) -> list[tuple[bool, str]]:
     found = {
         "--run.name": (config.run_name, FOLDER.problem(config.run_name)),
         "--model.language": (model.language, language_problem(model.language, model.whisper)),
+        "--model.task": (model.task, task_problem(model.task, model.whisper)),
         "--model.clip": (model.clip, _clip_problem(model.clip)),
         "--tracking.uri": (tracking.uri, tracking_problem(tracking.uri)),
         "--tracking.experiment": (tracking.experiment, "" if tracking.experiment.strip() else "must not be empty"),

@@ -20,6 +20,7 @@ Fusion = Literal["sum", "confidence"]
 Transcript = Literal["asr", "asr_unfiltered", "asr_greedy", "ground_truth"]
 ImageTransform = Literal["crop", "letterbox"]
 LongText = Literal["truncate", "chunks"]
+Task = Literal["transcribe", "translate"]
 Reduction = Literal["sum", "mean"]
 AudioFrames = Literal["speech", "first_30_seconds"]
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -75,6 +76,8 @@ class ModelConfig:
     """Name of a Whisper model as openai-whisper knows it."""
     language: str = "en"
     """Language of the recordings; empty detects it for each recording."""
+    task: Task = "transcribe"
+    """What Whisper writes: the words that are spoken, or its translation of them to English."""
     clip: str = "ViT-L-14/openai"
     """open_clip architecture and weights as ARCHITECTURE/TAG (docs/towers.md) or ARCHITECTURE/FILE, or `scenes` for the
     small one in this package."""
@@ -231,14 +234,16 @@ class Config:
     def features_url(self) -> str:
         """URL of the images and Whisper features written by the extraction."""
         frames = "" if self.extraction.frames == "speech" else f"-{self.extraction.frames}"
-        return f"{self.corpus_url}/whisper-{self.model.whisper}{frames}"
+        task = "" if self.model.task == "transcribe" else f"-{self.model.task}"
+        return f"{self.corpus_url}/whisper-{self.model.whisper}{frames}{task}"
 
     @property
     def run_name(self) -> str:
-        """Name of the run, given or derived: CORPUS-VARIANT[-adapter][-confidence][-TRANSCRIPT]-SEED."""
+        """Name of the run, given or derived: CORPUS-VARIANT[-adapter][-confidence][-translate][-TRANSCRIPT]-SEED."""
         model, parts = self.model, [self.data.corpus, self.model.variant]
         parts += [model.adaptation] if model.adaptation != "prompts" else []
         parts += [model.fusion] if model.fusion != "sum" else []
+        parts += [model.task] if model.task != "transcribe" else []
         parts += [self.data.transcript] if self.data.transcript != "asr" and model.variant != "acoustic" else []
         return self.run.name or "-".join([*parts, str(self.run.seed)])
 

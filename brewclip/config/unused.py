@@ -10,7 +10,7 @@ _EXTRACTION = (
     *("extraction.keep_original_images", "extraction.overwrite", "extraction.precision", "extraction.retries"),
 )
 _MODEL_OF_CHECKPOINTS = (
-    *("model.variant", "model.language", "model.prompt_length", "model.num_layers", "model.num_heads"),
+    *("model.variant", "model.language", "model.task", "model.prompt_length", "model.num_layers", "model.num_heads"),
     *("model.ff_dim", "model.dropout", "model.cls_std", "model.fusion"),
 )
 _RUN = (
@@ -34,7 +34,7 @@ IGNORED_BY_EMOTION = (
 )
 IGNORED_BY_EXTRACTION = (
     *("optim.", "loss.", "run.", "tracking.parent_run"),
-    *(one for one in _MODEL_OF_CHECKPOINTS if one != "model.language"),
+    *(one for one in _MODEL_OF_CHECKPOINTS if one not in ("model.language", "model.task")),
     *("data.train_split", "data.dev_split", "data.max_audio_frames"),
     *("data.num_threads", "data.max_bad_fraction", *_STREAM, *_WORKERS),
 )

@@ -11,6 +11,7 @@ MODELS = (
     *("large-v1", "large-v2", "large-v3", "large", "large-v3-turbo", "turbo"),
 )
 _WITH_CANTONESE = ("large-v3", "large", "large-v3-turbo", "turbo")
+_WITHOUT_TRANSLATION = ("large-v3-turbo", "turbo")  # they return the language that was spoken
 _CODES = (
     "af am ar as az ba be bg bn bo br bs ca cs cy da de el en es et eu fa fi fo fr gl gu ha haw he hi hr ht hu hy id "
     "is it ja jw ka kk km kn ko la lb ln lo lt lv mg mi mk ml mn mr ms mt my ne nl nn no oc pa pl ps pt ro ru sa sd si "
@@ -43,4 +44,15 @@ def language_problem(language: str, whisper: str) -> str:
         return f"does not fit --model.whisper {whisper}, which knows English only: choose {whisper[:-3]}"
     if language == "yue" and whisper in MODELS and whisper not in _WITH_CANTONESE:
         return f"is known to {', '.join(_WITH_CANTONESE)} only, not to --model.whisper {whisper}"
+    return ""
+
+
+def task_problem(task: str, whisper: str) -> str:
+    """Return what is wrong with a task for a Whisper model."""
+    if task != "translate":
+        return ""
+    if whisper.endswith(".en"):
+        return f"does not fit --model.whisper {whisper}, which knows English only: choose {whisper[:-3]}"
+    if whisper in _WITHOUT_TRANSLATION:
+        return f"does not fit --model.whisper {whisper}, which was not trained to translate: choose large-v3"
     return ""

@@ -33,7 +33,7 @@ _LEAST_PARTS = 16
 _LEAST_SAMPLES = 32  # two batches of Whisper
 
 # What splits were extracted with whose manifests do not say it.
-_EARLIER_SETTINGS = {"precision": "float32", "retries": 5}
+_EARLIER_SETTINGS = {"task": "transcribe", "precision": "float32", "retries": 5}
 
 
 def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str, Any]]:
@@ -139,6 +139,7 @@ def _task(config: Config, source: Manifest, image_side_pixels: int) -> Extractio
         target_url=f"{config.features_url}/{source.summary.split}",
         whisper=config.model.whisper,
         language=config.model.language,
+        task=config.model.task,
         frames=config.extraction.frames,
         batch_size=config.extraction.batch_size,
         image_side_pixels=0 if config.extraction.keep_original_images else image_side_pixels,

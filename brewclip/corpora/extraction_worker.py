@@ -43,6 +43,7 @@ class ExtractionTask:
         target_url: split of features.
         whisper: name of the model.
         language: code such as "en"; empty detects it for each recording.
+        task: `transcribe`, or `translate` to English.
         frames: `speech` stores the frames of the whole recording, `first_30_seconds` those the released code used.
         batch_size: chunks decoded together; does not change what is read.
         image_side_pixels: short side that images are reduced to; 0 keeps the original bytes.
@@ -56,6 +57,7 @@ class ExtractionTask:
     target_url: str
     whisper: str
     language: str
+    task: str
     frames: str
     batch_size: int
     image_side_pixels: int
@@ -76,6 +78,8 @@ class Part:
         """Return a hash of all that determines the bytes of the shard."""
         left_out = ("source_url", "target_url", "batch_size")
         settings = {name: value for name, value in asdict(task).items() if name not in left_out}
+        if task.task == "transcribe":  # as all did whose shards have no task in their identity
+            del settings["task"]
         content = json.dumps([_READER_VERSION, settings, asdict(self)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -156,6 +160,7 @@ class Extractor:
                     model,
                     task.language or None,
                     task.batch_size,
+                    task=task.task,
                     first_30_seconds=task.frames == "first_30_seconds",
                     precision=_faster_precision(device) if task.precision == "auto" else task.precision,
                     retries=task.retries,

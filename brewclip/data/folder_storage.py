@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from brewclip.data.listing import StoredObject
 from brewclip.errors import ObjectMissing, StorageError
 
 
@@ -61,6 +62,10 @@ class FolderStorage:
         files = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith(".partial-"))
         names = (path.relative_to(self.folder).as_posix() for path in files)
         return sorted(name for name in names if name.startswith(prefix))
+
+    def list_objects(self, prefix: str = "") -> list[StoredObject]:
+        found = ((name, (self.folder / name).stat()) for name in self.list_names(prefix))
+        return [StoredObject(name, status.st_size, status.st_mtime_ns) for name, status in found]
 
     def list_folders(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir() if path.is_dir()) if self.folder.is_dir() else []

@@ -87,7 +87,18 @@ def decode_image(
     Raises:
         BadSample: as `open_image`.
     """
-    image, resampling = open_image(data), _RESAMPLING[interpolation]
+    return transform_image(open_image(data), side_pixels, transform, fill, interpolation)
+
+
+def transform_image(
+    image: Image.Image,
+    side_pixels: int,
+    transform: str = "crop",
+    fill: tuple[int, int, int] = (0, 0, 0),
+    interpolation: str = "bicubic",
+) -> np.ndarray:
+    """Transform an RGB image to a square, (3, side, side) uint8, see `decode_image`."""
+    resampling = _RESAMPLING[interpolation]
     if transform == "letterbox":
         square = _letterbox(image, side_pixels, fill, resampling)
     elif transform == "squash":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from brewclip.config.masking import without_secrets
+from brewclip.data.listing import StoredObject
 from brewclip.data.s3_client import s3_client
 from brewclip.data.s3_errors import UnfinishedAnswer, explain, status_of
 from brewclip.errors import ObjectMissing, StorageError
@@ -118,9 +119,13 @@ class S3Storage:
                 raise StorageError(f"{self.url}/{name} was replaced while it was downloaded")
 
     def list_names(self, prefix: str = "") -> list[str]:
+        return [one.name for one in self.list_objects(prefix)]
+
+    def list_objects(self, prefix: str = "") -> list[StoredObject]:
         start = len(self.prefix) + 1 if self.prefix else 0
         pages = self._call(prefix, lambda: self._pages(self._key(prefix)))
-        return sorted(item["Key"][start:] for page in pages for item in page.get("Contents", []))
+        items = (item for page in pages for item in page.get("Contents", []))
+        return sorted(StoredObject(item["Key"][start:], item.get("Size", 0), _nanoseconds(item)) for item in items)
 
     def list_folders(self) -> list[str]:
         prefix = self._key("")
@@ -212,6 +217,12 @@ def _transfer_config() -> Any:
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES)
+
+
+def _nanoseconds(item: dict[str, Any]) -> int:
+    """Return when a listed object was written, in nanoseconds since 1970; S3 gives whole milliseconds at best."""
+    written = item.get("LastModified")
+    return round(written.timestamp() * 1000) * 1_000_000 if written else 0
 
 
 def _body_of(answer: Any) -> bytes:

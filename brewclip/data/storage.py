@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlparse
 
+from brewclip.config.extras import check_installed
 from brewclip.data.folder_storage import FolderStorage
+from brewclip.data.listing import StoredObject
 from brewclip.data.s3_storage import S3Storage
 from brewclip.errors import ObjectMissing, StorageError
 
@@ -48,6 +50,9 @@ class Storage(Protocol):
     def list_names(self, prefix: str = "") -> list[str]:
         """Return the names that begin with the prefix, sorted."""
 
+    def list_objects(self, prefix: str = "") -> list[StoredObject]:
+        """Return names, sizes and times of what begins with the prefix, sorted by name."""
+
     def list_folders(self) -> list[str]:
         """Return the folders directly below the URL, sorted, without their content."""
 
@@ -67,6 +72,7 @@ def open_storage(url: str, *, retry_seconds: float = 180.0) -> "Storage":
     """
     parts = urlparse(url)
     if parts.scheme == "s3" and parts.netloc:
+        check_installed("boto3", url)
         return S3Storage(parts.netloc, parts.path.strip("/"), retry_seconds)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         return FolderStorage(Path(unquote(parts.path)))

@@ -149,6 +149,10 @@ class BrewCLIP(nn.Module):
             return acoustic, acoustic, text
         return (text if self.channel == "text" else self.fusion(text, acoustic, confidence)), acoustic, text
 
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Encode texts to F_T (B, embed_dim); tokens as in `encode_speech`. Not of use to `acoustic`."""
+        return self._encode_text(tokens, self.prompts()[0])
+
     def encode_channels(
         self, tokens: Tensor, audio: Tensor, audio_mask: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

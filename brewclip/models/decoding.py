@@ -16,6 +16,8 @@ from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask, Gree
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
+TASKS = ("transcribe", "translate")  # Whisper translates to English only
+
 # The defaults of whisper.transcribe.
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_COMPRESSION_RATIO = 2.4
@@ -108,6 +110,7 @@ def decode_chunks(
     waveforms: Sequence[NDArray[np.float32]],
     *,
     retries: int = len(TEMPERATURES) - 1,
+    task: str = "transcribe",
     leave_repetitive: bool = False,
 ) -> list[Reading]:
     """Decode chunks of one padded length greedily as a batch, then the failed ones with sampling.
@@ -117,21 +120,23 @@ def decode_chunks(
     Args:
         model: Whisper.
         features: (B, T, audio_dim) float32.
-        language: a code such as "en".
+        language: that is spoken, a code such as "en".
         padded_seconds: of the chunks; bounds the number of tokens.
         waveforms: the B chunks without padding.
         retries: how often failed chunks are decoded again, each time at the next of `TEMPERATURES`.
+        task: one of `TASKS`.
         leave_repetitive: do not sample repetitive chunks, as they are decoded again with more padding.
     """
-    limit = _max_tokens(model, language, padded_seconds)
-    readings = [_judge(result) for result in _decode(model, features, language, 0.0, limit)]
+    options = {"language": language, "task": task}
+    limit = _max_tokens(model, "en" if task == "translate" else language, padded_seconds)
+    readings = [_judge(result) for result in _decode(model, features, options, 0.0, limit)]
     causes = ("low_confidence",) if leave_repetitive else ("low_confidence", "repetitive")
     for temperature in TEMPERATURES[1 : 1 + retries]:
         failed = [row for row, reading in enumerate(readings) if reading.rejected in causes]
         if not failed:
             break
         generators = [_generator_of(waveforms[row], features.device) for row in failed]
-        results = _decode(model, features[failed], language, temperature, limit, generators)
+        results = _decode(model, features[failed], options, temperature, limit, generators)
         for row, result in zip(failed, results, strict=True):
             readings[row] = replace(_judge(result), greedy=readings[row].greedy)
     return readings
@@ -140,13 +145,13 @@ def decode_chunks(
 def _decode(
     model: Whisper,
     features: Tensor,
-    language: str,
+    language_and_task: dict[str, str],
     temperature: float,
     max_tokens: int,
     generators: Sequence[torch.Generator] = (),
 ) -> list[DecodingResult]:
     options = DecodingOptions(
-        language=language, temperature=temperature, sample_len=max_tokens, without_timestamps=True, fp16=False
+        **language_and_task, temperature=temperature, sample_len=max_tokens, without_timestamps=True, fp16=False
     )
     task = _EncodedTask(model, options)
     if generators:

@@ -52,6 +52,12 @@ class Fusion(nn.Module):
             raise ValueError("fusion by confidence needs the confidence of each transcript")
         return fuse(text, acoustic, confidence, self.weights)
 
+    def acoustic_weight(self, text: Tensor, acoustic: Tensor, confidence: Tensor) -> Tensor:
+        """Return the weight w (B,) with which `forward` has the direction of t + w a, t and a of unit length."""
+        if self.kind == "sum":
+            return acoustic.norm(dim=-1) / text.norm(dim=-1)
+        return self.weights[0] + self.weights[1] * (1 - confidence.to(text.dtype))
+
 
 def fuse(text: Tensor, acoustic: Tensor, confidence: Tensor, weights: Tensor) -> Tensor:
     """Return normalize(t + (w0 + w1 (1 - p)) a), see `Fusion`; `weights` are w0 and w1."""

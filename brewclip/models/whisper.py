@@ -13,7 +13,7 @@ from whisper.tokenizer import LANGUAGES
 from whisper.utils import compression_ratio
 
 from brewclip.models.audio_chunks import MAX_SAMPLES, MAX_SECONDS, Chunk, compute_mel, encode_mel, split_into_chunks
-from brewclip.models.decoding import TEMPERATURES, Reading, decode_chunks, detect_languages
+from brewclip.models.decoding import TASKS, TEMPERATURES, Reading, decode_chunks, detect_languages
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_RETRIES = len(TEMPERATURES) - 1
@@ -29,11 +29,11 @@ class Speech:
     transcript, and the recording is rejected only if all are.
 
     Attributes:
-        transcript: may be empty.
+        transcript: may be empty. In English if the task was to translate.
         unfiltered_transcript: with the rejected text, as `whisper.transcribe` returns it.
         greedy_transcript: decoded without sampling, rejected or not; the unfiltered one is that of the last attempt,
             which is sampled at the highest temperature.
-        language: code such as "en", given or detected in the first chunk.
+        language: that was spoken, a code such as "en", given or detected in the first chunk.
         avg_logprob: mean log probability of a token.
         no_speech_prob: probability of silence, of the least silent chunk.
         compression_ratio: of the text; high for repetition. Of several chunks, the highest.
@@ -104,6 +104,7 @@ class SpeechReader:
         model: Whisper, on the device to compute on.
         language: code such as "en"; None detects it for each recording.
         batch_size: chunks encoded and decoded together.
+        task: "transcribe", or "translate" for Whisper's own translation to English.
         first_30_seconds: return the frames that the released code used: those of the first 30 s with their padding. The
             transcript is of the whole recording, in chunks padded to 30 s.
         precision: of the encoder, "float32", "bfloat16" or "float16"; decoding is float32. Features keep a
@@ -113,7 +114,7 @@ class SpeechReader:
             5. Captions in babble at 2 dB took 1.19 CPU-s with five and 0.51 with none.
 
     Raises:
-        ValueError: if the model does not know the language, or the precision, batch size or retries are invalid.
+        ValueError: if the model does not know the language, or the task, precision, batch size or retries are invalid.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class SpeechReader:
         language: str | None = "en",
         batch_size: int = 16,
         *,
+        task: str = "transcribe",
         first_30_seconds: bool = False,
         precision: str = "float32",
         retries: int = MOST_RETRIES,
@@ -130,6 +132,10 @@ class SpeechReader:
             raise ValueError(f"unknown language {language!r}; give a code such as 'en', or None to detect it")
         if language not in (None, "en") and not model.is_multilingual:
             raise ValueError(f"language is {language!r}, but this Whisper knows English only; choose one without '.en'")
+        if task not in TASKS or (task == "translate" and not model.is_multilingual):
+            raise ValueError(
+                f"task is {task!r}; it must be transcribe, or translate with a Whisper of many languages, without '.en'"
+            )
         if precision not in _PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(_PRECISIONS)}")
         if batch_size < 1:
@@ -139,6 +145,7 @@ class SpeechReader:
         self.model = model
         self.language = language
         self.batch_size = batch_size
+        self.task = task
         self.first_30_seconds = first_30_seconds
         self.precision = _PRECISIONS[precision]
         self.retries = retries
@@ -226,6 +233,7 @@ class SpeechReader:
                     batch[0].padded_seconds,
                     [batch[row].samples for row in rows],
                     retries=self.retries,
+                    task=self.task,
                     leave_repetitive=not batch[0].is_last_attempt,
                 )
                 for row, reading in zip(rows, decoded, strict=True):

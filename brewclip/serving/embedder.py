@@ -1,5 +1,6 @@
 """Embed recordings and images with a trained system, without Ray or a corpus."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,63 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from brewclip.checkpoints.checkpoint import checkpoint_name
 from brewclip.checkpoints.facts import Checkpoint
-from brewclip.checkpoints.locate import ZERO_SHOT, nearest_run, open_system
-from brewclip.config import Config, ModelConfig, unflatten
-from brewclip.data.batches import Pair, collate
+from brewclip.config import Config
+from brewclip.data.batches import Pair, collate, normalised_images
+from brewclip.data.images import open_image, transform_image
 from brewclip.data.schema import HEARD_FIELDS, BadSample, Sample, array_to_npy
-from brewclip.data.storage import check_reachable, open_storage
-from brewclip.errors import UserError
 from brewclip.factory import build_autocast, build_decoder, build_model, build_towers, restore_model
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
-from brewclip.pretrained.load import load_clip, load_whisper
-from brewclip.serving.index import Index, Match
+from brewclip.pretrained.load import load_clip
+from brewclip.serving.hearing import Heard, SpeechReaders, heard_as
+from brewclip.serving.index import ImageIndex, Match
+from brewclip.serving.index.build import BuildReport, build_index
 from brewclip.serving.media import AudioInput, ImageInput, read_image, read_recording
 
 _BATCH = 64
-
-
-def load_embedder(name: str, *, clip: str = "", whisper: str = "", device: str = "") -> "Embedder":
-    """Load a system; see `brewclip.load`."""
-    if name == ZERO_SHOT:
-        model = ModelConfig(variant=ZERO_SHOT, prompt_length=0)
-        model = replace(model, clip=clip or model.clip, whisper=whisper or model.whisper)
-        return Embedder(name, Config(model=model), None, _device(device))
-    if clip or whisper:
-        raise UserError(f"{name} names its own CLIP and Whisper: give them with {ZERO_SHOT} only")
-    url = checkpoint_url(name)
-    checkpoint = open_system(url)
-    return Embedder(url, unflatten(checkpoint.facts.config), checkpoint, _device(device))
-
-
-def checkpoint_url(name: str) -> str:
-    """Resolve a name to a URL: a URL itself, a local folder, or a run below BREWCLIP_STORAGE.
-
-    Raises:
-        UserError: if there is no such folder or run.
-    """
-    if ":/" in name:
-        if not name.startswith("models:/"):
-            check_reachable(name)  # fail early: requests to an unreachable server are retried for minutes
-        return name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve().as_uri()
-    if not name or name[0] in "/~.\\":
-        raise UserError(
-            f"there is no folder {name!r} on this machine: give the folder of a run, its URL (s3:// or file:///), the "
-            f"name of a run below BREWCLIP_STORAGE, models:/NAME@ALIAS, or {ZERO_SHOT}"
-        )
-    config = Config()
-    check_reachable(config.storage)
-    url = f"{config.storage.rstrip('/')}/runs/{name}"
-    if not checkpoint_name(open_storage(url.partition("/checkpoints/")[0])):
-        where = f"{config.storage} (BREWCLIP_STORAGE)"
-        raise UserError(f"there is no folder {name!r} here, and no such run below {where}{nearest_run(config, name)}")
-    return url
 
 
 class Embedder:
@@ -108,12 +69,33 @@ class Embedder:
             config = replace(config, data=replace(config.data, transcript="asr"))
         self._decoder = build_decoder(config, self._clip)
         self._model = model.to(device).eval()
-        self._reader: SpeechReader | None = None
+        released = config.extraction.frames == "first_30_seconds"
+        self._readers = SpeechReaders(config.model.whisper, device, first_30_seconds=released)
 
     @property
     def embed_dim(self) -> int:
         """Width E of the embeddings."""
         return self._model.clip.embed_dim
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the system reads transcripts and texts."""
+        return self._model.reads_text
+
+    @property
+    def hears_sound(self) -> bool:
+        """Whether the system has an acoustic channel."""
+        return self._model.acoustic is not None
+
+    @property
+    def task(self) -> str:
+        """What Whisper writes unless it is asked for something else: "transcribe" or "translate"."""
+        return self.config.model.task
+
+    @property
+    def language(self) -> str:
+        """Language of recordings unless another is given; empty if it is detected."""
+        return self.config.model.language
 
     def embed_speech(self, recordings: Sequence[AudioInput]) -> NDArray[np.float32]:
         """Embed recordings.
@@ -128,10 +110,48 @@ class Embedder:
         Raises:
             ValueError: for the first recording that cannot be used, with the cause.
         """
+        heard = self.listen(recordings)
+        return np.stack([one.fused for one in heard]) if heard else np.zeros((0, self.embed_dim), np.float32)
+
+    def listen(self, recordings: Sequence[AudioInput], *, task: str = "", language: str | None = None) -> list[Heard]:
+        """Transcribe and embed recordings, each channel by itself and both together.
+
+        Args:
+            recordings: as in `embed_speech`.
+            task: "transcribe", or "translate" to English; empty is the system's own.
+            language: that is spoken, a code such as "de"; empty detects it; None is the system's own.
+
+        Raises:
+            ValueError: for the first recording that cannot be used, with the cause; if Whisper does not know the
+                language or the task.
+        """
         recordings = _listed(recordings, "recordings")
-        return self._embed_in_batches(
-            recordings, lambda at, part: self._encode_speech([read_recording(one, n) for n, one in enumerate(part, at)])
-        )
+        reader = self._readers.reader(*heard_as(self.config.model, task, language))
+        heard: list[Heard] = []
+        for at in range(0, len(recordings), _BATCH):
+            part = recordings[at : at + _BATCH]
+            heard += self._listen_to([read_recording(one, n) for n, one in enumerate(part, at)], reader)
+        return heard
+
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts as transcripts that are certain.
+
+        Args:
+            texts: none of them empty; what CLIP does not read of a long one is truncated.
+
+        Returns:
+            (n, E) float32, unit length.
+
+        Raises:
+            ValueError: for the first text that is empty; if the system reads no text.
+        """
+        texts = _listed(texts, "texts")
+        if not self._model.reads_text:
+            raise ValueError(f"{self.name} has the acoustic channel alone and reads no text: search with a recording")
+        for number, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"text number {number} is {text!r}; words are needed")
+        return self._embed_in_batches(texts, lambda _, part: self._encode_texts(part))
 
     def embed_images(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """Embed images.
@@ -147,33 +167,41 @@ class Embedder:
         """
         images = _listed(images, "images")
         return self._embed_in_batches(
-            images, lambda at, part: self._encode_images([self._read_image(one, n) for n, one in enumerate(part, at)])
+            images,
+            lambda at, part: self.encode_transformed([self._read_image(one, n) for n, one in enumerate(part, at)]),
         )
 
-    def build_index(self, paths: Sequence[str | Path]) -> tuple[Index, list[str]]:
-        """Embed image files into an index, named by their paths.
+    def build_index(self, images: Sequence[str | Path], out: str | Path) -> tuple[ImageIndex, BuildReport]:
+        """Build an index of image files, or bring it up to date: only files that are new or changed are read.
+
+        Args:
+            images: folders, files or globs, and `s3://` prefixes.
+            out: folder or `s3://` prefix of the index.
 
         Returns:
-            The index, and a message per file that was skipped because it cannot be used.
+            The index, and what was done, with the files that are no usable images.
+
+        Raises:
+            UserError: if there is no usable image, or the index was built by another system.
         """
-        names: list[str] = []
-        problems: list[str] = []
+        return build_index(self, [str(one) for one in _listed(images, "images")], out)
 
-        def embed(at: int, part: Sequence[str | Path]) -> NDArray[np.float32]:
-            images = []
-            for path in part:
-                try:
-                    images.append(self._read_image(path))
-                    names.append(str(path))
-                except ValueError as error:
-                    problems.append(str(error))
-            return self._encode_images(images)
+    def transform_image(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Transform an RGB image as in training, to (3, S, S); safe in threads."""
+        one = self._decoder
+        return transform_image(image, one.image_size, one.image_transform, one.fill, one.interpolation)
 
-        features = self._embed_in_batches(paths, embed)
-        return Index(names, features, self.identity, self.name), problems
+    @torch.inference_mode()
+    def encode_transformed(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Embed images that `transform_image` returned, in one batch; (n, E) float32 of unit length."""
+        if not images:
+            return np.zeros((0, self.embed_dim), np.float32)
+        batch = normalised_images(images, self._clip.mean, self._clip.std, self.device)
+        with build_autocast(self.config, self.device):
+            return _unit(self._model.encode_image(batch).float().cpu().numpy())
 
     def search(
-        self, index: Index, queries: Sequence[AudioInput] | NDArray[np.floating], k: int = 5
+        self, index: ImageIndex, queries: Sequence[AudioInput] | NDArray[np.floating], k: int = 5
     ) -> list[list[Match]]:
         """Find the k nearest images of each query, nearest first.
 
@@ -196,32 +224,48 @@ class Embedder:
         return np.concatenate([np.zeros((0, self.embed_dim), np.float32), *rows])
 
     @torch.inference_mode()
-    def _encode_speech(self, waveforms: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        config = self.config
-        if self._reader is None:
-            released = config.extraction.frames == "first_30_seconds"
-            whisper = load_whisper(config.model.whisper).to(self.device)
-            self._reader = SpeechReader(whisper, config.model.language or None, first_30_seconds=released)
-        speeches = self._reader.read(waveforms)
+    def _listen_to(self, waveforms: list[NDArray[np.float32]], reader: SpeechReader) -> list[Heard]:
+        start = time.perf_counter()
+        speeches = reader.read(waveforms)
+        read = time.perf_counter()
         pairs = [self._decode(_BLANK_IMAGE, speech.metadata(), speech.features) for speech in speeches]
         batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
-        with build_autocast(config, self.device):
-            features, _, _ = self._model.encode_speech(
+        with build_autocast(self.config, self.device):
+            fused, sound, text = self._model.encode_speech(
                 batch.tokens, batch.audio, batch.audio_mask, confidence=batch.confidence
             )
-        return _unit(features.float().cpu().numpy())
+            weights = torch.zeros(len(pairs))
+            if sound is not None and text is not None:
+                weights = self._model.fusion.acoustic_weight(text, sound, batch.confidence).float().cpu()
+        timings = {"whisper": read - start, "clip": time.perf_counter() - read}
+        channels = (_rows(features, len(pairs)) for features in (fused, text, sound))
+        return [
+            Heard(
+                transcript=pair.text,
+                language=speech.language,
+                confidence=pair.confidence,
+                rejection=speech.rejected or "",
+                fused=row,
+                text=text_row,
+                sound=sound_row,
+                weight=weight,
+                timings_seconds=timings,
+            )
+            for pair, speech, row, text_row, sound_row, weight in zip(
+                pairs, speeches, *channels, weights.tolist(), strict=True
+            )
+        ]
 
     @torch.inference_mode()
-    def _encode_images(self, pairs: list[Pair]) -> NDArray[np.float32]:
-        if not pairs:
-            return np.zeros((0, self.embed_dim), np.float32)
+    def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        pairs = [self._decode(_BLANK_IMAGE, dict.fromkeys(HEARD_FIELDS, text), _NO_FRAMES) for text in texts]
         batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
         with build_autocast(self.config, self.device):
-            return _unit(self._model.encode_image(batch.images).float().cpu().numpy())
+            return _unit(self._model.encode_text(batch.tokens).float().cpu().numpy())
 
-    def _read_image(self, image: ImageInput, number: int = 0) -> Pair:
+    def _read_image(self, image: ImageInput, number: int) -> NDArray[np.uint8]:
         try:
-            return self._decode(read_image(image, number), _NO_TEXT, _NO_FRAMES)
+            return self.transform_image(open_image(read_image(image, number)))
         except BadSample as error:
             name = repr(str(image)) if isinstance(image, str | Path) else f"number {number}"
             raise ValueError(f"image {name}: {error.detail}") from None
@@ -244,12 +288,13 @@ def _listed(items: Any, name: str) -> Sequence[Any]:
     return items
 
 
+def _rows(features: torch.Tensor | None, count: int) -> Any:
+    """Return the rows of features (n, E), float32 of unit length; as many None if there are none."""
+    return [None] * count if features is None else _unit(features.float().cpu().numpy())
+
+
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     if not (np.isfinite(lengths) & (lengths > 0)).all():
         raise ValueError("an embedding is zero or not finite: check the checkpoint")
     return features / lengths
-
-
-def _device(name: str) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

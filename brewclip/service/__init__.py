@@ -1,0 +1,1 @@
+"""Image search as a web service: API and page (FastAPI), batching on replicas (Ray Serve), and a client."""

@@ -1,0 +1,120 @@
+"""Serve an index on this machine: page and API, until Ctrl-C.
+
+brewclip serve --index INDEX
+brewclip serve --index INDEX --port 8080 --embedder.batch-size 8
+brewclip serve --index INDEX --print-config > serve.yaml     # for `serve deploy` on a Ray cluster
+BREWCLIP_SERVICE_TOKEN=... brewclip serve --index INDEX --host 0.0.0.0
+"""
+
+import contextlib
+import dataclasses
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from brewclip.config import parse_options
+from brewclip.errors import UserError
+from brewclip.service.settings import ServiceSettings, announce, check_settings, read_token
+
+_BACKLOG = 2048
+_DRAIN_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class ServeOptions(ServiceSettings):
+    """What is served, and how on this machine."""
+
+    ray: bool = True
+    """Run on a Ray of its own, with replicas that are replaced when they fail; without it one process does all."""
+    print_config: bool = False
+    """Print the configuration for `serve deploy` instead, and end."""
+
+    def settings(self) -> ServiceSettings:
+        """Return the settings of the service alone, with the absolute path of the index."""
+        names = [item.name for item in dataclasses.fields(ServiceSettings)]
+        folder = str(Path(self.index).expanduser().resolve())
+        return dataclasses.replace(ServiceSettings(**{name: getattr(self, name) for name in names}), index=folder)
+
+
+def serve(words: list[str] | None = None) -> None:
+    """Run the service until Ctrl-C or SIGTERM.
+
+    Args:
+        words: of the command line, behind `serve`; `sys.argv` by default.
+
+    Raises:
+        UserError: if an option, the index, the checkpoint or the address cannot be used.
+    """
+    options = parse_options(__doc__, ServeOptions, words)
+    settings = options.settings()
+    check_settings(settings)
+    if options.print_config:
+        from brewclip.service.deployments import serve_config
+
+        print(serve_config(settings), end="")
+        return
+    token = read_token(settings)
+    settings = dataclasses.replace(settings, port=_usable_port(settings.host, settings.port))
+    with _ending_on_sigterm():
+        if options.ray:
+            from brewclip.service.local import serve_on_ray
+
+            serve_on_ray(settings, token)
+        else:
+            _serve_in_process(settings, token)
+
+
+def _serve_in_process(settings: ServiceSettings, token: str) -> None:
+    """Serve without Ray: one process, one thread for the models."""
+    import uvicorn
+
+    from brewclip.service.app import build_app
+    from brewclip.service.gate import log_to_stderr
+    from brewclip.service.local_engine import LocalEngine, load_searcher
+
+    searcher = load_searcher(settings)
+    print(f"loading Whisper for {len(searcher.index.get()):,} images", flush=True)
+    searcher.warm_up()
+    sizes = settings.embedder
+    app = build_app(LocalEngine(searcher, sizes.batch_size, sizes.max_queued), settings, token=token)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        backlog=_BACKLOG,
+        log_level="warning",
+        access_log=False,  # it would have the queries of shared addresses
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
+    log_to_stderr()
+    announce(settings)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended by then
+        uvicorn.Server(config).run()
+
+
+def _usable_port(host: str, port: int) -> int:
+    """Return the port, or a free one for 0.
+
+    Raises:
+        UserError: if it cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise UserError(f"cannot listen on --host {host} --port {port}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the service as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
