@@ -56,6 +56,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "setup: '$(PYTHON) -m venv' failed; on Debian and Ubuntu install the package python3-venv" >&2; exit 2; }; fi
 	@echo "setup: installing about 210 packages (7.5 GB) into $(VENV); 3 to 8 minutes the first time"
 	@start=$$(date +%s); \
-	"$(BIN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,sweep,test,dev]' || { \
+	"$(BIN)/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,test,dev]' || { \
 		echo "setup: the installation stopped (reason above); 'make setup' continues it" >&2; exit 2; }; \
 	touch "$@"; echo "setup: done in $$(( $$(date +%s) - start )) s"

@@ -2,6 +2,9 @@
 
 import sys
 import time
+from typing import TextIO
+
+_BAR_WIDTH, _REDRAWN_SECONDS = 24, 0.2
 
 
 class ProgressReporter:
@@ -12,12 +15,16 @@ class ProgressReporter:
         total: amount of work, in `unit`.
         unit: what is counted, plural.
         every_seconds: minimum time between two lines.
+        stream: where the lines go; stdout by default. On a terminal that is given, a bar is redrawn instead.
     """
 
-    def __init__(self, label: str, total: int, unit: str, every_seconds: float = 10.0) -> None:
+    def __init__(
+        self, label: str, total: int, unit: str, every_seconds: float = 10.0, stream: TextIO | None = None
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
-        self._every_seconds = every_seconds
+        self._stream, self._redraws = stream, stream is not None and stream.isatty()
+        self._every_seconds = _REDRAWN_SECONDS if self._redraws else every_seconds
         self._start = self._printed = time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -36,7 +43,12 @@ class ProgressReporter:
         else:
             left = f"took {describe_seconds(seconds)}"
         line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s, {left}"
-        print(f"{line}{', ' + note if note else ''}", file=sys.stdout, flush=True)
+        line = f"{line}{', ' + note if note else ''}"
+        if self._redraws:
+            full = round(_BAR_WIDTH * min(1.0, self.done / max(1, self.total)))
+            line = f"\r\x1b[K[{'#' * full}{'.' * (_BAR_WIDTH - full)}] {line}"
+        end = "" if self._redraws and self.done < self.total else "\n"
+        print(line, file=self._stream or sys.stdout, end=end, flush=True)
 
 
 def describe_seconds(seconds: float) -> str:

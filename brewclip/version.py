@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
-_PACKAGES = ("torch", "ray", "openai-whisper", "open_clip_torch", "webdataset", "mlflow", "boto3")
+_PACKAGES = ("torch", "ray", "openai-whisper", "open_clip_torch", "webdataset", "mlflow", "boto3", "faiss-cpu")
 
 
 def describe_versions() -> str:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from brewclip.config.addresses import check_endpoint
 from brewclip.config.checks import check, ignored_settings
+from brewclip.config.extras import EXTRA_OF, describe_missing
 from brewclip.config.masking import without_secrets
 from brewclip.config.presets import PRESETS, preset
 from brewclip.config.ranges import check_ranges, describe_number, is_number, range_of, settings_of, show
@@ -41,6 +42,11 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except UserError as error:
         print(f"error: {without_secrets(str(error))}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRA_OF:
+            raise
+        print(f"error: {describe_missing(error.name.partition('.')[0], 'this')}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlparse
 
+from brewclip.config.extras import check_installed
 from brewclip.data.folder_storage import FolderStorage
 from brewclip.data.listing import StoredObject
 from brewclip.data.s3_storage import S3Storage
@@ -71,6 +72,7 @@ def open_storage(url: str, *, retry_seconds: float = 180.0) -> "Storage":
     """
     parts = urlparse(url)
     if parts.scheme == "s3" and parts.netloc:
+        check_installed("boto3", url)
         return S3Storage(parts.netloc, parts.path.strip("/"), retry_seconds)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         return FolderStorage(Path(unquote(parts.path)))

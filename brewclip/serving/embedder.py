@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from brewclip.checkpoints.facts import Checkpoint
 from brewclip.config import Config
-from brewclip.data.batches import Pair, collate
+from brewclip.data.batches import Pair, collate, normalised_images
+from brewclip.data.images import open_image, transform_image
 from brewclip.data.schema import HEARD_FIELDS, BadSample, Sample, array_to_npy
 from brewclip.factory import build_autocast, build_decoder, build_model, build_towers, restore_model
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip
 from brewclip.serving.hearing import Heard, SpeechReaders, heard_as
+from brewclip.serving.index import ImageIndex, Match
+from brewclip.serving.index.build import BuildReport, build_index
 from brewclip.serving.media import AudioInput, ImageInput, read_image, read_recording
-from brewclip.serving.npz_index import Index, Match
 
 _BATCH = 64
 
@@ -164,33 +167,41 @@ class Embedder:
         """
         images = _listed(images, "images")
         return self._embed_in_batches(
-            images, lambda at, part: self._encode_images([self._read_image(one, n) for n, one in enumerate(part, at)])
+            images,
+            lambda at, part: self.encode_transformed([self._read_image(one, n) for n, one in enumerate(part, at)]),
         )
 
-    def build_index(self, paths: Sequence[str | Path]) -> tuple[Index, list[str]]:
-        """Embed image files into an index, named by their paths.
+    def build_index(self, images: Sequence[str | Path], out: str | Path) -> tuple[ImageIndex, BuildReport]:
+        """Build an index of image files, or bring it up to date: only files that are new or changed are read.
+
+        Args:
+            images: folders, files or globs, and `s3://` prefixes.
+            out: folder or `s3://` prefix of the index.
 
         Returns:
-            The index, and a message per file that was skipped because it cannot be used.
+            The index, and what was done, with the files that are no usable images.
+
+        Raises:
+            UserError: if there is no usable image, or the index was built by another system.
         """
-        names: list[str] = []
-        problems: list[str] = []
+        return build_index(self, [str(one) for one in _listed(images, "images")], out)
 
-        def embed(at: int, part: Sequence[str | Path]) -> NDArray[np.float32]:
-            images = []
-            for path in part:
-                try:
-                    images.append(self._read_image(path))
-                    names.append(str(path))
-                except ValueError as error:
-                    problems.append(str(error))
-            return self._encode_images(images)
+    def transform_image(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Transform an RGB image as in training, to (3, S, S); safe in threads."""
+        one = self._decoder
+        return transform_image(image, one.image_size, one.image_transform, one.fill, one.interpolation)
 
-        features = self._embed_in_batches(paths, embed)
-        return Index(names, features, self.identity, self.name), problems
+    @torch.inference_mode()
+    def encode_transformed(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Embed images that `transform_image` returned, in one batch; (n, E) float32 of unit length."""
+        if not images:
+            return np.zeros((0, self.embed_dim), np.float32)
+        batch = normalised_images(images, self._clip.mean, self._clip.std, self.device)
+        with build_autocast(self.config, self.device):
+            return _unit(self._model.encode_image(batch).float().cpu().numpy())
 
     def search(
-        self, index: Index, queries: Sequence[AudioInput] | NDArray[np.floating], k: int = 5
+        self, index: ImageIndex, queries: Sequence[AudioInput] | NDArray[np.floating], k: int = 5
     ) -> list[list[Match]]:
         """Find the k nearest images of each query, nearest first.
 
@@ -252,17 +263,9 @@ class Embedder:
         with build_autocast(self.config, self.device):
             return _unit(self._model.encode_text(batch.tokens).float().cpu().numpy())
 
-    @torch.inference_mode()
-    def _encode_images(self, pairs: list[Pair]) -> NDArray[np.float32]:
-        if not pairs:
-            return np.zeros((0, self.embed_dim), np.float32)
-        batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
-        with build_autocast(self.config, self.device):
-            return _unit(self._model.encode_image(batch.images).float().cpu().numpy())
-
-    def _read_image(self, image: ImageInput, number: int = 0) -> Pair:
+    def _read_image(self, image: ImageInput, number: int) -> NDArray[np.uint8]:
         try:
-            return self._decode(read_image(image, number), _NO_TEXT, _NO_FRAMES)
+            return self.transform_image(open_image(read_image(image, number)))
         except BadSample as error:
             name = repr(str(image)) if isinstance(image, str | Path) else f"number {number}"
             raise ValueError(f"image {name}: {error.detail}") from None

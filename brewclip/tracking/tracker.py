@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from brewclip.config.extras import check_installed
 from brewclip.config.masking import without_secrets
 from brewclip.errors import UserError
 from brewclip.version import __version__
@@ -212,6 +213,7 @@ def open_client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # retried here, in order
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    check_installed("mlflow", "MLflow's registry")
     import mlflow
 
     return mlflow.MlflowClient(tracking_uri=uri)

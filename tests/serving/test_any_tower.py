@@ -75,8 +75,8 @@ def test_from_embeddings_to_search(family, tmp_path, shared_directory, monkeypat
 
     for row, sample in enumerate(samples):
         (tmp_path / f"{row}.jpg").write_bytes(sample.image)
-    index, problems = model.build_index([tmp_path / f"{row}.jpg" for row in range(4)])
-    assert problems == []
+    index, report = model.build_index([tmp_path / f"{row}.jpg" for row in range(4)], tmp_path / "index")
+    assert report.unusable == []
     (matches,) = model.search(index, [decode_audio((shared_directory / "speech/jfk.flac").read_bytes())], k=2)
     assert len(matches) == 2
     plain = brewclip.load("zero_shot", clip=config.model.clip)

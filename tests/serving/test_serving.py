@@ -1,6 +1,7 @@
 """`brewclip.load`, the index and `python -m brewclip`: the same features as in training and evaluation."""
 
 import io
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import brewclip
+from brewclip.__main__ import main
 from brewclip.checkpoints.checkpoint import save_checkpoint
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import flatten, preset
@@ -26,7 +28,7 @@ from brewclip.pretrained.clip_identity import weights_sha256
 from brewclip.pretrained.load import load_clip
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import sample_scene, world_seed
-from brewclip.serving.npz_index import Index
+from brewclip.serving.index import ImageIndex
 from tests.training.features import AUDIO_DIM
 
 pytestmark = pytest.mark.slow
@@ -133,44 +135,38 @@ def test_empty_lists_give_empty_arrays(embedder):
     assert embedder.embed_speech([]).shape == embedder.embed_images([]).shape == (0, embedder.embed_dim)
 
 
-def test_search_finds_the_nearest_in_order(embedder, images):
-    index, problems = embedder.build_index(sorted(images.glob("*.png")))
-    assert problems == [] and len(index.names) == 5
+@pytest.fixture(scope="module")
+def index(embedder, images, tmp_path_factory):
+    return embedder.build_index([images], tmp_path_factory.mktemp("index"))[0]
+
+
+def test_search_finds_the_nearest_in_order(embedder, index):
+    names = [index.entry(row).name for row in range(len(index))]
     queries = embedder.embed_speech([waveform(0), waveform(1)])
     for query, matches in zip(queries, embedder.search(index, [waveform(0), waveform(1)], k=3), strict=True):
-        scores = index.features @ query
-        assert [match.name for match in matches] == [index.names[i] for i in np.argsort(-scores)[:3]]
+        scores = index.vectors.astype(np.float32) @ query
+        assert [match.name for match in matches] == [names[i] for i in np.argsort(-scores)[:3]]
         assert [match.rank for match in matches] == [1, 2, 3]
         assert matches[0].score == pytest.approx(scores.max(), abs=1e-5)
-    assert embedder.search(index, queries, k=99)[0][0] == embedder.search(index, queries, k=1)[0][0]
+    assert embedder.search(index, queries, k=99)[0][0].name == embedder.search(index, queries, k=1)[0][0].name
 
 
-def test_an_index_of_its_own_images_finds_each_first(embedder, images):
-    index, _ = embedder.build_index(sorted(images.glob("*.png")))
-    found = embedder.search(index, 3 * index.features, k=1)
-    assert [matches[0].name for matches in found] == index.names
-    assert found[0][0].score == pytest.approx(1, abs=1e-5)
+def test_an_index_of_its_own_images_finds_each_first(embedder, index):
+    names = [index.entry(row).name for row in range(len(index))]
+    assert len(names) == 6, "not the broken one, nor the text"
+    found = embedder.search(index, 3 * embedder.embed_images(names), k=1)
+    assert [matches[0].name for matches in found] == names
+    assert found[0][0].score == pytest.approx(1, abs=1e-3)
 
 
-def test_a_saved_index_is_equal_and_refuses_another_system(embedder, storage, images, tmp_path):
-    index, problems = embedder.build_index([images / "0.png", images / "broken.jpg"])
-    assert len(problems) == 1 and "broken.jpg" in problems[0]
-    index.save(tmp_path / "deep" / "index.npz")
-    again = Index.load(tmp_path / "deep" / "index.npz")
-    np.testing.assert_array_equal(again.features, index.features)
-    assert again.names == index.names and again.checkpoint == f"{storage.as_uri()}/runs/one"
+def test_an_index_refuses_another_system(embedder, storage, index):
+    assert index.checkpoint == f"{storage.as_uri()}/runs/one"
     with pytest.raises(UserError, match=r"index was made by .*/runs/one \(step 7.*, this is .*/runs/other"):
-        brewclip.load(f"{storage.as_uri()}/runs/other").search(again, [waveform(0)])
-    old = {name: value for name, value in again.identity.items() if name != "frozen_settings"}
+        brewclip.load(f"{storage.as_uri()}/runs/other").search(index, [waveform(0)])
+    identity = {name: value for name, value in index.identity.items() if name != "frozen_settings"}
+    old = ImageIndex(replace(index.facts, identity=identity), index.table, index.vectors, [])
     with pytest.raises(UserError, match=r"CLIP scenes \w+ with settings unknown\), this is .*: make it again"):
-        embedder.search(replace(again, identity=old), [waveform(0)])
-
-
-@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04" + bytes(50)])
-def test_a_file_that_is_not_an_index(content, tmp_path):
-    (tmp_path / "index.npz").write_bytes(content)
-    with pytest.raises(UserError, match="not an index"):
-        Index.load(tmp_path / "index.npz")
+        embedder.search(old, [waveform(0)])
 
 
 def test_names_that_load_understands(storage, monkeypatch):
@@ -271,36 +267,80 @@ def test_an_image_bomb_on_disk_is_refused_before_it_is_decoded(embedder, tmp_pat
         embedder.embed_images([tmp_path / "bomb.png"])
 
 
-def run(*words: str) -> subprocess.CompletedProcess:
+def run(*words: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "brewclip", *map(str, words)]
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=200, check=False)
 
 
-def test_index_and_search_from_the_command_line_with_a_real_recording(images, shared_directory, tmp_path):
-    out = tmp_path / "index.npz"
-    done = run("index", "--checkpoint", "zero_shot", "--clip", "scenes", "--images", images, "--out", out)
+def call(capsys, *words: object) -> tuple[int, str, str]:
+    """Run a command in this process, as loading torch takes seconds; return its code and output."""
+    with pytest.raises(SystemExit) as exited:
+        main([str(word) for word in words])
+    return exited.value.code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def built(images, tmp_path_factory):
+    """An index made from the command line, and what was printed."""
+    out = tmp_path_factory.mktemp("built") / "index"
+    return out, run("index", images, "--out", out, "--checkpoint", "zero_shot", "--clip", "scenes")
+
+
+def test_index_and_search_from_the_command_line_with_a_real_recording(built, shared_directory, capsys):
+    out, done = built
     assert done.returncode == 0, done.stderr
-    assert "6 images in" in done.stdout and "left out: image" in done.stderr and "broken.jpg" in done.stderr
-    found = run("search", "--index", out, "--audio", shared_directory / "speech" / "jfk.flac", "--k", "2")
-    assert found.returncode == 0, found.stderr
-    header, first, second = found.stdout.splitlines()
+    assert "6 images in" in done.stdout and "6 added, 0 renamed, 0 removed, 0 unchanged; 1 left out" in done.stdout
+    assert "index: 7/7 images" in done.stderr and "broken.jpg: cannot identify an image" in done.stderr
+    code, text, heard = call(
+        capsys, "search", "--index", out, "--audio", shared_directory / "speech/jfk.flac", "--top", 2
+    )
+    assert code == 0 and "ask not what your country can do for you" in heard
+    header, first, second = text.splitlines()
     assert header.split() == ["rank", "score", "image"]
     assert [line.split()[0] for line in (first, second)] == ["1", "2"]
     assert float(first.split()[1]) >= float(second.split()[1])
     assert Path(first.split()[2]).is_file()
 
 
+def test_commands_speak_json(built, images, capsys):
+    out, _ = built
+    code, text, _ = call(capsys, "index", images, "--out", out, "--json")
+    report = json.loads(text)
+    assert code == 0 and (report["num_unchanged"], report["num_read"], len(report["unusable"])) == (6, 0, 1)
+    code, text, _ = call(capsys, "search", "--index", out, "--image", images / "2.png", "--top", 3, "--json")
+    found = json.loads(text)
+    assert code == 0 and found["query"] == {"kind": "image", "image": str(images / "2.png")}
+    assert [one["rank"] for one in found["results"]] == [1, 2, 3]
+    assert found["results"][0]["name"] == str(images / "2.png")
+
+
+def test_nothing_above_the_threshold_is_exit_code_1(built, capsys):
+    out, _ = built
+    code, text, error = call(capsys, "search", "--index", out, "--text", "a red apple", "--threshold", 0.999)
+    assert (code, text, error) == (1, "", "no image is as near as --threshold\n")
+    assert call(capsys, "search", "--index", out, "--text", "a red apple", "--threshold", -0.9)[0] == 0
+
+
+def test_the_index_of_a_checkpoint_that_moved_is_searched_from_its_new_place(storage, built, capsys):
+    out, _ = built
+    words = ("search", "--index", out, "--text", "a red apple", "--checkpoint", storage / "runs" / "one")
+    code, _, error = call(capsys, *words)
+    assert code == 2 and "the index was made by zero_shot" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["find"], "no command 'find': there are index, search"),
+        (["find"], "no command 'find': there are index, search, serve"),
         ([], "no command ''"),
-        (["index", "--checkpoint", "zero_shot", "--images", "/nowhere"], "--images /nowhere is not a folder"),
-        (["search", "--index", "/nowhere/i.npz", "--audio", "a.wav"], "index /nowhere/i.npz does not exist"),
+        (["index", "/nowhere", "--out", "x"], "'/nowhere' is neither a folder nor a file on this machine"),
+        (["index", "--out", "x"], "no images are named: give folders, files"),
+        (["search", "--index", "/nowhere/i", "--audio", "a.wav"], "index /nowhere/i does not exist"),
         (["search", "--index", "a", "--audio", "b", "--kk", "1"], "unknown argument '--kk'"),
+        (["search", "--index", "a"], "give one of --audio, --text and --image; none is given"),
+        (["search", "--index", "a", "--text", "b", "--image", "c"], "text and image is given"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line(words, message):
-    done = run(*words)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+def test_mistakes_on_the_command_line_are_one_line(words, message, capsys):
+    code, _, error = call(capsys, *words)
+    assert code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1

@@ -17,9 +17,10 @@ from brewclip.serving.index.changes import Changes, find_changes, states, unread
 from brewclip.serving.index.embedding import ImageEncoder, Known, embed_files
 from brewclip.serving.index.image_index import ImageIndex, describe_system
 from brewclip.serving.index.layout import IMAGES, REMEDY
+from brewclip.serving.index.nearby import Approximate, is_wanted
 from brewclip.serving.index.parts import PART, EmbeddedImage, read_parts, remove_parts, write_part
 from brewclip.serving.index.place import IndexPlace
-from brewclip.serving.index.save import VersionWriter
+from brewclip.serving.index.save import VersionWriter, add_nearby
 from brewclip.serving.index.sources import ImageFile, list_images
 
 _PART_IMAGES = 1024
@@ -36,6 +37,7 @@ class BuildReport:
         num_added, num_renamed, num_removed, num_unchanged: images.
         num_read: files that were read.
         unusable: name and reason of each file that is no usable image.
+        notes: lines on the approximate index.
     """
 
     num_images: int
@@ -45,12 +47,15 @@ class BuildReport:
     num_unchanged: int
     num_read: int
     unusable: list[tuple[str, str]]
+    notes: list[str]
 
 
 def build_index(
     encoder: ImageEncoder,
     sources: Sequence[str],
     out: str | Path,
+    *,
+    approximate: Approximate = "auto",
     start_progress: Callable[[int], Callable[[int], None]] = lambda total: lambda count: None,
 ) -> tuple[ImageIndex, BuildReport]:
     """Build an index, or bring it up to date. What an interrupted build has finished is not done again.
@@ -59,6 +64,7 @@ def build_index(
         encoder: the system.
         sources: see `list_images`.
         out: folder or `s3://` prefix of the index.
+        approximate: whether an approximate index is added; `auto`: above a million images, if faiss is installed.
         start_progress: called with the number of files to read; returns what is called with each number done since.
 
     Raises:
@@ -70,7 +76,7 @@ def build_index(
         advance = start_progress(len(build.todo))
         for count in embed_to_parts(encoder, build.todo, place.storage, build.known):
             advance(count)
-        return build.save(encoder.embed_dim)
+        return build.save(encoder, approximate)
 
 
 def embed_to_parts(
@@ -126,8 +132,12 @@ class IndexBuild:
         file, vector = ImageFile("", 0, 0), self.old.vectors[row].tobytes()
         return EmbeddedImage(file, "", sha256, entry.width, entry.height, self.old.thumbnail(row), vector)
 
-    def save(self, embed_dim: int) -> tuple[ImageIndex, BuildReport]:
+    def save(self, encoder: ImageEncoder, approximate: Approximate = "auto") -> tuple[ImageIndex, BuildReport]:
         """Write the index from what it was and all parts, unless nothing changed.
+
+        Args:
+            encoder: the system.
+            approximate: see `build_index`.
 
         Raises:
             UserError: if no image is usable, or the index cannot be written; it stays as it was.
@@ -139,12 +149,20 @@ class IndexBuild:
             first = unusable.slice(0, 1).to_pylist()
             reason = f"; the first, {first[0]['name']}: {first[0]['problem']}" if first else ""
             raise UserError(f"none of {len(self.found)} images can be used{reason}")
-        if self.old is None or changes.added or changes.moved or changes.num_removed or len(parts):
+        notes: list[str] = []
+        wants_nearby = is_wanted(approximate, len(changes.rows) + len(changes.added))
+        if self._is_stale(changes, parts) or (wants_nearby and not (self.old and self.old.facts.nearby)):
             writer = VersionWriter(self.place.folder, self.old, changes, parts)
-            facts = writer.write(self.identity, self.checkpoint, embed_dim, unusable)
+            facts = writer.write(self.identity, self.checkpoint, encoder.embed_dim, unusable)
+            if wants_nearby:
+                facts, note = add_nearby(self.place.folder, facts, encoder)
+                notes.append(note)
             self.place.publish(facts)
         remove_parts(self.place.storage)
-        return ImageIndex.open(self.place.folder), self._report(changes, unusable)
+        return ImageIndex.open(self.place.folder), self._report(changes, unusable, notes)
+
+    def _is_stale(self, changes: Changes, parts: pa.Table) -> bool:
+        return self.old is None or bool(len(parts) or changes.added or changes.moved or changes.num_removed)
 
     def _still_unusable(self, parts: pa.Table) -> pa.Table:
         table = pa.concat_tables([self._unusable, parts.select(_STATE_AND_PROBLEM.names)])
@@ -156,7 +174,7 @@ class IndexBuild:
     def _rows_of_content(self) -> dict[bytes, int]:
         return {sha256: row for row, sha256 in enumerate(self._table["sha256"].to_pylist())}
 
-    def _report(self, changes: Changes, unusable: pa.Table) -> BuildReport:
+    def _report(self, changes: Changes, unusable: pa.Table, notes: list[str]) -> BuildReport:
         return BuildReport(
             num_images=len(changes.rows) + len(changes.added),
             num_added=len(changes.added),
@@ -165,11 +183,12 @@ class IndexBuild:
             num_unchanged=len(changes.rows) - changes.num_renamed,
             num_read=len(self.todo),
             unusable=list(zip(unusable["name"].to_pylist(), unusable["problem"].to_pylist(), strict=True)),
+            notes=notes,
         )
 
 
 def _open_own(place: IndexPlace, identity: dict[str, Any], checkpoint: str) -> ImageIndex | None:
-    if not place.exists():
+    if place.read_facts() is None:
         return None
     place.fetch()
     old = ImageIndex.open(place.folder)

@@ -36,6 +36,13 @@ class ImageEncoder(Protocol):
     def embed_dim(self) -> int:
         """Width E of the vectors."""
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it embeds texts."""
+
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return vectors of unit length, (n, E)."""
+
     def transform_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return what is encoded of an RGB image, (3, S, S); called from several threads."""
 

@@ -48,13 +48,17 @@ def products(vectors: NDArray[np.float16], rows: NDArray[np.int64], query: Tenso
 
 
 def largest(scores: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the positions of the largest scores, largest first, ties in order; and these scores."""
+    """Return the positions of the largest scores, largest first, ties in order; and these scores.
+
+    One that is not a number comes first, so that it is noticed.
+    """
     if top < len(scores):
         limit = np.partition(scores, len(scores) - top)[len(scores) - top]
-        candidates = np.flatnonzero(scores >= limit)
+        candidates = np.flatnonzero(~(scores < limit))
     else:
         candidates = np.arange(len(scores))
-    places = candidates[np.argsort(-scores[candidates], kind="stable")][:top]
+    keys = np.nan_to_num(-scores[candidates], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    places = candidates[np.argsort(keys, kind="stable")][:top]
     return places, scores[places]
 
 
@@ -84,7 +88,8 @@ def _nearest_by_half(table: Tensor, query: Tensor, top: int) -> tuple[NDArray[np
     limit = np.partition(rough, len(rough) - top)[len(rough) - top]
     candidates = np.flatnonzero(~(rough < limit - 2 * _HALF_ERROR))  # those that are not numbers, too
     probes = np.append(candidates[:_PROBES], np.linspace(0, len(rough) - 1, _PROBES, dtype=np.int64))
-    errors = np.abs(products(vectors, probes, query) - rough[probes])
+    with np.errstate(invalid="ignore"):  # of two infinities, which the comparison refuses
+        errors = np.abs(products(vectors, probes, query) - rough[probes])
     if not (errors <= _HALF_ERROR).all():
         return largest(_scores(table, query[None])[0].numpy(), top)
     places, scores = largest(products(vectors, candidates, query), top)

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from brewclip.data.schema import BadSample
 from brewclip.errors import StorageError, UserError
 from brewclip.serving.index.exact import nearest_rows
 from brewclip.serving.index.layout import IMAGES, REMEDY, IndexFacts, read_facts
+from brewclip.serving.index.nearby import nearest_nearby, read_nearby
 from brewclip.serving.index.sources import read_file
 
 _LENGTH_TOLERANCE = 1e-2  # of float16, in 4096 dimensions
@@ -70,10 +72,15 @@ class ImageIndex:
     """
 
     def __init__(
-        self, facts: IndexFacts, table: pa.Table, vectors: NDArray[np.float16], thumbnails: list[NDArray[np.uint8]]
+        self,
+        facts: IndexFacts,
+        table: pa.Table,
+        vectors: NDArray[np.float16],
+        thumbnails: list[NDArray[np.uint8]],
+        nearby: Any = None,
     ) -> None:
         self.facts, self.table, self.vectors = facts, table, vectors
-        self._thumbnails = thumbnails
+        self._thumbnails, self._nearby = thumbnails, nearby
 
     @staticmethod
     def open(path: str | Path) -> "ImageIndex":
@@ -127,13 +134,16 @@ class ImageIndex:
                 f"{describe_system(identity, checkpoint)}: {REMEDY}"
             )
 
-    def nearest(self, queries: NDArray[np.float32], top: int, offset: int = 0) -> list[list[Match]]:
-        """Find the nearest images of each query, exactly.
+    def nearest(
+        self, queries: NDArray[np.float32], top: int, offset: int = 0, *, exact: bool = False
+    ) -> list[list[Match]]:
+        """Find the nearest images of each query; exactly, unless the index has an approximate index, too.
 
         Args:
             queries: (n, E), unit length.
             top: images for each query; fewer if there are no more.
             offset: number of nearest images that are passed over, as for a second page.
+            exact: compare all images in any case.
 
         Returns:
             For each query its matches, nearest first, ties in the order of rows.
@@ -146,7 +156,10 @@ class ImageIndex:
             raise ValueError(f"top is {top}, it must be 1 or more, and offset {offset}, it must be 0 or more")
         if queries.ndim != 2 or queries.shape[1] != self.embed_dim:
             raise ValueError(f"queries have shape {queries.shape}, the index has {self.embed_dim} dimensions")
-        found = nearest_rows(self.vectors, queries, top + offset)
+        if self._nearby is None or exact:
+            found = nearest_rows(self.vectors, queries, top + offset)
+        else:
+            found = nearest_nearby(self._nearby, self.vectors, queries, top + offset)
         return [self._matches(rows, scores, offset) for rows, scores in found]
 
     def _matches(self, rows: NDArray[np.int64], scores: NDArray[np.float32], offset: int) -> list[Match]:
@@ -246,7 +259,9 @@ def _map_files(folder: Path, facts: IndexFacts) -> ImageIndex:
     if not table.schema.equals(IMAGES) or len(table) != facts.num_images:
         raise UserError(f"index {folder} is damaged: its table is not one of {facts.num_images} images: {REMEDY}")
     thumbnails: list[NDArray[np.uint8]] = [np.memmap(folder / name, np.uint8, "r") for name in facts.thumbnails]
-    return ImageIndex(facts, table, vectors.view(np.ndarray), thumbnails)
+    # Without faiss, search is exact: slower, and never worse.
+    nearby = read_nearby(folder / facts.nearby) if facts.nearby and find_spec("faiss") else None
+    return ImageIndex(facts, table, vectors.view(np.ndarray), thumbnails, nearby)
 
 
 def describe_system(identity: dict[str, Any], checkpoint: str) -> str:

@@ -104,7 +104,7 @@ def read_facts(folder: Path) -> IndexFacts:
         UserError: if there is none, or it cannot be used.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file, an index is a folder: {REMEDY} (before 2026-11-27 it was a file)")
+        raise UserError(f"{folder} is a file, an index is a folder since 2026-11-27: {REMEDY}")
     try:
         data = (folder / FACTS).read_bytes()
     except FileNotFoundError:

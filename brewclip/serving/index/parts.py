@@ -4,6 +4,7 @@ A part is written whole or not at all and names in its file name the system that
 same system takes over what is there. A save of the index removes all parts.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -88,3 +89,6 @@ def remove_parts(storage: Storage) -> None:
     """Remove all parts, those of other systems too: whoever made them has given up or started over."""
     for name in storage.list_names(f"{FOLDER}/"):
         storage.delete(name)
+    if isinstance(storage, FolderStorage):
+        with contextlib.suppress(OSError):  # there is none, or something else is in it
+            (storage.folder / FOLDER).rmdir()

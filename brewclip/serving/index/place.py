@@ -11,7 +11,7 @@ from pathlib import Path
 from brewclip.data.storage import Storage, open_storage
 from brewclip.errors import ObjectMissing, UserError
 from brewclip.serving.index.image_index import ImageIndex
-from brewclip.serving.index.layout import FACTS, IndexFacts, parse_facts
+from brewclip.serving.index.layout import FACTS, REMEDY, IndexFacts, parse_facts
 
 # Names that `VersionWriter` gives; nothing else is removed from a folder.
 _OURS = re.compile(r"(vectors|images|thumbnails|unusable|nearby)-[0-9a-f]{8}\.(npy|arrow|bin|json|faiss)")
@@ -50,13 +50,20 @@ class IndexPlace:
         else:
             self.folder = Path(text.removeprefix("file://")).expanduser().absolute()
 
-    def exists(self) -> bool:
-        """Return whether an index was saved here."""
+    def read_facts(self) -> IndexFacts | None:
+        """Return what index.json says; None if no index was saved here.
+
+        Raises:
+            UserError: if it cannot be read, or is of another format.
+        """
+        if self.folder.is_file():
+            raise UserError(
+                f"{self.location} is a file, an index is a folder: {REMEDY} (before 2026-11-27 it was a file)"
+            )
         try:
-            self.storage.size(FACTS)
+            return parse_facts(self.storage.read(FACTS), self.location)
         except ObjectMissing:
-            return self.folder.is_file()  # one of an earlier format, which is refused when it is opened
-        return True
+            return None
 
     def fetch(self) -> None:
         """Copy what a bucket's index has and the cache has not; nothing for a folder.
@@ -66,21 +73,12 @@ class IndexPlace:
         """
         if not self.remote:
             return
-        facts, data = self._read_facts()
         try:
-            self._download(facts)
+            facts = self._download()
         except ObjectMissing:  # it was replaced meanwhile
-            facts, data = self._read_facts()
-            self._download(facts)
-        (self.folder / FACTS).write_bytes(data)
+            facts = self._download()
+        (self.folder / FACTS).write_bytes(facts.to_json())
         _remove_others(self.folder, facts)
-
-    def _read_facts(self) -> tuple[IndexFacts, bytes]:
-        try:
-            data = self.storage.read(FACTS)
-        except ObjectMissing:
-            raise UserError(f"index {self.location} does not exist: make it with brewclip index") from None
-        return parse_facts(data, self.location), data
 
     def publish(self, facts: IndexFacts) -> None:
         """Make the files that were written to the folder the index, and remove those of earlier versions.
@@ -108,8 +106,7 @@ class IndexPlace:
         Raises:
             UserError: if there is one, or the folder cannot be written.
         """
-        if self.folder.is_file():
-            raise UserError(f"{self.location} is a file, an index is a folder: give another --out")
+        self._refuse_file()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -123,12 +120,21 @@ class IndexPlace:
         finally:
             os.close(file)
 
-    def _download(self, facts: IndexFacts) -> None:
+    def _refuse_file(self) -> None:
+        if self.folder.is_file():
+            raise UserError(f"{self.location} is a file, an index is a folder since 2026-11-27: {REMEDY}")
+
+    def _download(self) -> IndexFacts:
+        """Copy the files that the cache lacks, and return what index.json says."""
+        facts = self.read_facts()
+        if facts is None:
+            raise UserError(f"index {self.location} does not exist: make it with brewclip index")
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, size in facts.file_bytes.items():
             path = self.folder / name
             if not path.exists() or path.stat().st_size != size:
                 self.storage.download(name, path)
+        return facts
 
 
 def _remove_others(folder: Path, facts: IndexFacts) -> None:

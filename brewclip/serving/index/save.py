@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,13 +15,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from brewclip.config.extras import describe_missing
 from brewclip.errors import UserError
 from brewclip.serving.index.changes import Changes
+from brewclip.serving.index.embedding import ImageEncoder
 from brewclip.serving.index.image_index import ImageIndex
 from brewclip.serving.index.layout import IMAGES, IndexFacts
+from brewclip.serving.index.nearby import QUERY_TEXTS, build_nearby
 
 _BLOCK_ROWS = 4096
 _MOST_THUMBNAIL_FILES = 64  # each save that adds images adds one; from here on all are written into one
+_SAMPLED_IMAGES = 128  # queries for the recall of a system that reads no text
 _THUMBNAIL_PLACE = ("thumbnail_file", "thumbnail_start", "thumbnail_bytes")
 
 
@@ -96,10 +101,12 @@ class VersionWriter:
             sizes.extend(map(file.write, chain(again, (one.as_py() for one in self._added["thumbnail"]))))
 
         name = self._write("thumbnails", "bin", fill)
+        if sum(sizes) == 0:  # an empty file cannot be mapped
+            (self.folder / name).unlink()
         written = np.full(len(sizes), len(files)), np.cumsum([0, *sizes])[:-1], np.array(sizes, np.int64)
         kept = [self._stay[column].to_numpy() if files else [] for column in _THUMBNAIL_PLACE]
         places = [np.concatenate([before, new]).astype(np.int64) for before, new in zip(kept, written, strict=True)]
-        return dict(zip(_THUMBNAIL_PLACE, places, strict=True)), [*files, name]
+        return dict(zip(_THUMBNAIL_PLACE, places, strict=True)), [*files, *[name] * (sum(sizes) > 0)]
 
     def _keeps_files(self, old: ImageIndex) -> bool:
         """Return whether the files of thumbnails stay: few of them, and more than half of their bytes are of use."""
@@ -119,6 +126,24 @@ class VersionWriter:
             columns[name] = self._stay[name].to_pylist() + self._added[name].to_pylist()
         columns["id"] = _with_new_ids(self._stay["id"].to_pylist(), self._added["sha256"].to_pylist())
         return pa.table(columns | places, schema=IMAGES).combine_chunks()
+
+
+def add_nearby(folder: Path, facts: IndexFacts, encoder: ImageEncoder) -> tuple[IndexFacts, str]:
+    """Write an approximate index of the vectors that were written, if faiss is installed; return a line on it."""
+    if find_spec("faiss") is None:
+        remedy = f"search in {facts.num_images} images is exact: {describe_missing('faiss', 'an approximate index')}"
+        return facts, remedy
+    vectors = np.load(folder / facts.vectors, mmap_mode="c")
+    sample = np.linspace(0, len(vectors) - 1, min(len(vectors), _SAMPLED_IMAGES), dtype=np.int64)
+    queries = encoder.embed_text(QUERY_TEXTS) if encoder.reads_text else vectors[sample].astype(np.float32)
+    name = f"nearby-{secrets.token_hex(4)}.faiss"
+    made = build_nearby(vectors.view(np.ndarray), queries, folder / name)
+    kind = "texts" if encoder.reads_text else "images"
+    note = (
+        f"approximate index: recall@10 against exact search {made.recall:.3f}, over {len(queries)} {kind}; "
+        f"{made.num_probes} of {made.num_lists} lists are looked into"
+    )
+    return with_sizes(folder, replace(facts, nearby=name)), note
 
 
 def with_sizes(folder: Path, facts: IndexFacts) -> IndexFacts:

@@ -44,12 +44,14 @@ def list_images(sources: Sequence[str]) -> list[ImageFile]:
     Raises:
         UserError: if a source does not exist, or there is no image at all.
     """
+    if not sources:
+        raise UserError("no images are named: give folders, files, globs in quotes or s3:// prefixes")
     found: dict[str, ImageFile] = {}
     for source in sources:
         files = _in_bucket(source) if source.startswith(_S3) else _on_disk(source)
         found |= {file.name: file for file in files}
     if not found:
-        raise UserError(f"{', '.join(sources) or 'no source'} holds no image ({', '.join(SUFFIXES)})")
+        raise UserError(f"{', '.join(sources)} holds no image ({', '.join(SUFFIXES)})")
     return [found[name] for name in sorted(found)]
 
 
