@@ -62,7 +62,7 @@ class ServiceSettings:
     """Settings of `brewclip serve` and of the service on a cluster."""
 
     index: str
-    """Folder of the index."""
+    """Folder or s3:// prefix of the index."""
     checkpoint: str = ""
     """New location of the checkpoint that built the index; empty uses the recorded one, others are refused."""
     device: str = ""
@@ -172,5 +172,5 @@ def _filled(form: Any, values: Mapping[str, Any], prefix: str) -> Any:
             raise UserError(f"{name} is {value!r}; it must hold settings")
         filled[name] = _filled(parts[name], value, f"{name}.") if is_part else value
     if form is ServiceSettings and "index" not in values:
-        raise UserError("index is missing: name the folder of an index")
+        raise UserError("index is missing: name the folder or s3:// prefix of an index")
     return form(**filled)
