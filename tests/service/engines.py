@@ -14,7 +14,7 @@ from brewclip.service.current_index import CurrentIndex
 from brewclip.service.searcher import Searcher
 from brewclip.serving.hearing import Heard, fuse
 
-WIDTH = 8
+WIDTH = 64
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
