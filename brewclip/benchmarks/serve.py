@@ -8,6 +8,7 @@ the same number of CPU threads; the plain way is `plain_server`. Clients send on
 recording of its own, since the service remembers what it has heard. Both run all the time, and are asked in turn.
 """
 
+import functools
 import io
 import sys
 import tempfile
@@ -180,7 +181,7 @@ def _alternate(
     sides: dict[str, list[Run]] = {ours: [], theirs: []}
     for pair in range(options.num_pairs + 1):
         for url in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
-            measured = measure(lambda body, url=url: _ask(url, body), bodies, count, options.queries_per_client, pair)
+            measured = measure(functools.partial(_ask, url), bodies, count, options.queries_per_client, pair)
             if pair:
                 sides[url].append(measured)
     return sides[ours], sides[theirs]
