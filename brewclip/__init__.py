@@ -3,14 +3,24 @@
 Importing the package is cheap: torch and the models are loaded on first use.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brewclip.version import __version__
 
 if TYPE_CHECKING:
+    from brewclip.service.client import Client
     from brewclip.serving.embedder import Embedder
 
-__all__ = ["__version__", "load"]
+__all__ = ["Client", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Return `Client`, which is imported on first use."""
+    if name == "Client":
+        from brewclip.service.client import Client
+
+        return Client
+    raise AttributeError(f"module 'brewclip' has no attribute {name!r}")
 
 
 def load(

@@ -38,6 +38,7 @@ from brewclip.service.schema import (
 from brewclip.service.settings import ServiceSettings
 from brewclip.version import __version__
 
+_SEARCH = "/v1/search"
 _READY_SECONDS = 2.0  # how long a real query's success holds: probes must not keep the models busy
 _IMAGE_CACHE = "private, max-age=300"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -72,7 +73,7 @@ def build_app(
     install_handlers(app)
     service = _Service(engine, settings, metrics)
     app.add_api_route(
-        "/v1/search",
+        _SEARCH,
         service.search,
         methods=["POST"],
         response_model=SearchResponse,
@@ -259,6 +260,8 @@ class _Service:
 
     async def page(self, name: str, request: Request) -> Response:
         """Return a file of the page."""
+        if f"/{name}" == _SEARCH:  # the page takes every GET that no route has
+            raise Problem(405, "method_not_allowed", "searches are sent by POST", {"Allow": "POST"})
         return page_response(name, request)
 
 

@@ -10,11 +10,12 @@ import contextlib
 import dataclasses
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from brewclip.config import parse_options
+from brewclip.config.extras import check_installed
 from brewclip.errors import UserError
 from brewclip.service.settings import ServiceSettings, announce, check_settings, read_token
 
@@ -34,19 +35,24 @@ class ServeOptions(ServiceSettings):
     def settings(self) -> ServiceSettings:
         """Return the settings of the service alone, with the absolute path of the index."""
         names = [item.name for item in dataclasses.fields(ServiceSettings)]
-        folder = str(Path(self.index).expanduser().resolve())
-        return dataclasses.replace(ServiceSettings(**{name: getattr(self, name) for name in names}), index=folder)
+        where = self.index if "://" in self.index else str(Path(self.index).expanduser().absolute())
+        return dataclasses.replace(ServiceSettings(**{name: getattr(self, name) for name in names}), index=where)
 
 
-def serve(words: list[str] | None = None) -> None:
+def serve(words: Sequence[str] | None = None) -> int:
     """Run the service until Ctrl-C or SIGTERM.
 
     Args:
         words: of the command line, behind `serve`; `sys.argv` by default.
 
+    Returns:
+        The exit code.
+
     Raises:
         UserError: if an option, the index, the checkpoint or the address cannot be used.
     """
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        check_installed(module, "brewclip serve")
     options = parse_options(__doc__, ServeOptions, words)
     settings = options.settings()
     check_settings(settings)
@@ -54,7 +60,7 @@ def serve(words: list[str] | None = None) -> None:
         from brewclip.service.deployments import serve_config
 
         print(serve_config(settings), end="")
-        return
+        return 0
     token = read_token(settings)
     settings = dataclasses.replace(settings, port=_usable_port(settings.host, settings.port))
     with _ending_on_sigterm():
@@ -64,6 +70,7 @@ def serve(words: list[str] | None = None) -> None:
             serve_on_ray(settings, token)
         else:
             _serve_in_process(settings, token)
+    return 0
 
 
 def _serve_in_process(settings: ServiceSettings, token: str) -> None:

@@ -10,7 +10,6 @@ from brewclip.errors import UserError
 from brewclip.service.engine import ImageFile, ServedIndex
 from brewclip.service.problems import Problem
 
-_LOOK_EVERY_SECONDS = 1.0
 _log = logging.getLogger("brewclip.service")
 # First bytes -> media type, of the formats that an index may hold.
 _MAGIC = {
@@ -31,6 +30,7 @@ class CurrentIndex:
         open_index: opens the index as it is now.
         mark: returns something that changes when the index on disk is replaced, at the cost of a look.
         check: raises `UserError` for an index that must not be served, such as one of another system.
+        look_every_seconds: at least between two looks.
 
     Raises:
         UserError: if the index cannot be served. A later one that cannot be is logged, and the last one stays.
@@ -41,8 +41,10 @@ class CurrentIndex:
         open_index: Callable[[], ServedIndex],
         mark: Callable[[], object],
         check: Callable[[ServedIndex], None] = lambda index: None,
+        look_every_seconds: float = 1.0,
     ) -> None:
         self._open, self._read_mark, self._check = open_index, mark, check
+        self._every_seconds = look_every_seconds
         self._lock = threading.Lock()
         self._mark = mark()
         self._looked_at = time.monotonic()
@@ -50,9 +52,9 @@ class CurrentIndex:
         check(self._index)
 
     def get(self) -> ServedIndex:
-        """Return the index, looked for anew once a second at most."""
+        """Return the index; whether it was replaced is looked for now and then."""
         with self._lock:
-            if time.monotonic() - self._looked_at >= _LOOK_EVERY_SECONDS:
+            if time.monotonic() - self._looked_at >= self._every_seconds:
                 self._look()
                 self._looked_at = time.monotonic()
             return self._index

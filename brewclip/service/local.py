@@ -40,10 +40,10 @@ def serve_on_ray(settings: ServiceSettings, token: str) -> None:
 def _check_names(settings: ServiceSettings) -> None:
     """Find a missing index or checkpoint before Ray starts."""
     from brewclip.checkpoints.locate import ZERO_SHOT
-    from brewclip.serving.index import ImageIndex
+    from brewclip.serving.index.place import open_index
     from brewclip.serving.loading import checkpoint_url
 
-    name = settings.checkpoint or ImageIndex.open(settings.index).checkpoint
+    name = settings.checkpoint or open_index(settings.index).checkpoint
     if name != ZERO_SHOT:
         checkpoint_url(name)
 

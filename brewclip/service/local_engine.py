@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from brewclip.errors import UserError
 from brewclip.service.batching import Batcher
@@ -12,6 +11,8 @@ from brewclip.service.engine import Answer, Facts, ImageFile, Query, ServedIndex
 from brewclip.service.problems import Problem, busy
 from brewclip.service.searcher import Searcher, answered
 from brewclip.service.settings import ServiceSettings
+
+_LOOK_INTO_FOLDER_SECONDS, _LOOK_INTO_BUCKET_SECONDS = 1.0, 30.0
 
 
 class LocalEngine:
@@ -60,31 +61,40 @@ def load_searcher(settings: ServiceSettings) -> Searcher:
     Raises:
         UserError: if there is no such index or checkpoint, or they do not belong together.
     """
-    from brewclip import load
-    from brewclip.serving.index import ImageIndex
+    from brewclip.checkpoints.locate import ZERO_SHOT
+    from brewclip.serving.index.place import IndexPlace
+    from brewclip.serving.loading import load_embedder
 
-    recorded = ImageIndex.open(settings.index)
-    name = settings.checkpoint or recorded.checkpoint
-    clip = next(iter(recorded.identity["frozen_sha256"])) if name == "zero_shot" else ""
+    facts = IndexPlace(settings.index).read_facts()
+    if facts is None:
+        raise UserError(f"index {settings.index} does not exist: make it with brewclip index")
+    name = settings.checkpoint or facts.checkpoint
+    clip = next(iter(facts.identity["frozen_sha256"]), "") if name == ZERO_SHOT else ""
     try:
-        system = load(name, clip=clip, device=settings.device, task=settings.task, language=settings.language)
-    except FileNotFoundError as error:
+        system = load_embedder(name, clip=clip, device=settings.device, task=settings.task, language=settings.language)
+    except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     index = open_current(settings.index, lambda one: one.check_made_by(system.identity, system.name))
     return Searcher(system, index, settings.threshold)
 
 
-def open_current(folder: str, check: Callable[[ServedIndex], None]) -> CurrentIndex:
+def open_current(location: str, check: Callable[[ServedIndex], None]) -> CurrentIndex:
     """Open a saved index and follow its replacement; `check` raises `UserError` for one that must not be served.
 
     Raises:
         UserError: if there is none.
     """
-    from brewclip.serving.index import ImageIndex
     from brewclip.serving.index.layout import FACTS
+    from brewclip.serving.index.place import IndexPlace, open_index
+
+    place = IndexPlace(location)
 
     def mark() -> object:
-        status = (Path(folder) / FACTS).stat()
+        if place.remote:
+            facts = place.read_facts()
+            return facts and facts.version
+        status = (place.folder / FACTS).stat()
         return status.st_ino, status.st_mtime_ns, status.st_size
 
-    return CurrentIndex(lambda: ImageIndex.open(folder), mark, check)
+    every = _LOOK_INTO_BUCKET_SECONDS if place.remote else _LOOK_INTO_FOLDER_SECONDS
+    return CurrentIndex(lambda: open_index(location), mark, check, every)

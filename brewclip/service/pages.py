@@ -52,7 +52,7 @@ def page_response(name: str, request: Request, folder: Path = FOLDER) -> Respons
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     path = files.get(name or INDEX)
     if path is None or path.suffix not in _TYPES:
-        raise Problem(404, "not_found", "there is nothing at this address; the API is described by /openapi.json")
+        raise Problem(404, "not_found", "there is nothing at this address: openapi.json describes the API")
     data = path.read_bytes()
     headers = {"Content-Security-Policy": POLICY}
     return cached_response(data, _TYPES[path.suffix], digest(data), "no-cache", request, headers)

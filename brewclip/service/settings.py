@@ -62,7 +62,7 @@ class ServiceSettings:
     """Settings of `brewclip serve` and of the service on a cluster."""
 
     index: str
-    """Folder of the index."""
+    """Folder or s3:// prefix of the index."""
     checkpoint: str = ""
     """New location of the checkpoint that built the index; empty uses the recorded one, others are refused."""
     device: str = ""
@@ -73,7 +73,7 @@ class ServiceSettings:
     """Language that is spoken, a code such as de; '' detects it; by default the checkpoint's own, and detected for
     a translation."""
     threshold: float | None = None
-    """Best score below which nothing is close; by default the one stored with the index, if there is one."""
+    """Best score below which nothing is close to what was said or written; by default nothing is ever called so."""
     host: str = "127.0.0.1"
     """Address to listen on; any other than loopback needs a token."""
     port: Annotated[int, Range(0, 65_535, note="0 takes a free one")] = 8000
@@ -172,5 +172,5 @@ def _filled(form: Any, values: Mapping[str, Any], prefix: str) -> Any:
             raise UserError(f"{name} is {value!r}; it must hold settings")
         filled[name] = _filled(parts[name], value, f"{name}.") if is_part else value
     if form is ServiceSettings and "index" not in values:
-        raise UserError("index is missing: name the folder of an index")
+        raise UserError("index is missing: name the folder or s3:// prefix of an index")
     return form(**filled)

@@ -14,7 +14,7 @@ from brewclip.service.current_index import CurrentIndex
 from brewclip.service.searcher import Searcher
 from brewclip.serving.hearing import Heard, fuse
 
-WIDTH = 8
+WIDTH = 64
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ class MemoryIndex:
 
 def jpeg(number: int) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (16, 12), (number, 0, 0)).save(buffer, "JPEG")
+    Image.new("RGB", (16, 12), (8 * number, 0, 0)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -118,7 +118,7 @@ class SmallSystem:
         return np.stack([vector_of(int(text.split()[-1]) if text.split()[-1].isdigit() else 99) for text in texts])
 
     def embed_images(self, images):
-        return np.stack([vector_of(int(np.asarray(image)[0, 0, 0])) for image in images])
+        return np.stack([vector_of(round(int(np.asarray(image)[0, 0, 0]) / 8)) for image in images])
 
 
 class MarkedIndex:
