@@ -1,7 +1,7 @@
 """The paper's retrieval tables: rows, cells, and claims."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from brewclip.config import Config, Transcript, Variant, by_confidence
 from brewclip.evaluation.published import CORPORA, Recalls, find_cross_corpus, find_recalls
@@ -57,6 +57,13 @@ ZERO_TRUTH = Row("zero-shot pipeline on ground truth", "zero_shot", "asr", "grou
 CONFIDENCE = Row("BrewCLIP by confidence", "brewclip", beyond=True)
 ITS_TEXT = Row("its text alone", "brewclip", beyond=True, channel="text")
 ITS_SOUND = Row("its acoustic channel alone", "brewclip", beyond=True, channel="acoustic")
+
+ZERO_TRUSTED = Row("zero-shot pipeline, rejected transcripts left empty", "zero_shot")
+# Of recordings whose transcript fails Whisper's checks, too: on dev of scenes_noisy R@10 was 49.2 against 48.5 %.
+ON_GREEDY_TEXT = tuple(
+    replace(row, train_transcript="asr_greedy", test_transcript="asr_greedy")
+    for row in (ZERO, FULL, CONFIDENCE, ITS_TEXT, ITS_SOUND)
+)
 
 _ALL = (READ, FREE, MISHEARD)
 _BEYOND = (*_ALL, MIXED)
@@ -118,7 +125,7 @@ TABLES: dict[str, Table] = {
     ),
     "beyond": Table(
         "Beyond the paper: adapter, and fusion by confidence",
-        (ZERO, FULL, CONFIDENCE, ITS_TEXT, ITS_SOUND),
+        (ZERO_TRUSTED, *ON_GREEDY_TEXT),
         (
             *(
                 Claim(f"by confidence it is not below {row.title}", CONFIDENCE.title, row.title, _BEYOND, (1, 10),

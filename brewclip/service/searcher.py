@@ -66,7 +66,7 @@ class SearchSystem(Protocol):
         ...
 
 
-class _Embedded:
+class _QueryVectors:
     """Embeddings of one query: the one that is searched with, and each channel's."""
 
     def __init__(self, vector: Vector, heard: Heard | None = None, without_row: int | None = None) -> None:
@@ -113,27 +113,29 @@ class Searcher:
         """Answer queries; one that cannot be answered gets its problem and does not disturb the others."""
         index = self.index.get()  # one index for the batch, whatever happens on disk meanwhile
         results: list[Answer | Problem | None] = [None] * len(queries)
-        embedded: dict[int, _Embedded] = {}
+        vectors_of: dict[int, _QueryVectors] = {}
         timings: dict[str, float] = {}
         for place, found in enumerate(self._embed(queries, index, timings)):
             if isinstance(found, Problem):
                 results[place] = found
             else:
-                embedded[place] = found
+                vectors_of[place] = found
         start = time.perf_counter()
-        matches = self._nearest(index, [queries[place] for place in embedded], list(embedded.values()))
+        matches = self._nearest(index, [queries[place] for place in vectors_of], list(vectors_of.values()))
         timings["search"] = time.perf_counter() - start
         facts = self.facts(index)
-        for (place, one), found_of_one in zip(embedded.items(), matches, strict=True):
+        for (place, one), found_of_one in zip(vectors_of.items(), matches, strict=True):
             results[place] = self._compose(queries[place], one, found_of_one, index, facts, timings)
         return [result for result in results if result is not None]
 
     # ------------------------------------------------------------------ embeddings
 
-    def _embed(self, queries: list[Query], index: ServedIndex, timings: dict[str, float]) -> list[_Embedded | Problem]:
+    def _embed(
+        self, queries: list[Query], index: ServedIndex, timings: dict[str, float]
+    ) -> list[_QueryVectors | Problem]:
         heard = self._listen(queries, timings)
         start = time.perf_counter()
-        found: list[_Embedded | Problem] = []
+        found: list[_QueryVectors | Problem] = []
         for place, query in enumerate(queries):
             try:
                 found.append(self._embed_one(query, heard.get(place), index))
@@ -142,29 +144,29 @@ class Searcher:
         timings["clip"] = timings.get("clip", 0.0) + time.perf_counter() - start
         return found
 
-    def _embed_one(self, query: Query, heard: Heard | Problem | None, index: ServedIndex) -> _Embedded:
+    def _embed_one(self, query: Query, heard: Heard | Problem | None, index: ServedIndex) -> _QueryVectors:
         if isinstance(heard, Problem):
             raise heard
         if heard is not None:
             lost = heard.rejection and (heard.rejection == "no_speech" or heard.sound is None)
             if lost:
                 raise Problem(422, heard.rejection, _REJECTIONS.get(heard.rejection, "the speech was not understood"))
-            return _Embedded(heard.fused_with(query.sound_weight), heard)
+            return _QueryVectors(heard.fused_with(query.sound_weight), heard)
         try:
             if query.kind == "image":
                 with Image.open(io.BytesIO(query.image)) as image:
-                    return _Embedded(self.system.embed_images([image.convert("RGB")])[0])
+                    return _QueryVectors(self.system.embed_images([image.convert("RGB")])[0])
             return self._embed_words(query, index)
         except ValueError as error:
             raise Problem(422, "unusable_query", str(error)) from None
 
-    def _embed_words(self, query: Query, index: ServedIndex) -> _Embedded:
+    def _embed_words(self, query: Query, index: ServedIndex) -> _QueryVectors:
         if query.text and not self.system.reads_text:
             raise Problem(422, "no_text_channel", "this system reads no text: search with a recording or an image")
         text = self.system.embed_text([query.text])[0] if query.text else None
         if not query.like:
             assert text is not None
-            return _Embedded(text)
+            return _QueryVectors(text)
         row = row_of(index, query.like)
         vector = np.asarray(index.vector(row), np.float32)
         if text is not None:
@@ -172,7 +174,7 @@ class Searcher:
         length = np.linalg.norm(vector)
         if not length:
             raise Problem(422, "zero_weights", "text and image cancel each other out: give other weights")
-        return _Embedded((vector / length).astype(np.float32), None, row)
+        return _QueryVectors((vector / length).astype(np.float32), None, row)
 
     def _listen(self, queries: list[Query], timings: dict[str, float]) -> dict[int, Heard | Problem]:
         """Hear the recordings among the queries, those of one task and language together."""
@@ -213,7 +215,7 @@ class Searcher:
 
     # ------------------------------------------------------------------ results
 
-    def _nearest(self, index: ServedIndex, queries: list[Query], found: list[_Embedded]) -> list[list[list[Any]]]:
+    def _nearest(self, index: ServedIndex, queries: list[Query], found: list[_QueryVectors]) -> list[list[list[Any]]]:
         """Return for each query the matches of its embedding and of each channel, from one pass over the index."""
         if not queries:
             return []
@@ -225,7 +227,7 @@ class Searcher:
     def _compose(
         self,
         query: Query,
-        one: _Embedded,
+        one: _QueryVectors,
         matches: list[list[Any]],
         index: ServedIndex,
         facts: Facts,
@@ -253,7 +255,7 @@ class Searcher:
         )
 
 
-def _channels(one: _Embedded) -> list[Vector]:
+def _channels(one: _QueryVectors) -> list[Vector]:
     return [] if one.heard is None else [row for row in (one.heard.text, one.heard.sound) if row is not None]
 
 

@@ -93,10 +93,11 @@ def test_the_acoustic_channel_of_the_scenes_world_takes_larger_steps():
 
 def test_beyond_the_paper_has_one_run_for_both_channels_and_their_fusion():
     rows = plan_grid("beyond", {"scenes_noisy": preset("scenes_noisy")}, [0, 1], "test")["scenes_noisy"]
-    beyond = [f"scenes_noisy-brewclip-adapter-confidence-{seed}" for seed in (0, 1)]
+    beyond = [f"scenes_noisy-brewclip-adapter-confidence-asr_greedy-{seed}" for seed in (0, 1)]
     assert {title: [cell.train.run_name for cell in cells] for title, cells in rows.items()} == {
-        "zero-shot pipeline": ["scenes_noisy-zero_shot-0"],
-        "BrewCLIP": ["scenes_noisy-brewclip-0", "scenes_noisy-brewclip-1"],
+        "zero-shot pipeline, rejected transcripts left empty": ["scenes_noisy-zero_shot-0"],
+        "zero-shot pipeline": ["scenes_noisy-zero_shot-asr_greedy-0"],
+        "BrewCLIP": [f"scenes_noisy-brewclip-asr_greedy-{seed}" for seed in (0, 1)],
         "BrewCLIP by confidence": beyond,
         "its text alone": beyond,
         "its acoustic channel alone": beyond,
