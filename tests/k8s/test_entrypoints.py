@@ -3,6 +3,7 @@
 What needs minutes (a whole training, a whole sweep) is run until it works and then asked to end, as by `ray job stop`.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -100,7 +102,10 @@ def cluster(documents, settings, s3, mlflow, tmp_path_factory):
 
 def port_of(head: RayHead, name: str) -> int:
     """Return a port of the head's node, from the file that Ray writes for its own processes."""
-    words = [word for one in head.process.descendants() for word in one.cmdline() if word.startswith("--temp-dir=")]
+    words: list[str] = []
+    for process in head.process.descendants():
+        with contextlib.suppress(psutil.Error):
+            words += [word for word in process.cmdline() if word.startswith("--temp-dir=")]
     session = Path(words[0].partition("=")[2]) / "session_latest"
     (file,) = session.glob(f"{name}_port_*")
     return int(file.read_text())
