@@ -37,11 +37,17 @@ class Buildah:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = os.environ | {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+        self.environment = os.environ | {"BUILDAH_ISOLATION": "chroot"}
 
     def __call__(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of buildah and return what it printed."""
-        command = ["buildah", "--root", str(self.folder / "store"), "--runroot", str(self.folder / "run"), *words]
+        command = [
+            "buildah",
+            "--storage-driver=vfs",
+            f"--root={self.folder}/store",
+            f"--runroot={self.folder}/run",
+            *words,
+        ]
         done = subprocess.run(
             command, env=self.environment, cwd=CHECKOUT, capture_output=True, text=True, timeout=1500, check=False
         )
