@@ -116,10 +116,11 @@ def check_resources(demand: Demand) -> None:
     """Wait until the connected cluster has free resources; refuse a demand that it can never meet.
 
     While others use the resources, or an autoscaler may add them, a line is printed now and then. The demand is pending
-    in Ray meanwhile, so that an autoscaler sees it.
+    in Ray meanwhile, so that an autoscaler sees it. A GPU must be one that torch can use.
 
     Raises:
-        UserError: with the demand, the resources and the flags to set; or if the program is asked to end meanwhile.
+        UserError: with the demand, the resources and the flags to set; if torch finds no CUDA where Ray grants a GPU;
+            or if the program is asked to end meanwhile.
     """
     import ray
     from ray.util import placement_group, remove_placement_group
@@ -137,6 +138,10 @@ def check_resources(demand: Demand) -> None:
                     print(f"waiting {now - started:.0f} s: {demand}, {free} free", flush=True)
     finally:
         remove_placement_group(group)
+    if demand.gpus:
+        from brewclip.cuda import check_cuda
+
+        check_cuda(demand.what)
 
 
 def has_workers() -> bool:

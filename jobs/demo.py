@@ -66,7 +66,7 @@ class Stages:
     def try_submit(self, name: str, command: str, on_line: Callable[[str], None]) -> int:
         """Run a stage by `ray job submit` and return its exit code; `on_line` is called with each line of output."""
         from brewclip.local import submit_job
-        from brewclip.tracking.tracker import git_commit
+        from brewclip.tracking.sources import git_commit
 
         print(f"\n== {name}\n$ ray job submit --working-dir . -- {command}", flush=True)
         start = time.monotonic()

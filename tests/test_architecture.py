@@ -19,7 +19,19 @@ CHECKOUT = Path(__file__).parents[1]
 # Bottom floor first. A room may import from its own floor and from those below it, never from above.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("audio", "cluster", "config", "distributed", "intervals", "local", "metrics", "progress", "scenes", "tracking"),
+    (
+        "audio",
+        "cluster",
+        "config",
+        "cuda",
+        "distributed",
+        "intervals",
+        "local",
+        "metrics",
+        "progress",
+        "scenes",
+        "tracking",
+    ),
     ("data", "losses", "models", "pretrained", "scenes_clip"),
     ("checkpoints", "corpora", "factory"),
     ("containers", "serving"),

@@ -4,7 +4,6 @@ Every job records it in the same places of its MLflow run: tags `brewclip.*`, ar
 """
 
 import contextlib
-import hashlib
 import json
 import shlex
 import shutil
@@ -13,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from importlib.metadata import distributions
-from pathlib import Path
 
 from brewclip.config import PRESETS, Config, flatten, preset
+from brewclip.tracking.sources import source_sha256
 from brewclip.tracking.tracker import Tracker, describe_environment
 
 # Settings of the place, not of the run: `repeat_command` leaves them to whoever repeats it.
@@ -107,14 +106,6 @@ def installed_packages() -> str:
     read = (one.metadata for one in distributions())  # once each: they are parsed whenever they are asked for
     found = {f"{one['Name']}=={one['Version']}" for one in read if one["Name"]}
     return "\n".join(sorted(found, key=str.lower)) + "\n"
-
-
-def source_sha256() -> str:
-    """Return a hash of the package's own Python files; it identifies the code where there is no git."""
-    digest, folder = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 class SystemMetrics:

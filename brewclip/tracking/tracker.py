@@ -8,7 +8,6 @@ import os
 import platform
 import queue
 import shlex
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 from brewclip.config.extras import check_installed
 from brewclip.config.masking import without_secrets
 from brewclip.errors import UserError
+from brewclip.tracking.sources import git_commit
 from brewclip.version import __version__
 
 RUN_TAG = "brewclip.run_url"
@@ -197,15 +197,6 @@ def find_runs(uri: str, experiment: str, run_url: str) -> list[Any]:
     """Return the runs of a URL that were not started over, newest first; raises MLflow's own errors."""
     client = open_client(uri)
     return _runs_of(client, _experiment_id(client, experiment), run_url)
-
-
-def git_commit() -> str:
-    """Return the commit of the checkout, with a plus if files are modified; `unknown` outside a checkout."""
-    try:
-        command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return os.environ.get("BREWCLIP_GIT_COMMIT", "unknown")
 
 
 def open_client(uri: str) -> Any:

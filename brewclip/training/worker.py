@@ -29,6 +29,7 @@ from brewclip.evaluation.embed import Embeddings, embed_split, gather_embeddings
 from brewclip.factory import build_autocast
 from brewclip.training.assignment import RESULT, Assignment
 from brewclip.training.console import describe_run, describe_start, describe_step
+from brewclip.training.exported import ExportedMetrics
 from brewclip.training.lease import Fence
 from brewclip.training.loop import train
 from brewclip.training.optimizer import optimizer_state
@@ -126,6 +127,7 @@ class Worker:
         )
         self.record = RunRecord(config, self.rank)
         self.record.start(self.parts, self.assignment.environment, self.world_size)
+        self.exported = ExportedMetrics(config.run_name, config.run.global_batch_size) if self.rank == 0 else None
         self.built = time.time()
 
     def run(self) -> TrainState:
@@ -221,7 +223,8 @@ class Worker:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record metrics and print a line; rank 0 only."""
-        if self.rank == 0:
+        if self.exported is not None:
+            self.exported.update(metrics, step)
             self.record.tracker.log_metrics(metrics, step)
             print(describe_step(metrics, step, self.config), flush=True)
 

@@ -1,6 +1,6 @@
-"""Ray nodes of one machine as pods: started with a pod's name, asked to end as Kubernetes asks, or killed.
+"""Ray nodes of one machine as pods: asked to end as Kubernetes asks, with Ray's own answer, or killed.
 
-`ray start` refuses a second node on loopback; this is what ray.cluster_utils does, in a process of its own.
+`ray start` refuses a second node on loopback; what it does with `--block` is done here in a process of its own.
 """
 
 import contextlib
@@ -14,19 +14,20 @@ from pathlib import Path
 
 import psutil
 
-from brewclip.local.processes import server_environment
+from brewclip.local.processes import LOOPBACK, free_port, program_path, server_environment
+from brewclip.local.ray_head import RAY_SETTINGS
 
-# SIGTERM ends it with all its processes at once, as the end of a container does.
+# `shutdown_at_exit` is what `--block` passes on: Ray's own handler of SIGTERM, which drains the node.
 NODE = """
-import signal, sys
+import sys, time
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-node = Node(RayParams(gcs_address=sys.argv[1], node_name=sys.argv[2], num_cpus=int(sys.argv[3]),
-                      node_ip_address="127.0.0.1", object_store_memory=10**8, dashboard_agent_listen_port=0,
-                      min_worker_port=0, max_worker_port=0), head=False, shutdown_at_exit=False, spawn_reaper=False)
-print("node is up", flush=True)
-signal.sigwait([signal.SIGTERM])
-node.kill_all_processes(check_alive=False, allow_graceful=True)
+node = Node(RayParams(gcs_address=sys.argv[1], num_cpus=int(sys.argv[2]), node_ip_address="127.0.0.1",
+                      object_store_memory=10**8, dashboard_agent_listen_port=0, min_worker_port=0, max_worker_port=0),
+            head=False, shutdown_at_exit=True, spawn_reaper=False)
+print("will now block", flush=True)
+while True:
+    time.sleep(1)
 """
 
 
@@ -40,49 +41,36 @@ def wait_for(condition: Callable[[], object], output: Callable[[], str], seconds
         time.sleep(0.1)
 
 
-class PodOfWorker:
-    """A worker node with the name and the environment of a pod.
+class Pod:
+    """A container with one program: `ray start --block`, or what runs beside it.
 
     Args:
-        name: of the pod.
-        address: of the GCS.
-        num_cpus: that Ray plans with.
-        folder: gets its log.
-        environment: as the head's.
+        command: its first process.
+        environment: its variables, beside those of every server.
+        log: gets its output.
+        ready: text of the output that says it is up.
     """
 
-    def __init__(self, name: str, address: str, num_cpus: int, folder: Path, environment: Mapping[str, str]) -> None:
-        self.name, self.folder = name, folder
-        self.environment = server_environment({**environment, "POD_NAME": name})
-        log = folder / f"{name}.log"
-        with open(log, "w") as output:
-            command = [sys.executable, "-c", NODE, address, name, str(num_cpus)]
-            started = subprocess.Popen(
-                command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, ready: str) -> None:
+        started = own_session(command, server_environment(environment), log, Path.cwd())
         self.process = psutil.Process(started.pid)
-        wait_for(lambda: "node is up" in log.read_text(), log.read_text)
+        self._started = started
+        wait_for(lambda: ready in log.read_text() or started.poll() is not None, log.read_text)
+        assert started.poll() is None, log.read_text()[-3000:]
 
-    def end(self, pre_stop: Sequence[str], checkout: Path, grace_seconds: float, enough: Callable[[], bool]) -> str:
-        """End it as Kubernetes does: the hook, then SIGTERM, then SIGKILL when the grace period is over.
-
-        The hook's wait, which follows what it says, is cut short when it is long enough. Returns what the hook said.
-        """
-        deadline = time.monotonic() + grace_seconds
-        words = [word.replace("/app", str(checkout)) for word in pre_stop]
-        log = self.folder / f"{self.name}-hook.log"
-        hook = own_session(words, self.environment, log, checkout)
-        while hook.poll() is None and time.monotonic() < deadline and not (log.read_text() and enough()):
-            time.sleep(0.1)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(hook.pid, signal.SIGKILL)
-        hook.wait()
+    def ask_to_end(self) -> list[psutil.Process]:
+        """Send SIGTERM to its first process alone, as Kubernetes does; return what runs in it."""
         processes = self.processes()  # while it lives: its children would be nobody's afterwards
         self.process.terminate()
-        with contextlib.suppress(psutil.TimeoutExpired):
-            self.process.wait(max(0.0, deadline - time.monotonic()))
+        return processes
+
+    def end(self, processes: Sequence[psutil.Process], grace_seconds: float) -> float:
+        """Wait until the first process has ended, kill what is left, and return the seconds that it took."""
+        started = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._started.wait(grace_seconds)
         kill_all(processes)
-        return log.read_text()
+        return time.monotonic() - started
 
     def kill(self) -> None:
         """Kill everything of it at once, as a lost machine does."""
@@ -93,6 +81,23 @@ class PodOfWorker:
         with contextlib.suppress(psutil.NoSuchProcess):
             return [*self.process.children(recursive=True), self.process]
         return []
+
+
+def start_head(folder: Path, temporary: Path, environment: Mapping[str, str]) -> tuple[Pod, str]:
+    """Start a head that runs no task and has no dashboard; return it with the address of its GCS."""
+    address = f"{LOOPBACK}:{free_port()}"
+    command = [program_path("ray"), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=false"]
+    command += [f"--node-ip-address={LOOPBACK}", f"--port={address.rpartition(':')[2]}", "--num-cpus=0"]
+    command += [f"--temp-dir={temporary}", f"--ray-client-server-port={free_port()}"]
+    command += ["--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"]
+    command += ["--object-store-memory=100000000"]
+    return Pod(command, {**environment, **RAY_SETTINGS}, folder / "head.log", "will now block"), address
+
+
+def start_worker(folder: Path, name: str, address: str, num_cpus: int, environment: Mapping[str, str]) -> Pod:
+    """Start the node of a worker's pod."""
+    command = [sys.executable, "-c", NODE, address, str(num_cpus)]
+    return Pod(command, {**environment, **RAY_SETTINGS}, folder / f"{name}.log", "will now block")
 
 
 def kill_all(processes: Sequence[psutil.Process]) -> None:
@@ -127,3 +132,10 @@ def own_session(command: Sequence[str], environment: Mapping[str, str], log: Pat
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def kill_session(process: subprocess.Popen) -> None:
+    """Kill a program started by `own_session` with everything below it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

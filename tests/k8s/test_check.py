@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.k8s.manifests.check import mistakes_of, render
-from tests.k8s.manifests.pods import pods_of, quantity
-from tests.k8s.manifests.schemas import RAY_KINDS, load_crds, schema_mistakes
+from tests.k8s.manifests.check import mistakes_of, policy_mistakes, render, render_stage, stages_of
+from tests.k8s.manifests.pods import containers_of, pods_of, quantity, ray_cluster_of
+from tests.k8s.manifests.schemas import RAY_KINDS, load_crds, name_of, schema_mistakes
 from tests.k8s.overlays import CHECKOUT, CRDS, NAMES, filled_in, kuberay_crds
-from tests.k8s.planted import PLANTED, PLANTED_IN_RAY
+from tests.k8s.planted import PLANTED, PLANTED_IN_OTHER_KINDS, PLANTED_IN_RAY
+from tests.k8s.planted_for_kuberay import PLANTED_FOR_KUBERAY
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +39,38 @@ def test_an_overlay_is_in_order(name, rendered):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ray_kinds_are_as_kuberay_defines_them(name, rendered, crds):
-    assert mistakes_of(rendered[name], crds) == []
-    assert {one["kind"] for one in rendered[name] if one["apiVersion"] == "ray.io/v1"} == set(RAY_KINDS)
+    ray = [one for one in rendered[name] if one["apiVersion"].startswith("ray.io/")]
+    assert list(schema_mistakes(ray, crds)) == []
+    assert {one["kind"] for one in ray} >= {"RayCluster"}
 
 
-def test_every_stage_is_a_job_and_has_its_part(rendered):
+def test_a_stage_holds_what_it_starts_and_nothing_else(rendered):
+    jobs = {"extract", "train", "sweep", "evaluate"}
+    expected = {
+        "gpu": jobs | {"cluster", "network", "nightly", "platform"},
+        "kind": (jobs - {"sweep"}) | {"cluster", "data", "platform"},
+        "kueue": jobs | {"cluster", "platform", "queue"},
+        "gcs-ft": {"cluster", "platform"},
+    }
     for name, documents in rendered.items():
-        jobs = {one["metadata"]["name"] for one in documents if one["kind"] == "RayJob"}
-        assert jobs - {"data"} == {"extract", "train", "sweep", "evaluate"}, name
+        assert set(stages_of(CHECKOUT / "k8s" / "overlays" / name)) == expected[name]
         for one in documents:
             assert one["metadata"].get("namespace", "brewclip") == "brewclip"
-            assert one["metadata"]["labels"]["part"] in {"platform", "cluster", *jobs}, one["metadata"]
-            if one["kind"] == "RayJob":  # `kubectl apply -l part=train` applies this one and its disruption budget
-                assert one["metadata"]["labels"]["part"] == one["metadata"]["name"]
+            part = one["metadata"]["labels"]["part"]
+            assert part in expected[name], one["metadata"]
+            if one["kind"] in ("RayJob", "RayCronJob"):
+                assert part == one["metadata"]["name"]
+            started = {"RayJob", "RayCronJob", "RayCluster"}
+            assert (one["kind"] in started) <= (part not in ("platform", "queue"))
 
 
 def test_one_place_for_the_settings(tmp_path):
     overlays = filled_in(tmp_path)
     settings = overlays.parent / "base" / "settings.env"
-    changes = {
-        "image": "r/i:7",
-        "preset": "spoken_coco",
-        "run": "r1",
-        "sweep": "s1",
-        "max-workers": "6",
-        "storage": "s3://b",
-    }
-    changes |= {"worker-cpu": "8", "worker-memory": "30Gi", "head-memory": "9Gi", "operator-namespace": "ray-system"}
+    changes = {"image": "r/i:7", "preset": "spoken_coco", "run": "r1", "sweep": "s1", "storage": "s3://b"}
+    changes |= {"max-worker-pods": "6", "gpus-per-worker-pod": "4", "min-processes": "4", "max-processes": "24"}
+    changes |= {"worker-cpu": "32", "worker-memory": "300Gi", "head-memory": "9Gi", "operator-namespace": "ray-system"}
+    changes |= {"storage-class": "fast"}
     for key, value in changes.items():
         settings.write_text(re.sub(f"^{key}=.*$", f"{key}={value}", settings.read_text(), flags=re.MULTILINE))
     documents = render(overlays / "gpu")
@@ -72,17 +78,22 @@ def test_one_place_for_the_settings(tmp_path):
     jobs = {one["metadata"]["name"]: one["spec"]["entrypoint"] for one in documents if one["kind"] == "RayJob"}
     assert jobs == {
         "extract": "python jobs/extract.py spoken_coco",
-        "train": "python jobs/train.py spoken_coco --run.name r1 --cluster.num-workers 6 --cluster.min-workers 1",
-        "sweep": "python jobs/sweep.py paper spoken_coco --run.name s1 --sweep.max-concurrent 6",
+        "train": "python jobs/train.py spoken_coco --run.name r1 --cluster.num-workers 24 --cluster.min-workers 4",
+        "sweep": "python jobs/sweep.py paper spoken_coco --run.name s1 --sweep.max-concurrent 24",
         "evaluate": "python jobs/evaluate.py spoken_coco --systems r1 zero_shot",
+        "network": "python jobs/network.py --num-workers 24",
     }
+    (nightly,) = (one["spec"]["jobTemplate"] for one in documents if one["kind"] == "RayCronJob")
+    assert nightly["entrypoint"] == jobs["evaluate"]
     for pod in pods_of(documents):
         (container,) = pod.spec["containers"]
-        assert container["image"] in ("r/i:7", "postgres:17.6")
+        assert container["image"] == "r/i:7" or container["image"].startswith("postgres:17.6@sha256:")
         if pod.ray == "worker":
-            expected = {"cpu": "8", "memory": "30Gi", "ephemeral-storage": "40Gi", "nvidia.com/gpu": "1"}
+            expected = {"cpu": "32", "memory": "300Gi", "ephemeral-storage": "40Gi", "nvidia.com/gpu": "4"}
             assert container["resources"] == {"requests": expected, "limits": expected}
-            assert pod.start_parameters["num-cpus"] == "8"
+            assert (pod.start_parameters["num-cpus"], pod.start_parameters["num-gpus"]) == ("32", "4")
+    volumes = [one["spec"]["volumeClaimTemplates"] for one in documents if one["kind"] == "StatefulSet"]
+    assert {claim["spec"]["storageClassName"] for claims in volumes for claim in claims} == {"fast"}
     assert "ray-system" in yaml.dump([one for one in documents if one["kind"] == "NetworkPolicy"])
 
 
@@ -105,27 +116,56 @@ def test_a_queue_holds_jobs_back_and_redis_keeps_the_head(rendered):
         if one["kind"] == "RayJob":
             assert one["spec"]["suspend"] is True
             assert one["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "brewclip"
-    clusters = [
-        one["spec"].get("rayClusterSpec", one["spec"]) for one in rendered["gcs-ft"] if one["kind"] in RAY_KINDS
-    ]
-    assert len(clusters) == 5
-    assert all(one["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379" for one in clusters)
+    (cluster,) = (one["spec"] for one in rendered["gcs-ft"] if one["kind"] in RAY_KINDS)
+    assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379"
 
 
-def test_components_can_be_added_to_an_overlay(tmp_path):
+def add_components(overlay: Path, stage: str, *names: str) -> None:
+    """Add components to a stage of an overlay as the page tells to."""
+    path = overlay / stage / "kustomization.yaml"
+    text = path.read_text()
+    added = ", ".join(f"../../../components/{name}" for name in names)
+    path.write_text(text.replace("components: [", f"components: [{added}, ", 1))
+
+
+def test_components_of_the_platform(tmp_path):
     overlays = filled_in(tmp_path)
-    path = overlays / "gpu" / "kustomization.yaml"
-    names = "[../../components/aws-identity, ../../components/minio]"
-    path.write_text(path.read_text().replace("components: []", f"components: {names}"))
-    identity = overlays.parent / "components" / "aws-identity" / "kustomization.yaml"
-    documents = render(overlays / "gpu")
-    assert [line.partition(" is still")[0] for line in mistakes_of(documents, None)] == [
+    names = ("aws-identity", "minio", "monitoring", "pull-secret", "logs/collector")
+    add_components(overlays / "gpu", "platform", *names)
+    settings = overlays.parent / "base" / "settings.env"
+    settings.write_text(settings.read_text().replace("namespace=monitoring", "namespace=observability"))
+    documents = render_stage(overlays / "gpu" / "platform")
+    assert [line.partition(" is still")[0] for line in mistakes_of(documents, None) if "still" in line] == [
         "ServiceAccount/brewclip: metadata.annotations.eks.amazonaws.com/role-arn"
     ]
+    identity = overlays.parent / "components" / "aws-identity" / "kustomization.yaml"
     identity.write_text(identity.read_text().replace("CHANGE-ME", "123456789012"))
     documents = render(overlays / "gpu")
     assert mistakes_of(documents, None) == []
-    assert "minio" in {one["metadata"]["name"] for one in documents}
+    found = {name_of(one) for one in documents}
+    assert {"StatefulSet/minio", "PodMonitor/ray", "PrometheusRule/brewclip", "ConfigMap/log-collector"} < found
+    (policy,) = (one for one in documents if name_of(one) == "NetworkPolicy/metrics")
+    assert "observability" in yaml.dump(policy)
+
+
+def test_components_of_every_stage(tmp_path, crds):
+    overlays = filled_in(tmp_path)
+    settings = overlays.parent / "base" / "settings.env"
+    settings.write_text(settings.read_text() + "log-bucket=our-logs\n")
+    add_components(overlays / "gpu", "platform", "logs/collector")
+    common = overlays / "gpu" / "common" / "kustomization.yaml"
+    added = ("logs", "workers-first", "gang", "fast-network-efa", "fast-network-rdma")
+    names = ", ".join(f"../../../components/{name}" for name in added)
+    common.write_text(common.read_text().replace("components/gpu]", f"components/gpu, {names}]"))
+    documents = render(overlays / "gpu")
+    assert mistakes_of(documents, crds) == []
+    (job,) = (one for one in documents if name_of(one) == "RayJob/train")
+    assert job["metadata"]["labels"]["ray.io/gang-scheduling-enabled"] == "true"
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["minReplicas"] == group["maxReplicas"], "workers that nobody adds"
+    assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["vpc.amazonaws.com/efa"] == "4"
 
 
 def test_images_by_digest(tmp_path):
@@ -133,56 +173,108 @@ def test_images_by_digest(tmp_path):
     ours, theirs = (f"sha256:{digit * 64}" for digit in "ab")
     settings = overlays.parent / "base" / "settings.env"
     settings.write_text(re.sub("^image=.*$", f"image=r/i@{ours}", settings.read_text(), flags=re.MULTILINE))
-    path = overlays / "gpu" / "kustomization.yaml"
+    path = overlays / "gpu" / "platform" / "kustomization.yaml"
     path.write_text(f"{path.read_text()}images:\n  - {{name: postgres, digest: '{theirs}'}}\n")
     documents = render(overlays / "gpu")
     assert mistakes_of(documents, None) == []
     images = {container["image"] for pod in pods_of(documents) for container in pod.spec["containers"]}
-    assert images == {f"r/i@{ours}", f"postgres@{theirs}"}
+    assert images == {f"r/i@{ours}"} | {image for image in images if image.startswith("postgres")}
+    assert f"postgres:17.6@{theirs}" in images or f"postgres@{theirs}" in images
+
+
+def test_images_of_others_are_digests(rendered):
+    for name, documents in rendered.items():
+        for pod in pods_of(documents):
+            for container in containers_of(pod.spec):
+                image = container["image"]
+                assert "@sha256:" in image or "brewclip:" in image, (name, pod.owner, image)
 
 
 def test_a_token_of_kubernetes_is_in_the_autoscaler_alone(rendered):
     for name, documents in rendered.items():
         for one in documents:
-            cluster = {"RayCluster": one.get("spec"), "RayJob": one.get("spec", {}).get("rayClusterSpec")}.get(
-                one["kind"]
-            )
-            mounts = (cluster or {}).get("autoscalerOptions", {}).get("volumeMounts", [])
+            cluster = ray_cluster_of(one) or {}
+            mounts = cluster.get("autoscalerOptions", {}).get("volumeMounts", [])
             has_token = "/var/run/secrets/kubernetes.io/serviceaccount" in {mount["mountPath"] for mount in mounts}
-            assert has_token is (name in ("gpu", "gcs-ft") and cluster is not None)
+            assert has_token is (name in ("gpu", "gcs-ft") and bool(cluster))
 
 
 def test_the_root_key_of_minio_is_in_its_own_pod_alone(rendered):
-    users = {one["metadata"]["name"] for one in rendered["kind"] if "minio-root" in yaml.dump(one)}
+    users = {one["metadata"]["name"] for one in rendered["kind"] if "minio-root" in str(one)}
     assert users == {"minio"}
 
 
-def lines_about(mistake: tuple[str, str, str, str], overlays: Path, crds: dict | None) -> list[str]:
-    """Plant a mistake into the copy and return what the checker says of an overlay that has it."""
+Mistake = tuple[str, str, str, str]
+
+
+def place_of(file: str, replacement: str) -> tuple[str, list[str]]:
+    """Return the overlay and the stages that show a mistake of a file below k8s/."""
+    first, second, *rest = file.split("/")
+    if first == "overlays":
+        stage = {"common": "cluster" if second == "gcs-ft" else "train", "overlays": ""}.get(rest[0], rest[0])
+        return second, ["platform", stage] if second == "kind" else [stage]
+    if first == "stages":
+        return "gpu", ["train" if second == "every-job" else second]
+    if file == "base/settings.env":
+        return "gpu", ["platform", "train"]
+    if first == "platform" or second in ("minio", "monitoring"):
+        return "kind" if "minio" in file + replacement else "gpu", ["platform"]
+    return ("kind" if "CREDENTIAL" in replacement else "gpu"), ["train" if second == "workers-first" else "cluster"]
+
+
+def plant(mistake: Mistake, folder: Path) -> tuple[str, list[dict], list[str]]:
+    """Plant a mistake into a copy; return the overlay, the changed documents, and the line of a failed build."""
+    overlays = filled_in(folder)
     file, pattern, replacement, _ = mistake
     path = overlays.parent / file
     text, count = re.subn(pattern, lambda _: replacement, path.read_text())
     assert count, f"{pattern!r} does not occur in {file}"
     path.write_text(text)
-    usual = "kind" if "minio" in file + replacement else "gpu"  # `gpu` has no MinIO
-    overlay = file.split("/")[1] if file.startswith("overlays/") else usual
+    overlay, stages = place_of(file, replacement)
+    if "monitoring" in file:
+        add_components(overlays / overlay, "platform", "monitoring")
+    if "workers-first" in file:
+        common = overlays / overlay / "common" / "kustomization.yaml"
+        common.write_text(
+            common.read_text().replace("components/gpu]", "components/gpu, ../../../components/workers-first]")
+        )
     try:
-        return mistakes_of(render(overlays / overlay), crds)
+        return overlay, [one for stage in stages for one in render_stage(overlays / overlay / stage)], []
     except ValueError as error:  # kubectl itself refuses it
-        return [str(error)]
+        return overlay, [], [str(error)]
+
+
+def with_the_rest(changed: list[dict], documents: list[dict]) -> list[dict]:
+    """Return the documents of an overlay, some of them changed."""
+    names = {name_of(one) for one in changed}
+    return changed + [one for one in documents if name_of(one) not in names]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_mistake_is_found(name, tmp_path):
-    lines = lines_about(PLANTED[name], filled_in(tmp_path), None)
+def test_a_planted_mistake_is_found(name, tmp_path, rendered):
+    overlay, changed, lines = plant(PLANTED[name], tmp_path)
+    lines = lines or mistakes_of(with_the_rest(changed, rendered[overlay]), None)
     assert any(PLANTED[name][3] in line for line in lines), lines
 
 
-@pytest.mark.parametrize("name", PLANTED_IN_RAY)
-def test_a_planted_mistake_in_a_ray_kind_is_found(name, tmp_path, crds):
-    lines = lines_about(PLANTED_IN_RAY[name], filled_in(tmp_path), crds)
-    assert any(PLANTED_IN_RAY[name][3] in line for line in lines), lines
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED_FOR_KUBERAY)
+def test_a_planted_mistake_that_only_kuberay_finds_is_found(name, tmp_path, crds):
+    _, changed, lines = plant(PLANTED_FOR_KUBERAY[name], tmp_path)
+    ray = [one for one in changed if one["apiVersion"].startswith("ray.io/")]
+    assert ray
+    assert list(schema_mistakes(ray, crds)) == [], "a schema finds it too"
+    lines = [line for line in policy_mistakes(ray) if "KubeRay: " in line]
+    assert any(PLANTED_FOR_KUBERAY[name][3] in line for line in lines), lines
+
+
+@pytest.mark.parametrize("name", [*PLANTED_IN_RAY, *PLANTED_IN_OTHER_KINDS])
+def test_a_planted_mistake_against_a_schema_is_found(name, tmp_path, crds):
+    mistake = (PLANTED_IN_RAY | PLANTED_IN_OTHER_KINDS)[name]
+    _, changed, lines = plant(mistake, tmp_path)
+    lines = lines or list(schema_mistakes(changed, crds))
+    assert any(mistake[3] in line for line in lines), lines
 
 
 @pytest.mark.slow

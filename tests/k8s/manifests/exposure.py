@@ -10,7 +10,7 @@ from tests.k8s.manifests.schemas import Document, name_of
 OUTSIDE_PORTS = {443, 6443}  # HTTPS, and the API server for the autoscaler
 METADATA_SERVICES = {"0.0.0.0/0": {"169.254.0.0/16"}, "::/0": {"fe80::/10", "fd00:ec2::/32"}}
 DNS_CACHE = "169.254.20.10/32"
-PLACEHOLDERS = re.compile(r"CHANGE-ME|\b(?:IMAGE|PRESET|RUN|SWEEP|MIN|MAX|OPERATOR-NAMESPACE)\b")
+PLACEHOLDERS = re.compile(r"CHANGE-ME|\b(?:IMAGE|PRESET|RUN|SWEEP|MIN|MAX|(?:OPERATOR|MONITORING)-NAMESPACE)\b")
 SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
 SECRET_TEXT = re.compile(
     r"[a-z+0-9]+://[^/\s:@$]+:[^/\s@$]+@"  # user:password@ in a URL

@@ -9,6 +9,8 @@ from tests.k8s.manifests.schemas import Document, name_of
 
 GPU = "nvidia.com/gpu"
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # where Kubernetes' clients look for it
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+LIVENESS_SECONDS = 600  # as KubeRay's own probes
 UNITS = {"m": 1e-3, "": 1, "k": 1e3, "Ki": 2**10, "M": 1e6, "Mi": 2**20, "G": 1e9, "Gi": 2**30, "T": 1e12, "Ti": 2**40}
 
 
@@ -47,8 +49,11 @@ def pods_of(documents: Iterable[Document]) -> Iterator[Pod]:
             yield Pod(name, spec["template"])
         elif kind == "Job":
             yield Pod(name, spec["template"], long_lived=False)
-        elif kind == "RayJob":
-            yield Pod(f"{name} submitter", spec["submitterPodTemplate"], long_lived=False)
+        elif kind == "CronJob":
+            yield Pod(name, spec["jobTemplate"]["spec"]["template"], long_lived=False)
+        elif kind in ("RayJob", "RayCronJob"):
+            job = spec.get("jobTemplate", spec)
+            yield Pod(f"{name} submitter", job["submitterPodTemplate"], long_lived=False)
         cluster = ray_cluster_of(document)
         if cluster:
             head = cluster["headGroupSpec"]
@@ -60,7 +65,9 @@ def pods_of(documents: Iterable[Document]) -> Iterator[Pod]:
 def ray_cluster_of(document: Document) -> Document | None:
     """Return the spec of the Ray cluster that a manifest creates, or None."""
     spec = document.get("spec", {})
-    return {"RayCluster": spec, "RayJob": spec.get("rayClusterSpec")}.get(document["kind"])
+    if document["kind"] == "RayCronJob":
+        spec = spec["jobTemplate"]
+    return spec if document["kind"] == "RayCluster" else spec.get("rayClusterSpec")
 
 
 def pod_mistakes(documents: Iterable[Document]) -> Iterator[str]:
@@ -181,7 +188,7 @@ def probe_mistakes(pod: Pod) -> Iterator[str]:
 
 
 def ray_mistakes(pod: Pod) -> Iterator[str]:
-    """Yield mismatches of `ray start`, limits, shared memory and grace period."""
+    """Yield mismatches of `ray start`, limits and shared memory, and what ends a pod too early or too late."""
     container, parameters = pod.spec["containers"][0], pod.start_parameters or {}
     limits = container.get("resources", {}).get("limits", {})
     expected = {"num-cpus": limits.get("cpu") if pod.ray == "worker" else "0", "num-gpus": limits.get(GPU)}
@@ -195,18 +202,28 @@ def ray_mistakes(pod: Pod) -> Iterator[str]:
             f"object-store-memory {store:.0f} must fit into /dev/shm ({shared:.0f} bytes, an emptyDir of medium "
             f"Memory with a sizeLimit), and that into the memory limit ({memory:.0f})"
         )
-    if pod.ray == "worker":
-        yield from _drain_mistakes(pod.spec, container)
+    yield from _drain_mistakes(pod.spec, container)
 
 
 def _drain_mistakes(spec: Document, container: Document) -> Iterator[str]:
-    command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
-    if "--seconds" not in command:
-        yield "no preStop hook that drains the node: training would get no notice"
-        return
-    notice, grace = int(command[command.index("--seconds") + 1]), spec.get("terminationGracePeriodSeconds", 30)
-    if grace < notice + 30:
-        yield f"terminationGracePeriodSeconds {grace} must be the notice of {notice} s and 30 s more"
+    variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+    drain, grace = variables.get(DRAIN), spec.get("terminationGracePeriodSeconds", 30)
+    if "preStop" in container.get("lifecycle", {}):
+        yield "a preStop hook comes before Ray's own drain, and both wait: leave it out"
+    if not drain or float(drain) <= 0:
+        yield f"{DRAIN} is missing: training would get no notice"
+    elif grace < float(drain) + 30:
+        yield f"terminationGracePeriodSeconds {grace} must be the drain of {drain} s and 30 s more"
+    live = container.get("livenessProbe", {})
+    seconds = live.get("periodSeconds", 10) * live.get("failureThreshold", 3)
+    if seconds < LIVENESS_SECONDS:
+        yield f"livenessProbe gives up after {seconds} s, not {LIVENESS_SECONDS}: a slow dashboard would end the job"
+    for key in ("not-ready", "unreachable"):
+        waits = [
+            one.get("tolerationSeconds") for one in spec.get("tolerations", []) if one.get("key", "").endswith(key)
+        ]
+        if not waits or waits[0] is None or waits[0] > 60:
+            yield f"no toleration of node.kubernetes.io/{key} with up to 60 s: a machine that died is noticed late"
 
 
 def containers_of(spec: Document) -> list[Document]:

@@ -1,5 +1,7 @@
 """Schema validation: core kinds by kubernetes-validate, Ray's kinds by KubeRay's CRDs, unknown keys refused.
 
+Kinds of Prometheus and Kueue are held against `other_kinds`.
+
 The CRDs are files, or the output of `kubectl get crd rayclusters.ray.io rayjobs.ray.io -o yaml`. Their rules in CEL
 (`x-kubernetes-validations`) are not evaluated.
 """
@@ -14,6 +16,8 @@ import kubernetes_validate
 import yaml
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
+
+from tests.k8s.manifests.other_kinds import OTHER_KINDS, cron_job_schema
 
 Document = dict[str, Any]
 
@@ -34,15 +38,17 @@ def schema_mistakes(documents: Iterable[Document], crds: dict[str, Document]) ->
         crds: schema of each Ray kind, from `load_crds`; a missing kind is a mistake, too.
     """
     for document in documents:
-        if not document.get("apiVersion", "").startswith("ray.io/"):
+        other = OTHER_KINDS.get((document.get("apiVersion", ""), document.get("kind", "")))
+        if other is not None:
+            yield from _mistakes(jsonschema.Draft202012Validator(other), document)
+        elif not document.get("apiVersion", "").startswith("ray.io/"):
             yield from _core_mistakes(document)
         elif document["apiVersion"] != "ray.io/v1":
             yield f"{name_of(document)}: {document['apiVersion']} is not ray.io/v1"
         elif document["kind"] not in crds:
             yield f"{name_of(document)}: no CRD of kind {document['kind']} was given, so it was not checked"
         else:
-            for error in jsonschema.Draft202012Validator(crds[document["kind"]]).iter_errors(document):
-                yield f"{name_of(document)}: {_place(error)}: {error.message[:200]}"
+            yield from _mistakes(jsonschema.Draft202012Validator(crds[document["kind"]]), document)
 
 
 def load_crds(path: Path) -> dict[str, Document]:
@@ -62,7 +68,7 @@ def load_crds(path: Path) -> dict[str, Document]:
         raise ValueError(
             f"{path} holds no CRD of {missing}: give KubeRay's files or what `kubectl get crd -o yaml` prints"
         )
-    return found
+    return found | {"RayCronJob": cron_job_schema(found["RayJob"])}
 
 
 @functools.cache
@@ -116,6 +122,10 @@ def _core_mistakes(document: Document) -> Iterator[str]:
     except kubernetes_validate.SchemaNotFoundError:
         yield f"{name_of(document)}: {document.get('apiVersion')} {document.get('kind')} is no kind of Kubernetes"
         return
+    yield from _mistakes(validator, document)
+
+
+def _mistakes(validator: jsonschema.Draft202012Validator, document: Document) -> Iterator[str]:
     for error in validator.iter_errors(document):
         yield f"{name_of(document)}: {_place(error)}: {error.message[:200]}"
 

@@ -1,0 +1,147 @@
+"""Mistakes that no schema finds and KubeRay refuses; each is what its `validation.go` looks for."""
+
+PLANTED_FOR_KUBERAY = {
+    "a name that is too long": (
+        "stages/train/job.yaml",
+        "name: train",
+        "name: train-of-a-model-with-a-name-that-is-much-too-long",
+        "47 are allowed",
+    ),
+    "a name that DNS refuses": ("stages/train/job.yaml", "name: train", "name: 1train", "must begin with a letter"),
+    "an unknown mode": ("stages/every-job/patch.yaml", "K8sJobMode", "JobMode", "submissionMode 'JobMode' is none of"),
+    "retries of a mode that has none": (
+        "stages/every-job/patch.yaml",
+        "submissionMode: K8sJobMode",
+        "submissionMode: InteractiveMode",
+        "InteractiveMode excludes backoffLimit",
+    ),
+    "a submitter beside the sidecar": (
+        "stages/every-job/patch.yaml",
+        "submissionMode: K8sJobMode",
+        "submissionMode: SidecarMode",
+        "SidecarMode excludes submitterPodTemplate",
+    ),
+    "a cluster of somebody else": (
+        "stages/every-job/patch.yaml",
+        "submissionMode: K8sJobMode",
+        "submissionMode: K8sJobMode\n  clusterSelector: {ray.io/cluster: brewclip}",
+        "clusterSelector excludes",
+    ),
+    "a negative deadline": ("stages/train/job.yaml", "activeDeadlineSeconds: ", "activeDeadlineSeconds: -", "above 0"),
+    "a negative time to live": (
+        "stages/every-job/patch.yaml",
+        "ttlSecondsAfterFinished: 600",
+        "ttlSecondsAfterFinished: -600",
+        "ttlSecondsAfterFinished -600 must not be negative",
+    ),
+    "negative retries": (
+        "stages/every-job/patch.yaml",
+        "\n  backoffLimit: 3",
+        "\n  backoffLimit: -3",
+        "not be negative",
+    ),
+    "an environment that is no YAML": (
+        "stages/every-job/patch.yaml",
+        "submissionMode: K8sJobMode",
+        "submissionMode: K8sJobMode\n  runtimeEnvYAML: '{a: ['",
+        "runtimeEnvYAML is no mapping",
+    ),
+    "suspended for good": (
+        "stages/every-job/patch.yaml",
+        r"  shutdownAfterJobFinishes: true\n  ttlSecondsAfterFinished.*\n",
+        "  suspend: true\n",
+        "suspend needs shutdownAfterJobFinishes",
+    ),
+    "time to live of a cluster that stays": (
+        "stages/every-job/patch.yaml",
+        r"  shutdownAfterJobFinishes: true\n",
+        "",
+        "ttlSecondsAfterFinished needs shutdownAfterJobFinishes",
+    ),
+    "rules beside a time to live": (
+        "components/workers-first/rules.yaml",
+        r"- op: remove\n.*\n- op: remove\n.*\n",
+        "",
+        "deletionRules and shutdownAfterJobFinishes exclude each other",
+    ),
+    "the cluster before its workers": (
+        "components/workers-first/rules.yaml",
+        r"DeleteWorkers, condition: {jobStatus: FAILED, ttlSeconds: 0",
+        "DeleteWorkers, condition: {jobStatus: FAILED, ttlSeconds: 900",
+        "workers must go before the cluster",
+    ),
+    "two rules of one kind": (
+        "components/workers-first/rules.yaml",
+        "DeleteWorkers, condition: {jobStatus: FAILED",
+        "DeleteWorkers, condition: {jobStatus: SUCCEEDED",
+        "a second DeleteWorkers for jobStatus SUCCEEDED",
+    ),
+    "workers taken from the autoscaler": (
+        "components/workers-first/fixed.yaml",
+        r"- op: remove\n  path: /spec/enableInTreeAutoscaling\n",
+        "",
+        "DeleteWorkers is not supported with enableInTreeAutoscaling",
+    ),
+    "labels among the parameters": (
+        "base/cluster.yaml",
+        "      dashboard-host: 0.0.0.0",
+        "      dashboard-host: 0.0.0.0\n      labels: a=b",
+        "rayStartParams.labels is not supported",
+    ),
+    "a label that is none": (
+        "base/cluster.yaml",
+        "    - groupName: workers",
+        "    - groupName: workers\n      labels: {zone: 'a b'}",
+        "zone=a b is no label",
+    ),
+    "resources at two places": (
+        "base/cluster.yaml",
+        "    - groupName: workers",
+        "    - groupName: workers\n      resources: {CPU: '4'}",
+        "one of them",
+    ),
+    "more pods than the largest number": (
+        "base/settings.env",
+        "min-worker-pods=1",
+        "min-worker-pods=5",
+        "minReplicas 5 is above maxReplicas 4",
+    ),
+    "Redis at two places": (
+        "overlays/gcs-ft/common/fault-tolerance.yaml",
+        r"\A",
+        "- op: add\n  path: /spec/headGroupSpec/template/spec/containers/0/env/-\n"
+        "  value: {name: RAY_REDIS_ADDRESS, value: 'redis:6379'}\n",
+        "Redis is set in gcsFaultToleranceOptions",
+    ),
+    "fault tolerance by accident": (
+        "base/cluster.yaml",
+        "- {name: HOME, value: /tmp}",
+        "- {name: RAY_REDIS_ADDRESS, value: 'redis:6379'}",
+        "would switch fault tolerance on",
+    ),
+    "two versions of the autoscaler": (
+        "base/cluster.yaml",
+        "- {name: HOME, value: /tmp}",
+        "- {name: RAY_enable_autoscaler_v2, value: '1'}",
+        "autoscalerOptions.version and RAY_enable_autoscaler_v2",
+    ),
+    "an autoscaler that never rests": (
+        "components/gpu/workers.yaml",
+        "idleTimeoutSeconds: 120",
+        "idleTimeoutSeconds: -1",
+        "idleTimeoutSeconds must not be negative",
+    ),
+    "workers that are restarted in place": (
+        "base/cluster.yaml",
+        "          restartPolicy: Never",
+        "          restartPolicy: Always",
+        "must be Never with the autoscaler v2",
+    ),
+    "a Ray without tokens": (
+        "base/cluster.yaml",
+        'rayVersion: "2.60.0"',
+        'rayVersion: "2.50.1"',
+        "needs rayVersion 2.52",
+    ),
+    "no line of cron": ("stages/nightly/cron.yaml", "0 2 \\* \\* \\*", "every night", "is no line of cron"),
+}
