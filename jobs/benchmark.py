@@ -17,7 +17,7 @@ from pathlib import Path
 from brewclip.config import exit_on_user_error, parse_options
 from brewclip.errors import UserError
 
-BENCHMARKS = ("all", "extract", "loss", "recall", "recipes", "scaling", "startup", "stream", "train")
+BENCHMARKS = ("all", "extract", "loss", "recall", "recipes", "scaling", "serve", "startup", "stream", "train")
 """Names of the modules of brewclip.benchmarks that can be run; each has `Options` and `run`."""
 
 

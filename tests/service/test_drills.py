@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ import pytest
 import brewclip
 from brewclip.local import RayHead
 from brewclip.local.processes import free_port
+from brewclip.scenes.drawing import draw_scene
+from brewclip.scenes.world import sample_scene, world_seed
 from brewclip.service.client import ServiceError
 from brewclip.service.settings import EmbedderSettings, LimitSettings, ServiceSettings
 from tests.service.engines import MarkedIndex, small_searcher
@@ -32,7 +35,8 @@ SIZES = EmbedderSettings(cpus_per_replica=0.1, batch_size=4, max_queued=200, shu
 class Service:
     """A running Ray Serve, on which the drills deploy the small system."""
 
-    def __init__(self, port: int, file: Path) -> None:
+    def __init__(self, head: RayHead, port: int, file: Path) -> None:
+        self.head = head
         self.settings = ServiceSettings(
             index="unused", port=port, embedder=SIZES, limits=LimitSettings(in_flight=300, request_seconds=60)
         )
@@ -84,7 +88,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         for name, value in head.environment().items():
             patch.setenv(name, value)
         ray.init(address=head.address)
-        found = Service(free_port(), file)
+        found = Service(head, free_port(), file)
         serve.start("HeadOnly", http_options(found.settings), logging_config=LOGGING)
         found.deploy()
         try:
@@ -202,3 +206,49 @@ def test_what_the_engine_refuses_reaches_the_client_as_its_problem(service: Serv
         service.client.search(like="ffffffffffffffff")
     assert (caught.value.status, caught.value.cause) == (404, "unknown_image")
     assert service.client.thumbnail(f"{3:016x}") == service.client.image(f"{3:016x}")
+
+
+def test_the_serve_config_of_the_manifest_is_deployed_and_answers_a_real_query(
+    service: Service, shared_directory: Path, tmp_path: Path
+) -> None:
+    """As the operator does it: by the dashboard's REST API. Last, as it needs a Serve of its own."""
+    import yaml
+    from ray import serve
+
+    from brewclip.serving.index.build import build_index
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(6):
+        draw_scene(sample_scene(world_seed("scenes/test"), number), 96).save(images / f"{number}.png")
+    build_index(brewclip.load("zero_shot", clip="scenes"), [str(images)], tmp_path / "index")
+    manifest = (Path(__file__).parents[2] / "k8s" / "search" / "service.yaml").read_text()
+    config = yaml.safe_load(yaml.safe_load(manifest)["spec"]["serveConfigV2"])
+    (application,) = config["applications"]
+    port = free_port()
+    # What is of the cluster: its address, bucket and size.
+    local = {"index": str(tmp_path / "index"), "host": "127.0.0.1", "port": port, "ingress_replicas": 1}
+    application["args"] |= local | {"embedder": {"cpus_per_replica": 0.5, "max_queued": 128}}
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    serve.shutdown()
+    request = urllib.request.Request(
+        f"{service.head.dashboard_url}/api/serve/applications/",
+        json.dumps(config).encode(),
+        service.head.request_headers() | {"Content-Type": "application/json"},
+        method="PUT",
+    )
+    urllib.request.urlopen(request, timeout=120).close()
+    client = brewclip.Client(f"http://127.0.0.1:{port}", timeout_seconds=300)
+    assert wait_for(lambda: is_ready(client), 400)
+    found = client.search(audio=shared_directory / "speech" / "jfk.flac", top=3)
+    assert "fellow Americans" in found["query"]["transcript"] and found["query"]["language"] == "en"
+    assert [one["rank"] for one in found["results"]] == [1, 2, 3] and found["total"] == 6
+    assert client.thumbnail(found["results"][0]["id"]).startswith(b"\xff\xd8")
+
+
+def is_ready(client: brewclip.Client) -> bool:
+    try:
+        urllib.request.urlopen(f"{client.url}/readyz", timeout=30).close()
+    except OSError:
+        return False
+    return True
