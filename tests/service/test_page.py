@@ -194,11 +194,13 @@ def test_the_transcript_is_edited_and_the_slider_moves_from_words_to_sound(page)
 def test_sound_is_resampled_without_aliases(page):
     """1 kHz stays as it was, 10 kHz is gone instead of coming back as 6 kHz; from both usual rates."""
     for rate in (44_100, 48_000):
-        tones = np.stack([np.sin(2 * np.pi * hz * np.arange(rate) / rate) for hz in (1_000, 10_000)]).astype(np.float32)
+        tones = np.stack([np.sin(2 * np.pi * hz * np.arange(rate // 5) / rate) for hz in (1_000, 10_000)]).astype(
+            np.float32
+        )
         resample = "([tone, rate]) => import('/sound.js').then(m => [...m.resample(new Float32Array(tone), rate)])"
         kept, removed = (np.array(page.evaluate(resample, [tone.tolist(), rate])) for tone in tones)
         inner = slice(200, -200)
-        assert len(kept) == 16_000
+        assert len(kept) == 3_200
         assert np.abs(kept - soxr.resample(tones[0], rate, 16_000)[: len(kept)])[inner].max() < 1e-3
         assert np.abs(removed)[inner].max() < 1e-3
 
