@@ -87,24 +87,21 @@ function similar(result) {
   search({ kind: "like", like: result.id, text: "" }, { focus: true });
 }
 
-/** Load the next page of the entry that is shown; returns it grown, or null. */
+/** Add the next page of results to the entry that is shown; false if that failed. */
 async function more() {
   const entry = current;
   try {
     const offset = entry.results.length;
     const page = await api.search(entry.query, { top: SHOWN_AT_ONCE, offset, signal: running.signal });
-    const same = page.index.version === entry.response.index.version; // else ranks would repeat or be missing
-    entry.results = same ? [...entry.results, ...page.results] : entry.results;
-    const furthest = entry.results.length > limits.offset;
-    entry.complete = !same || furthest || !page.results.length;
+    const same = page.index.version === entry.response.index.version; // else images would be missing or come twice
+    if (same) entry.results = [...entry.results, ...page.results];
+    entry.complete = !same || !page.results.length || entry.results.length > limits.offset;
   } catch (error) {
-    if (error.name === "AbortError") return null;
-    entry.complete = true;
-    complain(error.message);
+    if (error.name !== "AbortError") complain(error.message);
+    return false;
   }
-  if (entry !== current) return null;
-  announce(`${entry.results.length} of ${entry.response.total} images are shown`);
-  return entry;
+  if (entry === current) announce(`${entry.results.length} of ${entry.response.total} images are shown`);
+  return true;
 }
 
 /** Search again with another weight of the sound; the entry stays the same. */

@@ -10,7 +10,7 @@ export class Results {
    * @param {object} on
    * @param {(place: number) => void} on.look
    * @param {(result: object) => void} on.similar
-   * @param {() => Promise<object[]>} on.more loads the next page and returns its results
+   * @param {() => Promise<boolean>} on.more adds the next page to the entry that is shown; false if that failed
    */
   constructor(on) {
     this.on = on;
@@ -24,6 +24,8 @@ export class Results {
   /** Show the results of an entry, those of its loaded pages. */
   show(entry) {
     const { response, results } = entry;
+    this.entry = entry;
+    this.loading = null;
     this.grid.replaceChildren();
     this.#append(results, 0);
     this.grid.classList.toggle("far", response.nothing_close);
@@ -53,19 +55,18 @@ export class Results {
     return tile;
   }
 
-  /** Load the next page; who asked by keyboard goes on at its first image. */
-  async #more(focus = false) {
-    if (this.loading || this.button.hidden) return;
-    this.loading = true;
-    this.button.disabled = true;
-    const from = this.grid.children.length;
+  /** Load the next page; who asked by the button goes on at its first image. */
+  async #more(byButton = false) {
+    if (this.loading === this.entry || this.button.hidden) return;
+    const entry = (this.loading = this.entry);
     const grown = await this.on.more();
-    this.loading = false;
-    this.button.disabled = false;
-    if (!grown) return;
-    this.#append(grown.results.slice(from), from);
-    this.#offerMore(grown);
-    if (focus) this.grid.children[from]?.querySelector(".look").focus();
+    if (entry !== this.entry) return;
+    this.loading = null;
+    if (!grown) return this.watcher.unobserve(this.button); // the button tries again
+    const from = this.grid.children.length;
+    this.#append(entry.results.slice(from), from);
+    this.#offerMore(entry);
+    if (byButton) this.grid.children[from]?.querySelector(".look").focus();
   }
 
   #offerMore({ response, results, complete }) {
