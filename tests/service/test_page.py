@@ -21,7 +21,7 @@ from tests.service.spoken_scenes import SpokenScenes, make_spoken_scenes
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 NUM_IMAGES = 60
-SPOKEN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+SPOKEN = (0, 1, 2, 3, 6, 11, 13, 14, 16, 17)  # short ones, as sound runs in real time
 EXAMPLE = 3
 THRESHOLD = 0.5
 SILENCE_SECONDS = 0.3  # until the microphone is open
