@@ -285,7 +285,7 @@ def test_more_like_this_alone_and_with_words_and_the_way_back(page, world):
 
 
 def test_all_images_can_be_paged_through_and_nothing_close_is_said(page, world):
-    search_words(page, world.caption(7))
+    search_words(page, world.caption(14))
     expect(page.locator("#nothing-close")).to_be_hidden()
     search_words(page, "zzz qqq")
     expect(page.locator("#nothing-close")).to_be_visible()

@@ -36,8 +36,7 @@ async function search(query, { focus = false, replace = false } = {}) {
 
 /** Return the first page of results, or null if there is none for some reason, which is shown. */
 async function ask(query) {
-  running.abort();
-  const { signal } = (running = new AbortController());
+  const signal = giveUpRunning();
   complain("");
   announce(query.kind === "audio" ? "Listening to the recording" : "Searching");
   document.body.classList.add("busy");
@@ -54,6 +53,13 @@ async function ask(query) {
   } finally {
     if (!signal.aborted) document.body.classList.remove("busy");
   }
+}
+
+/** Abort what is requested at present; returns the signal of what comes next. */
+function giveUpRunning() {
+  running.abort();
+  running = new AbortController();
+  return running.signal;
 }
 
 function show(entry, focus) {
@@ -139,7 +145,7 @@ function edit() {
 
 const talk = new Talk(byId("talk"), {
   start() {
-    running.abort();
+    giveUpRunning();
     document.body.classList.remove("busy");
     document.body.classList.add("recording");
     complain("");
