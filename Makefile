@@ -10,7 +10,7 @@ NEEDED_GB := 12
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep services test test-fast benchmark lint clean
+.PHONY: help setup demo search sweep services test test-fast benchmark lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,9 @@ setup: $(INSTALLED) ## make the virtual environment (3 to 8 minutes, 7.5 GB; ski
 
 demo: $(INSTALLED) ## run the main job end to end on this machine: data, extraction, training, report
 	@$(BIN)/python jobs/demo.py
+
+search: $(INSTALLED) ## speak, and see the images of `make demo`: a page on this machine, until Ctrl-C
+	@$(BIN)/python jobs/search.py
 
 sweep: $(INSTALLED) ## sweep over settings on the data of `make demo`, with one interruption: table, images, best model
 	@$(BIN)/python jobs/demo_sweep.py

@@ -21,6 +21,7 @@ from brewclip.audio import SAMPLE_RATE_HZ
 from brewclip.config.whisper_names import LANGUAGES
 from brewclip.service import metrics as prometheus
 from brewclip.service.engine import MAX_SOUND_WEIGHT, Answer, Facts, ImageFile, Query, SearchEngine
+from brewclip.service.examples import add_example_routes, read_examples
 from brewclip.service.gate import Gate
 from brewclip.service.media import AUDIO_TYPES, JSON_TYPE, decode_image, decode_recording, media_type_of, read_body
 from brewclip.service.metrics import ServiceMetrics
@@ -65,6 +66,9 @@ def build_app(
         settings: limits, and whether queries are logged.
         token: that requests must bring; empty if none is needed.
         metrics: of this app.
+
+    Raises:
+        UserError: if there are to be example recordings, and they cannot be used.
     """
     metrics = metrics or ServiceMetrics()
     app = FastAPI(
@@ -84,6 +88,7 @@ def build_app(
     app.add_api_route("/v1/info", service.info, response_model=InfoResponse, responses=_PROBLEMS)
     for path, send in (("", service.original), ("/thumbnail", service.thumbnail)):
         app.add_api_route(f"/v1/images/{{image_id}}{path}", send, response_class=Response, responses=_PROBLEMS)
+    add_example_routes(app, read_examples(settings.examples, settings.max_body_bytes))
     app.add_api_route("/healthz", service.health, response_class=Response)
     app.add_api_route("/readyz", service.ready, response_class=Response, responses=_PROBLEMS)
     app.add_api_route("/metrics", service.metrics_text, response_class=Response)

@@ -33,10 +33,14 @@ class ServeOptions(ServiceSettings):
     """Print the configuration for `serve deploy` instead, and end."""
 
     def settings(self) -> ServiceSettings:
-        """Return the settings of the service alone, with the absolute path of the index."""
+        """Return the settings of the service alone, with absolute paths, as replicas run in another folder."""
         names = [item.name for item in dataclasses.fields(ServiceSettings)]
-        where = self.index if "://" in self.index else str(Path(self.index).expanduser().absolute())
-        return dataclasses.replace(ServiceSettings(**{name: getattr(self, name) for name in names}), index=where)
+        given = ServiceSettings(**{name: getattr(self, name) for name in names})
+        return dataclasses.replace(given, index=_absolute(self.index), examples=_absolute(self.examples))
+
+
+def _absolute(place: str) -> str:
+    return place if not place or "://" in place else str(Path(place).expanduser().absolute())
 
 
 def serve(words: Sequence[str] | None = None) -> int:

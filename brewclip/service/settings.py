@@ -80,6 +80,8 @@ class ServiceSettings:
     """Port to listen on."""
     token_file: str = ""
     """File with the token that requests must bring; by default that of BREWCLIP_SERVICE_TOKEN."""
+    examples: str = ""
+    """Folder of recordings that the page offers to click on; NAME.txt beside one has its title."""
     log_queries: bool = False
     """Write transcripts and texts of queries into the access log."""
     ingress_replicas: Annotated[int, COUNT] = 1
