@@ -228,8 +228,7 @@ def text_of(sample: Sample, transcript: str) -> str:
 def confidence_of(sample: Sample, transcript: str) -> float:
     """Return the confidence of a text in 0..1: Whisper's geometric mean probability of a token, exp(avg_logprob).
 
-    It is 0 where Whisper's checks rejected the transcript or it is empty, also for a greedy transcript that passed only
-    after another attempt, and 1 for the text that was read aloud.
+    0 where it is empty or Whisper's checks rejected it, a greedy one at the first attempt; 1 for what was read aloud.
     """
     if transcript == "ground_truth":
         return 1.0
