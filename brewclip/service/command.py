@@ -92,17 +92,16 @@ def _serve_in_process(settings: ServiceSettings, token: str) -> None:
     app = build_app(LocalEngine(searcher, sizes.batch_size, sizes.max_queued), settings, token=token)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
-        backlog=_BACKLOG,
         log_level="warning",
         access_log=False,  # it would have the queries of shared addresses
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
     log_to_stderr()
-    announce(settings)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended by then
-        uvicorn.Server(config).run()
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG) as listener:
+        announce(settings)  # from here on, requests wait for an answer and are not refused
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended by then
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _usable_port(host: str, port: int) -> int:
