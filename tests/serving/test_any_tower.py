@@ -24,7 +24,7 @@ from brewclip.factory import embedding_keys
 from brewclip.pretrained.load import load_clip, load_whisper
 from brewclip.serving import embedder
 from brewclip.training.worker import Worker
-from tests.corpora.test_embedding import write_embeddings
+from tests.corpora.cached import write_embeddings
 from tests.pretrained.test_towers import FAMILIES, FROM_A_HUB
 from tests.training import features
 from tests.training.features import write_features
