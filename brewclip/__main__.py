@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 
 from brewclip.config import exit_on_user_error
-from brewclip.config.extras import check_installed
 from brewclip.errors import UserError
 from brewclip.version import describe_versions
 
@@ -24,7 +23,6 @@ COMMANDS = {
     "search": ("brewclip.commands.search", "run"),
     "serve": ("brewclip.service.command", "serve"),
 }
-_NEEDED_TO_SERVE = ("ray", "fastapi", "prometheus_client")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -36,8 +34,6 @@ def main(words: Sequence[str] | None = None) -> None:
         elif name == "--version":
             print(describe_versions())
         elif name in COMMANDS:
-            for one in _NEEDED_TO_SERVE if name == "serve" else ():
-                check_installed(one, "brewclip serve", extra="serve")
             try:
                 module, function = COMMANDS[name]
                 code = getattr(importlib.import_module(module), function)(rest)

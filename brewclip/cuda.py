@@ -38,7 +38,7 @@ def describe_missing(machine: Machine) -> str:
     if machine.num_devices:
         return ""
     if machine.torch_cuda is None:
-        return "the image: its torch is built without CUDA; use an image made with --build-arg TORCH=cuda"
+        return "the image: its torch is built without CUDA; use an image made without the build argument TORCH_INDEX"
     if not machine.device_files:
         return "the device plugin: there is no /dev/nvidia*; install NVIDIA's device plugin or its GPU operator"
     needed = int(machine.torch_cuda.partition(".")[0])

@@ -152,12 +152,12 @@ def fetch_results(services: "LocalServices", state: Path) -> dict[str, Path]:
 
     os.environ.update(services.environment())
     found = {}
-    for name, study, source in (
-        ("queries", "scenes-test-asr", "report.html"),
-        ("by noise", "scenes-test-asr-breakdown", "report.html"),
-        ("figure", "scenes-test-asr-breakdown", "snr_db.png"),
+    for name, study, source, target in (
+        ("queries", "scenes-test-asr", "report.html", "report.html"),
+        ("by noise", "scenes-test-asr-breakdown", "report.html", "by-noise.html"),
+        ("figure", "scenes-test-asr-breakdown", "snr_db.png", "snr_db.png"),
     ):
-        found[name] = state / (f"{name.replace(' ', '-')}.html" if source == "report.html" else source)
+        found[name] = state / target
         found[name].write_bytes(latest_evaluation(services.bucket_url, study).read(source))
     return found
 

@@ -39,14 +39,10 @@ def main() -> None:
     with exit_on_user_error():
         config = parse_command_line(__doc__, EvaluateConfig, ignored=IGNORED_BY_EVALUATION)
         from brewclip.cluster import connect
-        from brewclip.data.manifest import open_manifest
-        from brewclip.data.storage import check_reachable
         from brewclip.evaluation.run import choose_baseline, evaluate_and_record
-        from brewclip.evaluation.systems import describe_systems
+        from brewclip.evaluation.systems import open_systems
 
-        check_reachable(config.storage)
-        open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
-        systems = describe_systems(config, config.systems)
+        systems = open_systems(config, config.systems, config.split)
         baseline = choose_baseline(systems, config.baseline)
         connect()
         evaluate_and_record(config, systems, config.split, config.num_report_queries, baseline)

@@ -102,14 +102,11 @@ def write_media(manifest: "Manifest", folder: Path) -> None:
 
 def iter_samples(manifest: "Manifest") -> Iterator["Sample"]:
     """Yield the samples of a split in stored order; the first recording of an image is the clear one."""
-    from brewclip.data.reader import SplitReader, extents_between
-    from brewclip.data.schema import BadSample
+    from brewclip.data.reader import Rejections, SplitReader, iter_split
+    from brewclip.data.schema import Sample
 
-    reader = SplitReader(manifest)
-    for extent in extents_between(manifest, 0, len(manifest)):
-        for _, sample in reader.load(extent):
-            if not isinstance(sample, BadSample):
-                yield sample.copied()
+    for _, sample in iter_split(SplitReader(manifest), Sample.copied, Rejections(manifest.url)):
+        yield sample
 
 
 if __name__ == "__main__":

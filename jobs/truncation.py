@@ -34,14 +34,10 @@ def main() -> None:
     with exit_on_user_error():
         config = parse_command_line(__doc__, TruncationConfig, ignored=IGNORED_BY_EVALUATION)
         from brewclip.cluster import connect
-        from brewclip.data.manifest import open_manifest
-        from brewclip.data.storage import check_reachable
-        from brewclip.evaluation.systems import describe_systems
+        from brewclip.evaluation.systems import open_systems
         from brewclip.studies.truncation import study_truncation
 
-        check_reachable(config.storage)
-        open_manifest(f"{config.features_url}/{config.split}", retry_seconds=10)
-        systems = describe_systems(config, config.systems)
+        systems = open_systems(config, config.systems, config.split)
         connect()
         study_truncation(config, systems, config.split)
 

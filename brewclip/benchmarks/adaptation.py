@@ -8,11 +8,10 @@ process on one thread; recall on dev is measured on the way, and not counted. Op
 forward and backward, of one step of the preset's batch.
 """
 
-import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -96,36 +95,35 @@ def train_measured(name: str, storage: str, num_evaluations: int) -> Course:
     """Train a preset on its corpus without Ray, tracking or checkpoints."""
     config = preset(name)
     every = max(1, config.optim.total_steps // num_evaluations)
-    with tempfile.TemporaryDirectory(prefix="brewclip-benchmark-") as folder:
-        worker = _MeasuredWorker(
-            replace(
-                config,
-                storage=storage,
-                run=replace(config.run, eval_every_steps=every, checkpoint_every_steps=config.optim.total_steps),
-                cluster=replace(config.cluster, num_workers=1),
-                tracking=TrackingConfig(uri=""),
-            ),
-            folder,
+    unused = f"benchmark-{uuid.uuid4().hex}"  # nothing is resumed, and nothing is written
+    worker = _MeasuredWorker(
+        replace(
+            config,
+            storage=storage,
+            run=replace(config.run, name=unused, eval_every_steps=every),
+            cluster=replace(config.cluster, num_workers=1),
+            tracking=TrackingConfig(uri=""),
         )
-        try:
-            return worker.measure(name)
-        finally:
-            worker.close()
+    )
+    try:
+        return worker.measure(name)
+    finally:
+        worker.close()
 
 
 class _MeasuredWorker(Worker):
     """A worker outside of Ray that keeps dev recall with the seconds of training, and writes no checkpoint."""
 
-    def __init__(self, config: Config, folder: str) -> None:
-        super().__init__(replace(config, run=replace(config.run, name=f"benchmark-{Path(folder).name}")))
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
         self._points: list[tuple[int, float, float]] = []
         self._started = self._paused = 0.0
 
     def measure(self, name: str) -> Course:
         """Train, and return the course."""
         flops = self._count_step()
-        self._keep(0)
-        self._started, self._paused = time.perf_counter(), 0.0
+        self._points.append((0, 0.0, super().evaluate()[_METRIC]))
+        self._started = time.perf_counter()
         state = self.run()
         assert not state.problem, state.problem
         return Course(name, flops, self._points)
@@ -137,10 +135,6 @@ class _MeasuredWorker(Worker):
         self._paused += time.perf_counter() - began
         self._points.append((self.state.step, time.perf_counter() - self._started - self._paused, metrics[_METRIC]))
         return metrics
-
-    def _keep(self, step: int) -> None:
-        self._points.append((step, 0.0, super().evaluate()[_METRIC]))
-        self.parts.model.train()
 
     def _count_step(self) -> int:
         """Return the operations of forward and backward of one batch; the model is left as it was."""

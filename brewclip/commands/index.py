@@ -70,10 +70,8 @@ def recorded_system(location: str, checkpoint: str, clip: str) -> tuple[str, str
     from brewclip.serving.index.place import IndexPlace
 
     facts = IndexPlace(location).read_facts()
-    name = checkpoint or (facts.checkpoint if facts else "zero_shot")
-    if name == "zero_shot" and not clip and facts is not None:
-        clip = next(iter(facts.identity["frozen_sha256"]), "")
-    return name, clip
+    name, recorded = facts.system(checkpoint) if facts else (checkpoint or "zero_shot", "")
+    return name, clip or recorded
 
 
 def show_progress(total: int) -> Callable[[int], None]:

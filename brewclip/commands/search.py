@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from brewclip.commands.index import recorded_system
 from brewclip.config import parse_options
 from brewclip.config.ranges import Range
 from brewclip.errors import UserError
@@ -61,7 +60,7 @@ def run(words: Sequence[str]) -> int:
     from brewclip.serving.index.place import open_index
 
     index = open_index(options.index)
-    checkpoint, clip = recorded_system(options.index, options.checkpoint, "")
+    checkpoint, clip = index.facts.system(options.checkpoint)
     embedder = load(checkpoint, clip=clip, device=options.device)
     index.check_made_by(embedder.identity, embedder.name)  # before Whisper is loaded
     query, vector = _embed(embedder, options, given[0])

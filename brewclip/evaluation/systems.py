@@ -9,6 +9,8 @@ import numpy as np
 from brewclip.checkpoints.folder import FOLDER
 from brewclip.checkpoints.locate import ZERO_SHOT, nearest_run, open_system
 from brewclip.config import Config, Transcript, unflatten
+from brewclip.data.manifest import open_manifest
+from brewclip.data.storage import check_reachable
 from brewclip.data.truncation import TruncationCounts
 from brewclip.errors import UserError
 from brewclip.evaluation.embed import Embeddings
@@ -73,6 +75,18 @@ class SystemResult:
             "bad_samples": self.bad_samples,
         }
         return Ranking(np.asarray(self.embeddings.keys, np.str_), self.result, facts)
+
+
+def open_systems(config: Config, names: Sequence[str], split: str) -> list[System]:
+    """Resolve the names given to `--systems`, once storage and the extracted split are known to be there.
+
+    Raises:
+        UserError: if storage cannot be reached, or as `describe_systems`.
+        ManifestError: if the split was not extracted.
+    """
+    check_reachable(config.storage)
+    open_manifest(f"{config.features_url}/{split}", retry_seconds=10)
+    return describe_systems(config, names)
 
 
 def describe_systems(config: Config, names: Sequence[str]) -> list[System]:

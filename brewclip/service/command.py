@@ -55,8 +55,8 @@ def serve(words: Sequence[str] | None = None) -> int:
     Raises:
         UserError: if an option, the index, the checkpoint or the address cannot be used.
     """
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
-        check_installed(module, "brewclip serve")
+    for module in ("ray", "fastapi", "uvicorn", "prometheus_client"):
+        check_installed(module, "brewclip serve", extra="serve")
     options = parse_options(__doc__, ServeOptions, words)
     settings = options.settings()
     check_settings(settings)

@@ -61,15 +61,13 @@ def load_searcher(settings: ServiceSettings) -> Searcher:
     Raises:
         UserError: if there is no such index or checkpoint, or they do not belong together.
     """
-    from brewclip.checkpoints.locate import ZERO_SHOT
     from brewclip.serving.index.place import IndexPlace
     from brewclip.serving.loading import load_embedder
 
     facts = IndexPlace(settings.index).read_facts()
     if facts is None:
         raise UserError(f"index {settings.index} does not exist: make it with brewclip index")
-    name = settings.checkpoint or facts.checkpoint
-    clip = next(iter(facts.identity["frozen_sha256"]), "") if name == ZERO_SHOT else ""
+    name, clip = facts.system(settings.checkpoint)
     try:
         system = load_embedder(name, clip=clip, device=settings.device, task=settings.task, language=settings.language)
     except (ValueError, FileNotFoundError) as error:

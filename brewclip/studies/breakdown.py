@@ -14,9 +14,7 @@ from matplotlib.figure import Figure
 
 from brewclip.config import Config
 from brewclip.data.manifest import Manifest, open_manifest
-from brewclip.data.order import Extent
-from brewclip.data.reader import SplitReader
-from brewclip.data.schema import Sample
+from brewclip.data.reader import Rejections, SplitReader, iter_split
 from brewclip.errors import UserError
 from brewclip.evaluation.folders import file_name, open_folder, study_name
 from brewclip.evaluation.pages import Page, Section
@@ -40,12 +38,14 @@ class Group:
         field: name of the field; empty for all recordings.
         value: value, or `ALL`.
         rankings: by system.
+        metrics: system -> metrics of its ranks by name, with their intervals.
         differences: system -> `direction/Rk` -> points above the baseline, paired.
     """
 
     field: str
     value: str
     rankings: dict[str, Ranking]
+    metrics: dict[str, dict[str, float]]
     differences: dict[str, dict[str, Difference]]
 
 
@@ -96,14 +96,12 @@ def read_fields(manifest: Manifest, fields: Sequence[str]) -> dict[str, dict[str
     """
     values: dict[str, dict[str, str]] = {field: {} for field in fields}
     present: set[str] = set()
-    reader = SplitReader(manifest)
-    for shard, count in enumerate(manifest.num_samples.tolist()):
-        for _, sample in reader.load(Extent(shard, 0, count)):
-            if isinstance(sample, Sample):
-                present |= sample.metadata.keys()
-                for field in fields:
-                    if isinstance(value := sample.metadata.get(field), str | int | float):
-                        values[field][sample.key] = str(value)
+    split = iter_split(SplitReader(manifest), lambda sample: (sample.key, sample.metadata), Rejections(manifest.url))
+    for _, (key, metadata) in split:
+        present |= metadata.keys()
+        for field in fields:
+            if isinstance(value := metadata.get(field), str | int | float):
+                values[field][key] = str(value)
     for field, by_key in values.items():
         if not by_key:
             raise UserError(
@@ -134,7 +132,8 @@ def break_down(results: Sequence[SystemResult], values: Mapping[str, Mapping[str
 
 
 def _group(field: str, value: str, rankings: dict[str, Ranking], baseline: str) -> Group:
-    return Group(field, value, rankings, compare_all(rankings, baseline, DIRECTIONS, RECALL_AT))
+    metrics = {system: ranking.result.summary() for system, ranking in rankings.items()}
+    return Group(field, value, rankings, metrics, compare_all(rankings, baseline, DIRECTIONS, RECALL_AT))
 
 
 def _rank(result: SystemResult, keys: set[str]) -> Ranking:
@@ -156,8 +155,7 @@ def breakdown_page(title: str, groups: Sequence[Group], baseline: str) -> Page:
     for group in groups:
         for number, (system, ranking) in enumerate(group.rankings.items()):
             label = "" if number else f"{group.value} ({len(ranking.keys)})"
-            metrics = ranking.result.summary()
-            recall.append([label, system, *(interval_cell(metrics, name) for name in names)])
+            recall.append([label, system, *(interval_cell(group.metrics[system], name) for name in names)])
         for number, (system, cells) in enumerate(group.differences.items()):
             above.append(["" if number else group.value, system, *(str(cells[name]) for name in names)])
     sections = [Section("Recall", "In % with the 95 % bootstrap interval over queries.", recall)]
@@ -174,7 +172,7 @@ def draw_breakdown(title: str, groups: Sequence[Group], field: str) -> bytes:
     figure.suptitle(title, fontsize=11)
     for axes, k in zip(figure.subplots(1, len(_SHOWN_AT)), _SHOWN_AT, strict=True):
         for number, system in enumerate(shown[0].rankings):
-            metrics = [group.rankings[system].result.summary() for group in shown]
+            metrics = [group.metrics[system] for group in shown]
             name = f"{DIRECTIONS[0]}/R{k}"
             middle, low, high = (np.array([one[name + end] for one in metrics]) for end in ("", "_low", "_high"))
             places = np.arange(len(shown)) + 0.06 * (number - (len(shown[0].rankings) - 1) / 2)
@@ -196,7 +194,7 @@ def breakdown_record(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "value": group.value,
             "system": system,
             "num_recordings": len(ranking.keys),
-            "metrics": ranking.result.summary(),
+            "metrics": group.metrics[system],
             "above_baseline": {name: asdict(one) for name, one in group.differences.get(system, {}).items()},
         }
         for group in groups

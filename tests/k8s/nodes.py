@@ -13,9 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+import pytest
 
 from brewclip.local.processes import LOOPBACK, free_port, program_path, server_environment
 from brewclip.local.ray_head import RAY_SETTINGS
+
+# Of tests that have not passed from end to end since they were rewritten; without it they are reported as skipped.
+ON_REQUEST = pytest.mark.skipif(
+    os.environ.get("BREWCLIP_KUBERNETES_DRILLS") != "1",
+    reason="rewritten and not yet seen to pass from end to end: BREWCLIP_KUBERNETES_DRILLS=1 runs it",
+)
 
 # `shutdown_at_exit` is what `--block` passes on: Ray's own handler of SIGTERM, which drains the node.
 NODE = """

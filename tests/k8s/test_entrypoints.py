@@ -24,18 +24,11 @@ from brewclip.local import RayHead, free_port
 from brewclip.local.processes import program_path, server_environment
 from tests.k8s.manifests.check import render
 from tests.k8s.manifests.pods import pods_of
-from tests.k8s.nodes import environment_of, kill_session, own_session, wait_for
+from tests.k8s.nodes import ON_REQUEST, environment_of, kill_session, own_session, wait_for
 from tests.k8s.overlays import CHECKOUT, NAMES, filled_in
 from tests.training import features
 
-pytestmark = [
-    pytest.mark.services,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(
-        os.environ.get("BREWCLIP_KUBERNETES_DRILLS") != "1",
-        reason="rewritten and not yet seen to pass from end to end: BREWCLIP_KUBERNETES_DRILLS=1 runs it",
-    ),
-]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1200), ON_REQUEST]
 
 MONITORING = CHECKOUT / "k8s" / "components" / "monitoring"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from brewclip.checkpoints.locate import ZERO_SHOT
 from brewclip.errors import UserError
 
 FORMAT = 2  # 1 was a single .npz file
@@ -70,6 +71,15 @@ class IndexFacts:
     def files(self) -> list[str]:
         """Return the names of all files but index.json."""
         return [self.vectors, self.images, self.unusable, *self.thumbnails, *filter(None, [self.nearby])]
+
+    def system(self, checkpoint: str = "") -> tuple[str, str]:
+        """Return what `brewclip.load` takes for the system that made the index: its name, and the CLIP of zero-shot.
+
+        Args:
+            checkpoint: new name or URL of the system; empty is the recorded one.
+        """
+        name = checkpoint or self.checkpoint
+        return name, next(iter(self.identity["frozen_sha256"]), "") if name == ZERO_SHOT else ""
 
     def to_json(self) -> bytes:
         """Serialize to the bytes of index.json."""
