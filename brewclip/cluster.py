@@ -84,12 +84,14 @@ class Demand:
         count: number of bundles.
         cpus: CPUs per bundle.
         gpus: GPUs per bundle.
+        flags: what the flags that set them begin with.
     """
 
     what: str
     count: int
     cpus: float
     gpus: int = 0
+    flags: str = "--cluster."
 
     def __str__(self) -> str:
         gpus = f" and {_number(self.gpus, 'GPU')}" if self.gpus else ""
@@ -107,9 +109,9 @@ class Demand:
         return {"CPU": self.cpus} | ({"GPU": float(self.gpus)} if self.gpus else {})
 
 
-def demand_of(what: str, cluster: ClusterConfig, count: int) -> Demand:
+def demand_of(what: str, cluster: ClusterConfig, count: int, flags: str = "--cluster.") -> Demand:
     """Return the demand of `count` workers under the cluster settings."""
-    return Demand(what, count, cluster.cpus_per_worker, 1 if uses_gpu(cluster) else 0)
+    return Demand(what, count, cluster.cpus_per_worker, 1 if uses_gpu(cluster) else 0, flags)
 
 
 def check_resources(demand: Demand) -> None:
@@ -189,16 +191,16 @@ def _remedy(demand: Demand, nodes: list[dict[str, float]]) -> str:
     """Return flags with which the demand would fit, or another remedy."""
     flags, cpus, gpus = [], demand.cpus, demand.gpus
     if gpus and not any(node.get("GPU", 0) >= gpus for node in nodes):
-        flags, gpus = ["--cluster.use-gpu False (slow with a large CLIP)"], 0
+        flags, gpus = [f"{demand.flags}use-gpu False (slow with a large CLIP)"], 0
     most = max((int(node.get("CPU", 0)) for node in nodes if node.get("GPU", 0) >= gpus), default=0)
     if most < 1:
         return "more machines to work: none has a CPU for it"
     if cpus > most:
         cpus = most
-        flags.append(f"--cluster.cpus-per-worker {most}")
+        flags.append(f"{demand.flags}cpus-per-worker {most}")
     room = Demand(demand.what, demand.count, cpus, gpus).room_on(nodes)
     if room < demand.count:
-        flags.append(f"--cluster.num-workers {room}")
+        flags.append(f"{demand.flags}num-workers {room}")
     return " and ".join(flags)
 
 

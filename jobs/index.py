@@ -35,13 +35,13 @@ def main() -> None:
         from brewclip.commands.index_on_ray import build_on_ray
         from brewclip.serving.index.sources import list_images
 
-        list_images(options.images)  # fails before Ray starts
+        files = list_images(options.images)  # fails before Ray starts
         checkpoint, clip = recorded_system(options.out, options.checkpoint, options.clip)
         embedder = load(checkpoint, clip=clip, device=options.device)
         connect()
         cluster = ClusterConfig(cpus_per_worker=options.cpus_per_worker, use_gpu=options.use_gpu)
-        check_resources(demand_of("indexing", cluster, 1))
-        report = build_on_ray(embedder, clip, options.images, options.out, cluster, options.approximate)
+        check_resources(demand_of("indexing", cluster, 1, "--"))
+        report = build_on_ray(embedder, clip, files, options.out, cluster, options.approximate)
         print_report(report, options.out, as_json=options.json)
 
 

@@ -75,10 +75,9 @@ def serve_demo(options: SearchOptions) -> None:
 def build(checkpoint: str, folder: Path) -> Path:
     """Index the images, or only what is new of them; returns the folder of the index."""
     import brewclip
-    from brewclip.serving.index.build import build_index
 
     index = folder / "index"
-    _, report = build_index(brewclip.load(checkpoint), [str(folder / "images")], index)
+    _, report = brewclip.load(checkpoint).build_index([folder / "images"], index)
     print(f"{report.num_images} images in {index}", flush=True)
     return index
 

@@ -86,7 +86,8 @@ def test_all_jobs_and_recipes_are_here():
     classes = {place.rpartition(":")[2] for place in FORMS}
     expected = "Config EvaluateConfig EmotionConfig SweepConfig ReproduceConfig VerifyOptions DemoOptions TableOptions"
     assert set(expected.split()) <= classes
-    assert len([form for form in FORMS.values() if form.__name__ == "Options"]) == 9, "the benchmarks and `all`"
+    benchmarks = {place.split(":")[0].removeprefix("benchmarks.") for place in FORMS if place.endswith(":Options")}
+    assert benchmarks == set(load(CHECKOUT / "jobs" / "benchmark.py").BENCHMARKS)
 
 
 def test_settings_that_jobs_inherit_are_those_of_config():

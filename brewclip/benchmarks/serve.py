@@ -130,13 +130,12 @@ def _body(waveform: np.ndarray, seconds: float, seed: int = 0) -> bytes:
 
 def _make_index(folder: Path, num_images: int) -> Path:
     from brewclip import load
-    from brewclip.serving.index.build import build_index
 
     images = folder / "images"
     images.mkdir()
     for number in range(num_images):
         draw_scene(sample_scene(world_seed("scenes/benchmark"), number), _SIDE_PIXELS).save(images / f"{number}.png")
-    build_index(load("zero_shot", clip="scenes"), [str(images)], folder / "index")
+    load("zero_shot", clip="scenes").build_index([images], folder / "index")
     return folder / "index"
 
 

@@ -55,12 +55,10 @@ def run(words: Sequence[str]) -> int:
     from brewclip.serving.index.build import build_index
     from brewclip.serving.index.sources import list_images
 
-    list_images(options.images)  # fails before the model is loaded
+    files = list_images(options.images)  # fails before the model is loaded
     checkpoint, clip = recorded_system(options.out, options.checkpoint, options.clip)
     embedder = load(checkpoint, clip=clip, device=options.device)
-    _, report = build_index(
-        embedder, options.images, options.out, approximate=options.approximate, start_progress=show_progress
-    )
+    _, report = build_index(embedder, files, options.out, approximate=options.approximate, start_progress=show_progress)
     print_report(report, options.out, as_json=options.json)
     return 0
 

@@ -50,14 +50,19 @@ class ImageWorker:
 
 
 def build_on_ray(
-    encoder: Any, clip: str, sources: Sequence[str], out: str, cluster: ClusterConfig, approximate: Approximate = "auto"
+    encoder: Any,
+    clip: str,
+    files: Sequence[ImageFile],
+    out: str,
+    cluster: ClusterConfig,
+    approximate: Approximate = "auto",
 ) -> BuildReport:
     """Build an index, or bring it up to date, with as many workers as the connected cluster has room for.
 
     Args:
         encoder: the system, an `Embedder`; the workers load it by its name.
         clip: CLIP of zero_shot.
-        sources: see `list_images`; all workers must reach them.
+        files: those that the index shall hold, see `list_images`; all workers must reach them.
         out: `s3://` prefix, or a folder that all workers share.
         cluster: resources of a worker.
         approximate: see `build_index`.
@@ -69,7 +74,7 @@ def build_on_ray(
 
     place, config = IndexPlace(out), Config(cluster=cluster)
     with place.locked(), TemporaryDirectory() as scratch:
-        build = IndexBuild(place, encoder.identity, encoder.name, sources, Path(scratch))
+        build = IndexBuild(place, encoder.identity, encoder.name, files, Path(scratch))
         tasks = list(_tasks(build.todo, num_places(config)))
         num_workers = min(len(tasks), num_places(config))
         actors = [start_actor(ImageWorker, config, encoder.name, clip) for _ in range(num_workers)]

@@ -23,6 +23,7 @@ from brewclip.pretrained.load import load_clip
 from brewclip.serving.hearing import Heard, SpeechReaders, heard_as
 from brewclip.serving.index import ImageIndex, Match
 from brewclip.serving.index.build import BuildReport, build_index
+from brewclip.serving.index.sources import list_images
 from brewclip.serving.media import AudioInput, ImageInput, read_image, read_recording
 
 _BATCH = 64
@@ -184,7 +185,7 @@ class Embedder:
         Raises:
             UserError: if there is no usable image, or the index was built by another system.
         """
-        return build_index(self, [str(one) for one in _listed(images, "images")], out)
+        return build_index(self, list_images([str(one) for one in _listed(images, "images")]), out)
 
     def transform_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """Transform an RGB image as in training, to (3, S, S); safe in threads."""

@@ -42,7 +42,14 @@ NO_GPU = (
     r"error: (extraction|training|a trial) asks for \d workers? of 4 CPUs and 1 GPU; the cluster has .*: set --clus.*"
 )
 NO_RUN = r"error: .*no checkpoint at s3://(bucket|brewclip)/runs/.*"
-EXPECTED = {"extract": NO_GPU, "train": NO_GPU, "sweep": NO_GPU, "evaluate": NO_RUN, "word_errors": NO_RUN}
+NO_IMAGES = r"error: s3://bucket/images holds no image \(.*\)"
+NO_ROOM = r"error: the network test asks for 16 workers .*: set --num-workers 2"
+EXPECTED = {
+    **dict.fromkeys(("extract", "train", "sweep"), NO_GPU),
+    **dict.fromkeys(("evaluate", "word_errors"), NO_RUN),
+    "index": NO_IMAGES,
+    "network": NO_ROOM,
+}
 
 
 def script_of(command: str) -> tuple[str, list[str]]:

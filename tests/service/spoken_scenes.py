@@ -18,7 +18,6 @@ from brewclip.pretrained.load import load_clip
 from brewclip.scenes import captions, voices
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import sample_scene, scene_generator, world_seed
-from brewclip.serving.index.build import build_index
 
 WHISPER_WIDTH = 512  # of Whisper base
 RUN = "scenes-brewclip-adapter-confidence-0"
@@ -63,7 +62,7 @@ def make_spoken_scenes(folder: Path, num_images: int) -> SpokenScenes:
     for number in range(num_images):
         draw_scene(sample_scene(_SEED, number), 192).save(world.images / f"{number}.png")
     system = brewclip.load(save_untrained_run(world.storage))
-    build_index(system, [str(world.images)], world.index)
+    system.build_index([world.images], world.index)
     return world
 
 

@@ -215,13 +215,11 @@ def test_the_serve_config_of_the_manifest_is_deployed_and_answers_a_real_query(
     import yaml
     from ray import serve
 
-    from brewclip.serving.index.build import build_index
-
     images = tmp_path / "images"
     images.mkdir()
     for number in range(6):
         draw_scene(sample_scene(world_seed("scenes/test"), number), 96).save(images / f"{number}.png")
-    build_index(brewclip.load("zero_shot", clip="scenes"), [str(images)], tmp_path / "index")
+    brewclip.load("zero_shot", clip="scenes").build_index([images], tmp_path / "index")
     manifest = (Path(__file__).parents[2] / "k8s" / "search" / "service.yaml").read_text()
     config = yaml.safe_load(yaml.safe_load(manifest)["spec"]["serveConfigV2"])
     (application,) = config["applications"]

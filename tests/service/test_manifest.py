@@ -5,7 +5,7 @@ import yaml
 
 from brewclip.service.deployments import http_options
 from brewclip.service.settings import ServiceSettings, settings_from
-from tests.k8s.manifests.check import render
+from tests.k8s.manifests.check import render_stage
 from tests.k8s.manifests.schemas import _closed, schema_mistakes
 from tests.k8s.overlays import CHECKOUT, CRDS
 
@@ -15,7 +15,7 @@ SEARCH = CHECKOUT / "k8s" / "search"
 
 @pytest.fixture(scope="module")
 def manifests() -> dict[str, dict]:
-    return {document["kind"]: document for document in render(SEARCH)}
+    return {document["kind"]: document for document in render_stage(SEARCH)}
 
 
 def test_every_kind_is_as_its_schema_wants_it(manifests):

@@ -290,7 +290,7 @@ def test_all_images_can_be_paged_through_and_nothing_close_is_said(page, world):
     search_words(page, "zzz qqq")
     expect(page.locator("#nothing-close")).to_be_visible()
     while page.locator("#more").is_visible():
-        page.locator("#more").scroll_into_view_if_needed()
+        page.locator("#more").evaluate("button => button.scrollIntoView()")  # it may hide meanwhile
         page.wait_for_timeout(50)
     shown = found(page)
     assert len(shown) == len(set(shown)) == NUM_IMAGES

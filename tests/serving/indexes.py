@@ -8,6 +8,7 @@ from PIL import Image
 
 from brewclip.serving.index import ImageIndex
 from brewclip.serving.index.build import BuildReport, build_index
+from brewclip.serving.index.sources import list_images
 
 
 class ColourEncoder:
@@ -42,4 +43,4 @@ def build(
     folder: Path, out: Path, encoder: ColourEncoder | None = None, **options: Any
 ) -> tuple[ImageIndex, BuildReport]:
     """Build an index of a folder with a `ColourEncoder`."""
-    return build_index(encoder or ColourEncoder(), [str(folder)], out, **options)
+    return build_index(encoder or ColourEncoder(), list_images([str(folder)]), out, **options)

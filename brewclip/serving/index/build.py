@@ -21,7 +21,7 @@ from brewclip.serving.index.nearby import Approximate, is_wanted
 from brewclip.serving.index.parts import PART, IndexedImage, read_parts, remove_parts, write_part
 from brewclip.serving.index.place import IndexPlace
 from brewclip.serving.index.save import VersionWriter, add_nearby
-from brewclip.serving.index.sources import ImageFile, list_images
+from brewclip.serving.index.sources import ImageFile
 
 _PART_IMAGES = 1024
 _PART_SECONDS = 60.0  # work that an interruption may lose
@@ -52,7 +52,7 @@ class BuildReport:
 
 def build_index(
     encoder: ImageEncoder,
-    sources: Sequence[str],
+    files: Sequence[ImageFile],
     out: str | Path,
     *,
     approximate: Approximate = "auto",
@@ -62,7 +62,7 @@ def build_index(
 
     Args:
         encoder: the system.
-        sources: see `list_images`.
+        files: those that the index shall hold, see `list_images`.
         out: folder or `s3://` prefix of the index.
         approximate: whether an approximate index is added; `auto`: above a million images, if faiss is installed.
         start_progress: called with the number of files to read; returns what is called with each number done since.
@@ -72,7 +72,7 @@ def build_index(
     """
     place = IndexPlace(out)
     with place.locked(), TemporaryDirectory() as scratch:
-        build = IndexBuild(place, encoder.identity, encoder.name, sources, Path(scratch))
+        build = IndexBuild(place, encoder.identity, encoder.name, files, Path(scratch))
         advance = start_progress(len(build.todo))
         for count in embed_to_parts(encoder, build.todo, place.storage, build.known):
             advance(count)
@@ -101,24 +101,23 @@ class IndexBuild:
     Args:
         place: of the index.
         identity, checkpoint: of the system.
-        sources: see `list_images`.
+        found: the files that the index shall hold, see `list_images`.
         scratch: folder for copies of parts.
 
     Attributes:
         old: the index as it is; None if there is none.
-        found: the files that are there.
-        todo: those of them that must be read.
+        todo: those of `found` that must be read.
 
     Raises:
-        UserError: if there is no image, the index was made by another system, or storage cannot be reached.
+        UserError: if the index was made by another system, or storage cannot be reached.
     """
 
     def __init__(
-        self, place: IndexPlace, identity: dict[str, Any], checkpoint: str, sources: Sequence[str], scratch: Path
+        self, place: IndexPlace, identity: dict[str, Any], checkpoint: str, found: Sequence[ImageFile], scratch: Path
     ) -> None:
-        self.place, self.identity, self.checkpoint, self._scratch = place, identity, checkpoint, scratch
+        self.place, self.identity, self.checkpoint = place, identity, checkpoint
+        self.found, self._scratch = found, scratch
         self.old = _open_own(place, identity, checkpoint)
-        self.found = list_images(sources)
         self._table = self.old.table if self.old else IMAGES.empty_table()
         self._unusable = _read_unusable(place.folder, self.old)
         self.todo = unread(self.found, self._table, read_parts(place.storage, identity, scratch), self._unusable)

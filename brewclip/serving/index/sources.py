@@ -113,7 +113,7 @@ def _in_bucket(source: str) -> Iterator[ImageFile]:
     try:
         objects = open_storage(f"{_S3}{bucket}", retry_seconds=10.0).list_objects(prefix)
     except StorageError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(str(error)) from None
     for one in objects:
         if found:
             wanted = fnmatch.fnmatchcase(one.name, pattern)
