@@ -18,7 +18,8 @@ from brewclip.config import exit_on_user_error, parse_options
 from brewclip.errors import UserError
 
 BENCHMARKS = (
-    *("adaptation", "all", "extract", "loss", "recall", "recipes", "scaling", "serve", "startup", "stream", "train"),
+    *("adaptation", "all", "extract", "index", "loss", "recall"),
+    *("recipes", "scaling", "serve", "startup", "stream", "train"),
 )
 """Names of the modules of brewclip.benchmarks that can be run; each has `Options` and `run`."""
 

@@ -18,7 +18,7 @@ from brewclip.benchmarks.measure import BenchmarkOptions
 from brewclip.benchmarks.summary import put_between_markers, read_records, render
 from brewclip.errors import UserError
 
-BENCHMARKS = ("stream", "recipes", "extract", "train", "scaling", "loss", "recall", "serve", "startup")
+BENCHMARKS = ("stream", "recipes", "extract", "train", "scaling", "loss", "recall", "index", "serve", "startup")
 """Modules of this package that can be run; each has `Options` and `run`."""
 _FLAGS = {"scaling": ("--image", "docs/scaling.png", "--page", "docs/scaling.md")}
 _CHECKOUT = Path(__file__).parents[2]

@@ -57,6 +57,13 @@ class Embeddings:
         """Rank images for recordings and recordings for images."""
         return retrieval(self.speech, np.array(self.speech_image_ids), self.images, np.array(self.image_ids))
 
+    def near_cosine(self) -> float:
+        """Return the cosine that 95 % of the recordings reach with their own image: what is below it is not near."""
+        row_of = {name: row for row, name in enumerate(self.image_ids)}
+        own = self.images[[row_of[name] for name in self.speech_image_ids]]
+        lengths = np.linalg.norm(self.speech, axis=1) * np.linalg.norm(own, axis=1)
+        return float(np.quantile((self.speech * own).sum(axis=1) / np.maximum(lengths, 1e-12), 0.05))
+
 
 def embed_split(
     model: BrewCLIP,

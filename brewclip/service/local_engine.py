@@ -73,7 +73,7 @@ def load_searcher(settings: ServiceSettings) -> Searcher:
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     index = open_current(settings.index, lambda one: one.check_made_by(system.identity, system.name))
-    return Searcher(system, index, settings.threshold)
+    return Searcher(system, index, system.near_cosine if settings.threshold is None else settings.threshold)
 
 
 def open_current(location: str, check: Callable[[ServedIndex], None]) -> CurrentIndex:

@@ -73,7 +73,8 @@ class ServiceSettings:
     """Language that is spoken, a code such as de; '' detects it; by default the checkpoint's own, and detected for
     a translation."""
     threshold: float | None = None
-    """Best score below which nothing is close to what was said or written; by default nothing is ever called so."""
+    """Best score below which nothing is close to what was said or written; by default the one that
+    95 % of the recordings of dev reached with their own image; -1 says so of nothing."""
     host: str = "127.0.0.1"
     """Address to listen on; any other than loopback needs a token."""
     port: Annotated[int, Range(0, 65_535, note="0 takes a free one")] = 8000

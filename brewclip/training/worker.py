@@ -178,7 +178,8 @@ class Worker:
             return {}
         summary = dev.rank().summary() | parts.model.described_weights()
         metrics = {f"dev/{name}": value for name, value in summary.items()}
-        return metrics | {"dev/mean_recall": mean_recall(summary), "dev/bad_samples": bad}
+        metrics |= {"dev/mean_recall": mean_recall(summary), "dev/near_cosine": dev.near_cosine()}
+        return metrics | {"dev/bad_samples": bad}
 
     def _with_chosen_weights(self, dev: Embeddings | None) -> Embeddings | None:
         """Choose the model's weights of this kind on dev, rank 0 for all; return what it then makes of dev."""

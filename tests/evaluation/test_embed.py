@@ -52,6 +52,14 @@ def test_many_workers_equal_one(reader):
     np.testing.assert_allclose(joined.images[order], alone.images, atol=1e-5)
 
 
+def test_near_is_what_nearly_all_recordings_reach_with_their_own_image(reader):
+    found = embed(reader)
+    own = found.images[[found.image_ids.index(name) for name in found.speech_image_ids]]
+    cosines = torch.cosine_similarity(torch.from_numpy(found.speech), torch.from_numpy(own)).numpy()
+    assert found.near_cosine() == pytest.approx(np.quantile(cosines, 0.05), abs=1e-6)
+    assert cosines.min() < found.near_cosine() < np.median(cosines)
+
+
 def test_every_recording_and_every_image_once(reader):
     found = embed(reader)
     assert len(found.keys) == len(set(found.keys)) == 18

@@ -21,6 +21,7 @@ from brewclip.scenes.world import sample_scene, scene_generator, world_seed
 
 WHISPER_WIDTH = 512  # of Whisper base
 RUN = "scenes-brewclip-adapter-confidence-0"
+NEAR_COSINE = 0.5  # the score below which nothing is close, as if fitted on dev
 _SEED = world_seed("scenes/test")
 
 
@@ -74,7 +75,13 @@ def save_untrained_run(storage: str) -> str:
     clip = load_clip("scenes")
     config = preset("scenes_adapter")
     model = build_model(config, build_towers(config, clip), WHISPER_WIDTH)
-    facts = CheckpointFacts(0, flatten(config), {"scenes": weights_sha256(clip.model)}, WHISPER_WIDTH)
+    facts = CheckpointFacts(
+        step=0,
+        config=flatten(config),
+        frozen_sha256={"scenes": weights_sha256(clip.model)},
+        audio_dim=WHISPER_WIDTH,
+        metrics={"dev/near_cosine": NEAR_COSINE},
+    )
     state = {key: value.contiguous() for key, value in model.trained_state().items()}
     url = f"{storage}/runs/{RUN}"
     save_checkpoint(open_storage(url), Checkpoint(facts, state, {}), best=True, keep=1)

@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.services, pytest.mark.slow]
 NUM_IMAGES = 60
 SPOKEN = (0, 1, 2, 3, 6, 11, 13, 14, 16, 17)  # short ones, as sound runs in real time
 EXAMPLE = 3
-THRESHOLD = 0.5
 SILENCE_SECONDS = 0.3  # until the microphone is open
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 expect.set_options(timeout=60_000)  # what waits for Whisper, on a busy machine
@@ -42,7 +41,7 @@ def world(tmp_path_factory) -> SpokenScenes:
 @pytest.fixture(scope="module")
 def site(world) -> Iterator[str]:
     """The address of the service, in a thread of this process."""
-    settings = ServiceSettings(str(world.index), examples=str(world.folder / "examples"), threshold=THRESHOLD)
+    settings = ServiceSettings(str(world.index), examples=str(world.folder / "examples"))
     app = build_app(LocalEngine(load_searcher(settings)), settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)

@@ -66,6 +66,7 @@ def test_from_embeddings_to_search(family, tmp_path, shared_directory, monkeypat
     worker.close()
 
     model = brewclip.load(config.run_url)
+    assert -1 < model.near_cosine < 1
     manifest = open_manifest(f"{config.features_url}/dev")
     samples = [sample for _, sample in SplitReader(manifest).load(Extent(0, 0, 4))]
     stored = SplitEmbeddings(manifest, embedding_keys(config, manifest))
