@@ -38,11 +38,11 @@ PAPER, BEYOND = "scenes-brewclip-0", "scenes-brewclip-adapter-confidence-0"
 class DemoOptions:
     """Sizes of the demo."""
 
-    num_train: Annotated[int, Range(2, 100_000)] = 300
+    num_train: Annotated[int, Range(2, 100_000)] = 200
     """Training images, each with two recordings of its caption: clear, and through babble."""
-    num_dev: Annotated[int, Range(2, 100_000)] = 120
+    num_dev: Annotated[int, Range(2, 100_000)] = 80
     """Images for selecting the best checkpoint and the weights of the channels, likewise."""
-    num_test: Annotated[int, Range(2, 100_000)] = 120
+    num_test: Annotated[int, Range(2, 100_000)] = 80
     """Images for the final evaluation, each with five recordings of its caption: clear, and at four noise levels."""
     total_steps: Annotated[int, Range(20, 10**9)] = 160
     """Optimiser steps of the paper's model; the first 20 are the warm-up."""

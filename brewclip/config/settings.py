@@ -186,7 +186,8 @@ class ExtractionConfig:
     batch_size: Annotated[int, Range(1, 4096)] = 16
     """Chunks of recordings per decoding batch."""
     precision: Precision = "float32"
-    """Precision of Whisper's encoder; `auto` is bfloat16 on a GPU and on processors with AMX, else float32."""
+    """Precision of Whisper's encoder; `auto` is bfloat16 on a GPU and on processors that multiply it (AMX or
+    AVX-512 BF16), else float32."""
     retries: Annotated[int, Range(0, 5)] = 5
     """How often text that fails Whisper's checks is decoded again with sampling, 0 to 5; of unclear speech this takes
     most of the time."""

@@ -177,7 +177,7 @@ def _faster_precision(device: Any) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.9 and later
-    return "bfloat16" if capabilities.get("amx_bf16") else "float32"
+    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
 
 def _prepared(

@@ -108,8 +108,8 @@ class SpeechReader:
         first_30_seconds: return the frames that the released code used: those of the first 30 s with their padding. The
             transcript is of the whole recording, in chunks padded to 30 s.
         precision: of the encoder, "float32", "bfloat16" or "float16"; decoding is float32. Features keep a
-            cosine above 0.999 in bfloat16. Measure before choosing it: a CPU without AMX took 0.26
-            instead of 0.18 CPU-s for 8 s, one with AMX 0.20 instead of 0.43 for a whole caption.
+            cosine above 0.999 in bfloat16. A CPU that does not multiply it took 0.26 instead of 0.18 CPU-s for 8 s, one
+            with AMX 0.20 instead of 0.43 for a whole caption, one with AVX-512 BF16 0.26 instead of 0.46 to encode one.
         retries: how often text that fails the checks of repetition and confidence is decoded again with sampling, 0 to
             5. Captions in babble at 2 dB took 1.19 CPU-s with five and 0.51 with none.
 

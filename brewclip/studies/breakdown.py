@@ -48,6 +48,11 @@ class Group:
     metrics: dict[str, dict[str, float]]
     differences: dict[str, dict[str, Difference]]
 
+    @property
+    def title(self) -> str:
+        """The value, behind the name of the field where it is a number."""
+        return f"{self.field} {self.value}" if self.value[-1:].isdigit() else self.value
+
 
 def study_breakdown(config: Config, systems: Sequence[System], split: str, fields: Sequence[str], baseline: str) -> str:
     """Evaluate systems on a split, break recall down by fields of the metadata, print the tables, and publish them.
@@ -148,16 +153,19 @@ def _rank(result: SystemResult, keys: set[str]) -> Ranking:
 
 
 def breakdown_page(title: str, groups: Sequence[Group], baseline: str) -> Page:
-    """Return a page with a table for each field, and one of the differences from the baseline."""
+    """Return a page with a table of recall, and one of the differences from the baseline.
+
+    What two fields have alike, such as clear recordings in `condition` and in `snr_db`, is shown once.
+    """
     header = [f"{TITLES[direction]} R@{k}" for direction in DIRECTIONS for k in _SHOWN_AT]
     names = [f"{direction}/R{k}" for direction in DIRECTIONS for k in _SHOWN_AT]
     recall, above = [["recordings", "system", *header]], [["recordings", "system", *header]]
-    for group in groups:
+    for group in {(one.title, *one.rankings[baseline].keys): one for one in groups}.values():
         for number, (system, ranking) in enumerate(group.rankings.items()):
-            label = "" if number else f"{group.value} ({len(ranking.keys)})"
+            label = "" if number else f"{group.title} ({len(ranking.keys)})"
             recall.append([label, system, *(interval_cell(group.metrics[system], name) for name in names)])
         for number, (system, cells) in enumerate(group.differences.items()):
-            above.append(["" if number else group.value, system, *(str(cells[name]) for name in names)])
+            above.append(["" if number else group.title, system, *(str(cells[name]) for name in names)])
     sections = [Section("Recall", "In % with the 95 % bootstrap interval over queries.", recall)]
     if len(above) > 1:
         text = "Points of recall, paired over queries, with the 95 % interval."

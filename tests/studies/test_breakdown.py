@@ -59,6 +59,16 @@ def test_page_figure_and_record_have_every_group_and_system(config, results):
     assert record[3]["above_baseline"]["speech_to_image/R1"]["num_queries"] == 3
 
 
+def test_what_two_fields_have_alike_is_shown_once_and_a_number_behind_its_field(config, results):
+    values = read_fields(open_manifest(f"{config.features_url}/test"), ["condition"])
+    values["snr_db"] = {key: {"babble": "2"}.get(value, value) for key, value in values["condition"].items()}
+    groups = break_down(results, values, "zero_shot")
+    recall, above = breakdown_page("recall", groups, "zero_shot").sections
+    assert [row[0] for row in recall.rows[1::2]] == ["all (8)", "clear (3)", "babble (5)", "snr_db 2 (5)"]
+    assert [row[0] for row in above.rows[1:]] == [ALL, "clear", "babble", "snr_db 2"]
+    assert len(breakdown_record(groups)) == 10
+
+
 def test_a_field_that_no_recording_has_and_one_of_many_values_are_named(config):
     manifest = open_manifest(f"{config.features_url}/test")
     with pytest.raises(
