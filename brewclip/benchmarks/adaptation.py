@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from brewclip.benchmarks.measure import BenchmarkOptions, show
 from brewclip.benchmarks.steps import count_flops
@@ -169,6 +170,9 @@ def draw_courses(courses: Sequence[Course]) -> Figure:
             axes.axhline(course.points[0][2], color=line.get_color(), linestyle=":", linewidth=1)
     for axes, label in ((seconds, "seconds of training on one thread"), (operations, "TFLOP of training")):
         axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.grid(alpha=0.25)
     seconds.set_ylabel("mean recall on dev in %; dotted: untrained")
     seconds.legend(fontsize=8)
