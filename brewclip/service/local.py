@@ -27,7 +27,8 @@ def serve_on_ray(settings: ServiceSettings, token: str) -> None:
     """
     _check_names(settings)
     logs = Path(tempfile.mkdtemp(prefix="brewclip-serve-"))
-    head = RayHead(logs, environment={TOKEN_VARIABLE: token} if token else {})
+    environment = {"RAY_worker_niceness": "0"}  # people wait for these workers; Ray's own value is 15
+    head = RayHead(logs, environment=environment | ({TOKEN_VARIABLE: token} if token else {}))
     print("starting Ray", flush=True)
     try:
         with head:
