@@ -1,0 +1,66 @@
+"""All layers of Whisper's encoder over waveforms, as another speech encoder for SpeechCLIP's head."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from whisper.model import Whisper
+
+from brewclip.models.audio_chunks import (
+    FRAME_SAMPLES,
+    MAX_SAMPLES,
+    MAX_SECONDS,
+    Chunk,
+    compute_mel,
+    split_into_chunks,
+)
+from brewclip.models.encoder_layers import encode_layers
+from brewclip.models.speech_encoders import SpeechEncoder
+
+_PADDED_TO_SECONDS = 8  # and multiples: crops of 6.4 s cost a quarter of 30 s, and short captions are padded alike
+
+
+class WhisperEncoder(SpeechEncoder):
+    """The layers of Whisper's encoder over a whole recording, in chunks of at most 30 s.
+
+    Args:
+        whisper: its encoder is used, and frozen in place.
+    """
+
+    def __init__(self, whisper: Whisper) -> None:
+        super().__init__()
+        self.width, self.num_layers = whisper.dims.n_audio_state, whisper.dims.n_audio_layer
+        self._num_mels = whisper.dims.n_mels
+        self.encoder = whisper.encoder
+        self.requires_grad_(False)
+        self.eval()
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        return ((lengths + FRAME_SAMPLES - 1) // FRAME_SAMPLES).clamp_min(1)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        counts = self.num_frames(lengths)
+        encoded = waveforms.new_zeros(len(waveforms), self.num_layers, int(counts.max()), self.width)
+        chunks = self._chunks_of(waveforms, lengths)
+        for seconds in sorted({_padded_seconds(chunk) for _, chunk, _ in chunks}):
+            group = [one for one in chunks if _padded_seconds(one[1]) == seconds]
+            mels = [compute_mel(samples, seconds, self._num_mels, waveforms.device) for _, _, samples in group]
+            layers = encode_layers(self.encoder, torch.stack(mels)).to(encoded.dtype)
+            for (row, chunk, _), found in zip(group, layers, strict=True):
+                first = chunk.start // FRAME_SAMPLES
+                encoded[row, :, first : first + chunk.num_frames] = found[:, : chunk.num_frames]
+        return encoded
+
+    def _chunks_of(self, waveforms: Tensor, lengths: Tensor) -> list[tuple[int, Chunk, Any]]:
+        """Return row, chunk and samples of each chunk of the recordings."""
+        found = []
+        for row, length in enumerate(lengths.tolist()):
+            waveform = waveforms[row, : max(1, length)].float().cpu().numpy()
+            found += [(row, chunk, waveform[chunk.start : chunk.stop]) for chunk in split_into_chunks(waveform)]
+        return found
+
+
+def _padded_seconds(chunk: Chunk) -> int:
+    """Return the seconds that a chunk is padded to, as few as its own length allows."""
+    pieces = -(-(chunk.stop - chunk.start) * MAX_SECONDS // (MAX_SAMPLES * _PADDED_TO_SECONDS))
+    return min(MAX_SECONDS, pieces * _PADDED_TO_SECONDS)
