@@ -54,12 +54,14 @@ def build_report(
         num_queries: queries shown, evenly spaced over the recordings of the first system.
         baseline: system to compare the others with; empty compares none.
     """
-    first, samples = results[0].embeddings, QuerySamples(config, split)
+    first, source = results[0].embeddings, results[0].system.config
+    samples = QuerySamples(source, split)
     chosen = evenly_spaced(len(first.keys), num_queries)
     answers = [_Answers(one, [first.keys[row] for row in chosen]) for one in results]
     shown = {first.speech_image_ids[row] for row in chosen} | {name for one in answers for name in one.shown}
     places = {name: place for name, place in image_places(first).items() if name in shown}
-    places |= {n: p for one in results for n, p in image_places(one.embeddings).items() if n in shown - places.keys()}
+    alike = [one for one in results if one.system.config.splits_url == source.splits_url]  # places of the same split
+    places |= {n: p for one in alike for n, p in image_places(one.embeddings).items() if n in shown - places.keys()}
     images = {name: number for number, name in enumerate(sorted(places))}
     facts, thumbnails = _read(samples, {first.places[row] for row in chosen}, places)
     queries = [
@@ -68,7 +70,7 @@ def build_report(
             "image": images[first.speech_image_ids[row]],
             "ranks": [one.ranks[number] for one in answers],
             "margins": [one.margins[number] for one in answers],
-            "top": [[images[name] for name in one.top[number]] for one in answers],
+            "top": [[images[name] for name in one.top[number] if name in images] for one in answers],
         }
         | facts.get(first.places[row], {"said": None, "heard": None, "wer": None})
         for number, row in enumerate(chosen)

@@ -75,9 +75,11 @@ class SpeechCLIPEncoder(AcousticEncoder):
         Recordings of similar length are encoded together, as many as memory allows.
 
         Args:
-            waveforms: (B, S).
+            waveforms: (B, S); B may be 0, on a worker without a row.
             lengths: (B,) int64, in samples.
         """
+        if not len(waveforms):
+            return waveforms.new_zeros(0, 0, self.audio_dim)
         num_frames = int(self.speech_encoder.num_frames(lengths).max())
         order = torch.argsort(lengths, stable=True)
         parts = []
