@@ -29,6 +29,7 @@ from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip
 from brewclip.serving.hearing import Heard, SpeechReaders, heard_as
+from brewclip.serving.identity import identity_of_images
 from brewclip.serving.index import ImageIndex, Match
 from brewclip.serving.index.build import BuildReport, build_index
 from brewclip.serving.index.sources import list_images
@@ -47,8 +48,7 @@ class Embedder:
         device: device to compute on.
 
     Attributes:
-        identity: everything that embeddings of images depend on: trained weights and step unless they are adapters,
-            hash and settings of the frozen CLIP. Systems of one identity share an index.
+        identity: everything that embeddings of images depend on, see `identity_of_images`.
 
     Raises:
         UserError, ValueError, FileNotFoundError: if the frozen weights are missing or differ from the checkpoint's.
@@ -62,21 +62,9 @@ class Embedder:
         speech_encoder = load_own_speech_encoder(config)
         model = build_model(config, towers, checkpoint.facts.audio_dim if checkpoint else 1, speech_encoder)
         clip = identify_clip(self._clip)
-        self.identity: dict[str, Any] = {
-            "frozen_sha256": {clip.name: clip.weights_sha256},
-            "frozen_settings": {clip.name: clip.settings},
-            "weights_sha256": "",
-            "step": 0,
-        }
+        self.identity = identity_of_images(config, clip, checkpoint)
         if checkpoint is not None:
             restore_model(model, checkpoint, clip, speech_encoder)
-            if (
-                config.model.adaptation == "prompts" and speech_encoder is None
-            ):  # else images are embedded by the frozen CLIP as it is
-                files = checkpoint.facts.files
-                self.identity |= {"weights_sha256": files["model.safetensors"], "step": checkpoint.facts.step}
-            elif config.data.image_transform != "crop":
-                self.identity |= {"image_transform": config.data.image_transform}
         if config.data.transcript == "ground_truth":  # there is none but Whisper's
             config = replace(config, data=replace(config.data, transcript="asr"))
         self._decoder = build_decoder(config, self._clip)

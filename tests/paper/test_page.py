@@ -1,6 +1,7 @@
 """Table sections, and the page that contains them."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from brewclip.paper.page import (
     table_page,
 )
 from brewclip.paper.reproduce import write_page
-from brewclip.paper.retrieval_tables import TABLES, judge_table
+from brewclip.paper.retrieval_tables import SPEECHCLIP, TABLES, judge_table, shown_title
 from brewclip.studies.emotion.study import EmotionResult
 from tests.paper.results import make_ranking
 
@@ -48,6 +49,15 @@ def test_a_page_has_tables_claims_and_the_command(name, tmp_path):
     metrics = recall_metrics(rankings)
     assert len(metrics) == 6 * len(TABLES[name].rows)
     assert {value for key, value in metrics.items() if key.endswith("speech_to_image/R1")} == {32.5}
+
+
+def test_the_baseline_says_what_it_hears_with_where_that_is_no_hubert():
+    rows = {SPEECHCLIP.title: [make_ranking(60)]}
+    for name, title in (("scenes", "SpeechCLIP-P over Whisper's layers"), ("flickr8k", "SpeechCLIP-P")):
+        assert corpus_rows("table1", [name], name, rows, preset(name))[1][0] == title
+    config = preset("flickr8k")
+    config = replace(config, model=replace(config.model, speech_encoder="hubert_base_ls960"))
+    assert shown_title(SPEECHCLIP.title, config) == "SpeechCLIP-P over hubert_base_ls960's layers"
 
 
 def test_published_numbers_and_earlier_systems_are_in_table1():
