@@ -51,8 +51,6 @@ def load_speech_encoder(name: str) -> LoadedSpeechEncoder:
 
 def _load_hubert(name: str) -> nn.Module:
     check_installed("transformers", f"the speech encoder {name}", extra="baselines")
-    from transformers import HubertConfig, HubertModel
-
     place = HUBERTS.get(name) or str(Path(name).expanduser())
     if name not in HUBERTS and not Path(place).is_dir():
         raise FileNotFoundError(
@@ -60,12 +58,21 @@ def _load_hubert(name: str) -> nn.Module:
             f"{WHISPER_PREFIX}base, or a folder that is here"
         )
     try:
-        config = HubertConfig.from_pretrained(place)
-        if config.model_type != "hubert":
-            raise ValueError(f"{place} holds a model of type {config.model_type!r}; a HuBERT is needed")
-        return HubertModel.from_pretrained(place, config=config).float().eval()
+        try:
+            return _read_hubert(place, local_files_only=True)
+        except OSError:  # not cached yet
+            return _read_hubert(place, local_files_only=name not in HUBERTS)
     except OSError as error:
         raise FileNotFoundError(
             f"cannot load the speech encoder {name!r} ({' '.join(str(error).split())[:200]}); connect to the network "
             f"once, give the folder of a HuBERT, or choose {WHISPER_PREFIX}base"
         ) from error
+
+
+def _read_hubert(place: str, *, local_files_only: bool) -> nn.Module:
+    from transformers import HubertConfig, HubertModel
+
+    config = HubertConfig.from_pretrained(place, local_files_only=local_files_only)
+    if config.model_type != "hubert":
+        raise ValueError(f"{place} holds a model of type {config.model_type!r}; a HuBERT is needed")
+    return HubertModel.from_pretrained(place, config=config, local_files_only=local_files_only).float().eval()
