@@ -42,6 +42,7 @@ def model_card(facts: CheckpointFacts) -> str:
         "steps, global batch, peak learning rate": f"{facts.step}, {config.run.global_batch_size}, {optim.peak_lr}",
         "seed": str(config.run.seed),
     }
+    text = f" with text `{data.transcript}`" if model.reads_text else ""
     rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
     return f"""# {config.run_name}: speech-image retrieval
 
@@ -49,7 +50,7 @@ A checkpoint of brewclip {__version__} at step {facts.step}: `brewclip.load(URL)
 
 ## Data
 
-Trained on `{data.corpus}/{data.train_split}` with text `{data.transcript}`, selected on `{data.dev_split}` by
+Trained on `{data.corpus}/{data.train_split}`{text}, selected on `{data.dev_split}` by
 `{config.run.selection_metric}`.
 
 ## Settings

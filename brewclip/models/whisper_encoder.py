@@ -17,8 +17,8 @@ from brewclip.models.audio_chunks import (
 from brewclip.models.encoder_layers import encode_layers
 from brewclip.models.speech_encoders import SpeechEncoder
 
-# And multiples. Captions of 1.7 to 3.9 s took 0.13 CPU-s at 4 s, 0.27 at 8 s, 1.55 at 30 s; the layers' states have a mean
-# cosine with those at 30 s of 0.99 (first) to 0.96 (last) at 4 s, and of 1.00 to 0.98 at 8 s.
+# And multiples. Captions of 1.7 to 3.9 s took 0.13 CPU-s at 4 s, 0.27 at 8 s, 1.55 at 30 s; the states of the layers
+# have a mean cosine with those at 30 s of 0.99 (first) to 0.96 (last) at 4 s, and of 1.00 to 0.98 at 8 s.
 _PADDED_TO_SECONDS = 4
 
 
