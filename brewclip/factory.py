@@ -14,6 +14,7 @@ from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample, read_features
+from brewclip.data.waveforms import WaveformDecoder
 from brewclip.errors import ManifestError, UserError
 from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
@@ -21,13 +22,26 @@ from brewclip.models.clip import PromptedCLIP, why_no_prompts
 from brewclip.models.towers import FrozenTowers
 from brewclip.pretrained.clip_identity import ClipIdentity
 from brewclip.pretrained.load import LoadedClip, shipped_sha256
+from brewclip.pretrained.speech_encoders import LoadedSpeechEncoder, load_speech_encoder
 
 # Resize mode of a CLIP -> what `--data.image-transform crop` means for it.
 _OWN_TRANSFORM = {"shortest": "crop", "squash": "squash", "longest": "letterbox"}
 
 
-def build_model(config: Config, clip: PromptedCLIP | EmbeddingAdapter, audio_dim: int) -> BrewCLIP:
-    """Build the model of a configuration; its initial weights depend on the seed only."""
+def build_model(
+    config: Config,
+    clip: PromptedCLIP | EmbeddingAdapter,
+    audio_dim: int,
+    speech_encoder: LoadedSpeechEncoder | None = None,
+) -> BrewCLIP:
+    """Build the model of a configuration; its initial weights depend on the seed only.
+
+    Args:
+        config: settings of the run.
+        clip: what reads pixels and tokens.
+        audio_dim: width of Whisper's features.
+        speech_encoder: of variant `speechclip`, see `load_own_speech_encoder`.
+    """
     model, loss = config.model, config.loss
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
@@ -44,31 +58,48 @@ def build_model(config: Config, clip: PromptedCLIP | EmbeddingAdapter, audio_dim
             cls_std=model.cls_std,
             init_logit_scale=math.log(1 / loss.temperature),
             learn_logit_scale=loss.learn_temperature,
+            speech_encoder=None if speech_encoder is None else speech_encoder.model,
         )
 
 
+def load_own_speech_encoder(config: Config) -> LoadedSpeechEncoder | None:
+    """Load the speech encoder of a configuration; None if its variant reads Whisper's features.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError: as `load_speech_encoder`.
+    """
+    return load_speech_encoder(config.model.speech_encoder) if config.model.variant == "speechclip" else None
+
+
 def build_towers(config: Config, clip: LoadedClip) -> PromptedCLIP | EmbeddingAdapter:
-    """Return the part of a model that reads pixels and tokens, over a CLIP; zero-shot may be any.
+    """Return the part of a model that reads pixels and tokens, over a CLIP; one that is not prompted may be any.
 
     Raises:
         ValueError: if the CLIP takes no prompts, and the configuration has them.
     """
-    as_it_is = config.model.variant == "zero_shot" and why_no_prompts(clip.model)
+    as_it_is = config.model.variant in ("zero_shot", "speechclip") and why_no_prompts(clip.model)
     if config.model.adaptation == "prompts" and not as_it_is:
         return PromptedCLIP(clip.model)
     towers = FrozenTowers(clip.model)
     return EmbeddingAdapter(towers.embed_dim, towers)
 
 
-def restore_model(model: BrewCLIP, checkpoint: Checkpoint, clip: ClipIdentity) -> None:
-    """Load trained weights into a model, after checking that its frozen CLIP is the checkpoint's.
+def restore_model(
+    model: BrewCLIP, checkpoint: Checkpoint, clip: ClipIdentity, speech_encoder: LoadedSpeechEncoder | None = None
+) -> None:
+    """Load trained weights into a model, after checking that its frozen parts are the checkpoint's.
 
     Raises:
-        CheckpointError: if the CLIP differs.
+        CheckpointError: if CLIP or speech encoder differs.
         ValueError: if the checkpoint does not fit the model.
     """
-    check_frozen(checkpoint, clip)
+    check_frozen(checkpoint, clip, {speech_encoder.name: speech_encoder.sha256} if speech_encoder else {})
     model.load_trained_state(checkpoint.model)
+
+
+def build_waveform_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0) -> WaveformDecoder:
+    """Build the decoder from samples of a corpus to pairs of variant `speechclip`; arguments as in `build_decoder`."""
+    return WaveformDecoder(build_decoder(config, clip, cache_bytes=cache_bytes).image_of, config.data.max_audio_frames)
 
 
 def build_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0, audio_dim: int = 0) -> PairDecoder:
@@ -87,7 +118,7 @@ def build_decoder(config: Config, clip: LoadedClip, *, cache_bytes: int = 0, aud
         clip.image_size,
         data.transcript,
         data.max_audio_frames,
-        text_room_tokens=0 if model.variant == "acoustic" else clip.context_length - config.num_prompts,
+        text_room_tokens=clip.context_length - config.num_prompts if model.reads_text else 0,
         layout=clip.layout,
         long_text=data.long_text,
         image_transform=_OWN_TRANSFORM[clip.resize_mode] if data.image_transform == "crop" else data.image_transform,

@@ -47,7 +47,7 @@ def main() -> None:
         for line in ignored_probe_settings(config.probe, "finetune" in config.methods):
             print(f"warning: {line}", file=sys.stderr)
         from brewclip.data.storage import check_reachable
-        from brewclip.evaluation.systems import describe_systems
+        from brewclip.evaluation.systems import check_reads_features, describe_systems
         from brewclip.studies.emotion.clips import load_folds, splits_of
         from brewclip.studies.emotion.layers import load_layers
         from brewclip.studies.emotion.results import record_emotion
@@ -55,6 +55,7 @@ def main() -> None:
 
         check_reachable(config.storage)
         systems = describe_systems(config, config.systems)
+        check_reads_features(systems, "emotion")
         folds = load_folds(config, config.probe)
         skips, splits = config.probe.skip_layers, splits_of(config, config.probe)
         layers = None if skips else load_layers(config, splits, config.probe)

@@ -108,6 +108,8 @@ def parse(words: list[str]) -> tuple[str, dict[str, ReproduceConfig]]:
         ):
             if value != usual:
                 raise UserError(f"{flag} {value} is not for a table: its cells have their own")
+        if preset(word).model.variant == "speechclip":
+            raise UserError(f"{word} is the preset of one row: name {form.data.corpus}, whose table1 has this row")
         if form.data.corpus in forms:
             raise UserError(f"{word} is a second preset of the corpus {form.data.corpus}: name each corpus once")
         if not form.seeds or len(set(form.seeds)) < len(form.seeds):

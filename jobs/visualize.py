@@ -37,10 +37,11 @@ def main() -> None:
     with exit_on_user_error():
         config = parse_command_line(__doc__, VisualizeConfig, ignored=IGNORED_BY_EVALUATION)
         from brewclip.cluster import connect
-        from brewclip.evaluation.systems import open_systems
+        from brewclip.evaluation.systems import check_reads_features, open_systems
         from brewclip.studies.visualize import visualize_and_record
 
         systems = open_systems(config, config.systems, config.split)
+        check_reads_features(systems, "visualize")
         connect()
         for url in visualize_and_record(config, systems, config.split, config.num_queries, config.keys):
             print(url, flush=True)

@@ -6,7 +6,17 @@ import sys
 
 import pytest
 
-from brewclip.config import PRESETS, Config, check, flatten, parse_command_line, preset, renamed, unflatten
+from brewclip.config import (
+    PRESETS,
+    Config,
+    check,
+    flatten,
+    for_variant,
+    parse_command_line,
+    preset,
+    renamed,
+    unflatten,
+)
 from brewclip.errors import UserError
 
 
@@ -45,6 +55,32 @@ def test_the_release_differs_where_its_code_does():
         "loss.reduction",
         "extraction.frames",
     }
+
+
+def test_speechclip_differs_from_the_paper_where_its_authors_settings_do():
+    """SpeechCLIP's large parallel models on Flickr8k and COCO; all else, such as 102,400 samples, is a default."""
+    paper, speechclip = (flatten(preset(name)) for name in ("flickr8k", "speechclip_flickr8k"))
+    assert {name: speechclip[name] for name in paper if paper[name] != speechclip[name]} == {
+        "model.variant": "speechclip",
+        "model.cls_std": 1.0,
+        "loss.reduction": "mean",
+        "optim.total_steps": 50_000,
+        "run.global_batch_size": 256,
+    }
+    expected = {"model.speech_encoder": "hubert_large_ll60k", "data.crop_samples": 102_400, "model.ff_dim": 4096}
+    assert {name: speechclip[name] for name in expected} == expected
+    scenes = preset("scenes_speechclip")
+    assert (scenes.model.speech_encoder, scenes.optim.peak_lr, scenes.run_name) == (
+        "whisper-base", 1e-3, "scenes-speechclip-0"
+    )  # fmt: skip
+
+
+def test_what_a_user_sets_is_kept_by_the_row_of_speechclip():
+    words = ["flickr8k", "--optim.total-steps", "9", "--optim.warmup-steps", "2", "--run.global-batch-size", "8"]
+    config = for_variant(parse_command_line(None, Config, words), "speechclip", 3)
+    assert (config.optim.total_steps, config.run.global_batch_size, config.run.seed) == (9, 8, 3)
+    assert (config.splits_url, config.num_prompts) == (config.corpus_url, 0)
+    assert for_variant(config, "acoustic", 0).splits_url == config.features_url
 
 
 def test_flags_change_fields():
@@ -125,6 +161,11 @@ def test_a_job_that_was_not_submitted_stores_in_the_current_folder(monkeypatch, 
         (["scenes", "--storage", "gs://bucket"], "must start with s3:// or file:///"),
         (["scenes", "--cluster.num-workers", "65"], "must be 1..64, the global batch size"),
         (["scenes", "--optim.warmup-steps", "9999"], "--optim.warmup-steps 9999 must be 0..300"),
+        (["scenes_speechclip", "--model.fusion", "confidence"], "speechclip has one channel and plain CLIP"),
+        (["scenes_speechclip", "--model.adaptation", "adapter"], "neither --model.adaptation adapter nor"),
+        (["scenes", "--model.speech-encoder", "hubert_large"], "did you mean hubert_large_ll60k?"),
+        (["scenes", "--model.speech-encoder", "whisper-bas"], "'whisper-bas' is no Whisper model: did you mean base"),
+        (["scenes", "--data.crop-samples", "-1"], "--data.crop-samples -1 must be 0..100000000"),
     ],
 )
 def test_mistakes_are_one_line(words, message):
@@ -175,6 +216,17 @@ def test_dev_in_other_letters_is_no_other_data():
 def test_settings_without_effect_are_named(capsys):
     parse_command_line(None, Config, ["scenes", "--model.variant", "acoustic", "--data.transcript", "ground_truth"])
     assert "warning: --data.transcript has no effect" in capsys.readouterr().err
+
+
+def test_settings_of_one_variant_are_named_where_they_have_no_effect(capsys):
+    parse_command_line(None, Config, ["scenes", "--data.crop-samples", "100", "--model.speech-encoder", "whisper-tiny"])
+    err = capsys.readouterr().err
+    assert "--model.speech-encoder has no effect: variant brewclip reads what was extracted" in err
+    assert "--data.crop-samples has no effect" in err
+    words = ["--data.transcript", "ground_truth", "--model.prompt-length", "2", "--loss.alpha", "0.5"]
+    parse_command_line(None, Config, ["scenes_speechclip", *words, "--data.crop-samples", "100"])
+    err = capsys.readouterr().err
+    assert all(f"{flag} " in err for flag in words[::2]) and err.count("has no effect") == 3
 
 
 @pytest.fixture

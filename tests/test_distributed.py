@@ -10,31 +10,39 @@ from brewclip.distributed import agree_on_problem, gather_rows, gather_to_first,
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
+from brewclip.models.whisper_encoder import WhisperEncoder
+from tests.models.tiny_encoders import make_waveforms, tiny_whisper
 
+VARIANTS = ("brewclip", "speechclip")
 IMAGE_IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])  # image 1 comes twice, on two workers
 
 
-def build_model():
+def build_model(variant):
+    encoder = WhisperEncoder(tiny_whisper()) if variant == "speechclip" else None
     torch.manual_seed(0)
     clip = open_clip.CLIP(
         embed_dim=16,
         vision_cfg={"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
         text_cfg={"context_length": 12, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
     )
-    return BrewCLIP(PromptedCLIP(clip), variant="brewclip", audio_dim=10, ff_dim=32, dropout=0.2).train()
+    model = BrewCLIP(PromptedCLIP(clip), variant=variant, audio_dim=10, ff_dim=32, dropout=0.2, speech_encoder=encoder)
+    return model.train()
 
 
-def make_batch():
+def make_batch(variant):
     torch.manual_seed(1)
     tokens = torch.randint(1, 48, (8, 12))
     tokens[torch.arange(8), torch.arange(3, 11)] = 49
     mask = torch.arange(9) < torch.arange(2, 10)[:, None]
-    return torch.randn(8, 3, 16, 16), tokens, torch.randn(8, 9, 10), mask, torch.arange(100, 108)
+    images, frames = torch.randn(8, 3, 16, 16), torch.randn(8, 9, 10)
+    if variant == "speechclip":
+        frames, mask = make_waveforms(tuple(range(400, 4400, 500)))
+    return images, tokens, frames, mask, torch.arange(100, 108)
 
 
-def step(rows):
-    model = build_model()
-    features = model(*(part[rows] for part in make_batch()))
+def step(rows, variant):
+    model = build_model(variant)
+    features = model(*(part[rows] for part in make_batch(variant)))
     losses = brewclip_loss(features, IMAGE_IDS[rows], model.logit_scale, 0.1, gather_rows)
     losses["loss"].backward()
     parameters = model.trained_parameters()
@@ -50,7 +58,7 @@ def run_worker(rank, splits, folder):
     for shares in splits:
         start = sum(shares[:rank])
         rows = slice(start, start + shares[rank])
-        results.append((*step(rows), gather_rows(IMAGE_IDS[rows])))
+        results += [(*step(rows, variant), gather_rows(IMAGE_IDS[rows])) for variant in VARIANTS]
     assert agree_on_problem("") == ""
     assert agree_on_problem(f"worker {rank} is broken" if rank else "") == "worker 1 is broken"
     assert gather_to_first(rank) == (list(range(world_size)) if rank == 0 else [])
@@ -63,16 +71,16 @@ def run_worker(rank, splits, folder):
 def test_loss_and_gradients_equal_one_process(splits, tmp_path):
     mp.spawn(run_worker, (splits, tmp_path), nprocs=len(splits[0]))
     by_rank = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(len(splits[0]))]
-    expected_losses, expected_gradients = step(slice(0, 8))
-    for results in zip(*by_rank, strict=True):
-        for name, expected in expected_losses.items():
+    expected = [step(slice(0, 8), variant) for variant in VARIANTS] * len(splits)
+    for (expected_losses, expected_gradients), *results in zip(expected, *by_rank, strict=True):
+        for name, alone in expected_losses.items():
             total = sum(losses[name] for losses, *_ in results)
-            torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(total, alone, rtol=1e-5, atol=1e-5)
         for _, gradients, ids in results:
             assert torch.equal(ids, IMAGE_IDS)
             assert gradients.keys() == expected_gradients.keys()
-            for name, expected in expected_gradients.items():
-                torch.testing.assert_close(gradients[name], expected, rtol=1e-5, atol=1e-5, msg=name)
+            for name, alone in expected_gradients.items():
+                torch.testing.assert_close(gradients[name], alone, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_without_a_process_group_everything_is_the_identity():

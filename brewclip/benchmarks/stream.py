@@ -183,8 +183,10 @@ def _decode(sample: Sample) -> tuple[Image.Image, np.ndarray, Any]:
 def _build_stream(manifest: Manifest, decode: Callable[[Sample], Any], options: Options) -> Stream[Any]:
     order = SampleOrder(manifest, seed=0, global_batch_size=options.global_batch_size)
     rejections = Rejections(manifest.url, max_fraction=0.0)
-    bounds = {"memory_bytes": options.memory_bytes, "num_threads": options.num_threads}
-    return Stream(SplitReader(manifest), order, decode, rejections, **bounds)
+    return Stream(
+        SplitReader(manifest), order, decode, rejections, memory_bytes=options.memory_bytes,
+        num_threads=options.num_threads,
+    )  # fmt: skip
 
 
 def _rate_of_stream(manifest: Manifest, decode: Callable[[Sample], Any], options: Options) -> float:

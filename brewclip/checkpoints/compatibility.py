@@ -1,5 +1,6 @@
 """Whether a checkpoint belongs to the run, the model and the frozen CLIP at hand."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
@@ -19,15 +20,21 @@ _FREE_SETTINGS = (
 _NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.task", "model.cls_std")
 
 
-def check_frozen(checkpoint: Checkpoint, clip: "ClipIdentity") -> None:
-    """Compare the frozen CLIP at hand with the one that a checkpoint was trained on: weights, and how they are used.
+def check_frozen(checkpoint: Checkpoint, clip: "ClipIdentity", others: Mapping[str, str] | None = None) -> None:
+    """Compare the frozen parts at hand with those that a checkpoint was trained on: weights, and how CLIP is used.
+
+    Args:
+        checkpoint: of a run.
+        clip: at hand.
+        others: hash of every other frozen part at hand by its name: the speech encoder's.
 
     Raises:
         CheckpointError: if they differ.
     """
+    at_hand = {clip.name: clip.weights_sha256, **(others or {})}
     for name, sha256 in checkpoint.facts.frozen_sha256.items():
-        if (name, sha256) != (clip.name, clip.weights_sha256):
-            here = clip.weights_sha256[:12] if name == clip.name else clip.name
+        if at_hand.get(name) != sha256:
+            here = at_hand[name][:12] if name in at_hand else " and ".join(at_hand)
             raise CheckpointError(
                 f"the checkpoint was trained on {name} with sha256 {sha256[:12]}, here it is {here}: "
                 "use the same frozen weights"

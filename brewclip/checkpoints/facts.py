@@ -35,7 +35,7 @@ class CheckpointFacts:
         step: optimiser steps done; the stream goes on from here.
         config: the settings of the run, flattened.
         frozen_sha256: hash of the frozen weights by the name of their model; checked on load.
-        audio_dim: width of Whisper's features.
+        audio_dim: width of Whisper's features, or of the speech encoder's.
         mlflow_run_id: where the run is recorded, or empty.
         metrics: dev metrics at this step, if it was evaluated.
         best: metric and step of the best checkpoint so far.
@@ -120,11 +120,13 @@ def check_usable(checkpoint: Checkpoint, url: str) -> None:
             raise CheckpointError(f"checkpoint {url} cannot be used: it holds no tensors of the model that it names")
         return
     layers = {name.split(".")[2] for name in shapes if name.startswith("acoustic.layers.") and name.count(".") > 2}
-    hears = model.variant in ("brewclip", "acoustic")
+    hears = model.variant in ("brewclip", "acoustic", "speechclip")
+    projects = model.variant != "speechclip"  # whose layer has the width of the frames
+    stored_audio_dim = _side(shapes, "acoustic.input.weight", 1) if projects else _side(shapes, "acoustic.cls", 0)
     found = {
         "num_layers": (len(layers), model.num_layers if hears else 0),
         "ff_dim": (_side(shapes, "acoustic.layers.0.linear1.weight", 0), model.ff_dim if hears else 0),
-        "audio_dim": (_side(shapes, "acoustic.input.weight", 1), checkpoint.facts.audio_dim if hears else 0),
+        "audio_dim": (stored_audio_dim, checkpoint.facts.audio_dim if hears else 0),
         "prompt_length": (_side(shapes, "prompts.text", 0), config.num_prompts),
     }
     for name, (stored, said) in found.items():
@@ -133,7 +135,7 @@ def check_usable(checkpoint: Checkpoint, url: str) -> None:
                 f"checkpoint {url} cannot be used: {FACTS} says {name} {said} for variant {model.variant}, "
                 f"{MODEL} holds {stored}"
             )
-    width = _side(shapes, "acoustic.input.weight", 0)
+    width = _side(shapes, "acoustic.input.weight", 0) if projects else stored_audio_dim
     if width % model.num_heads:
         raise CheckpointError(
             f"checkpoint {url} cannot be used: {model.num_heads} heads do not divide the width {width}"

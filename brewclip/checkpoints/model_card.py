@@ -1,7 +1,8 @@
 """The model card of a checkpoint: data, settings, metrics with intervals, licences of the frozen towers, limits."""
 
 from brewclip.checkpoints.facts import CheckpointFacts
-from brewclip.config import unflatten
+from brewclip.config import ModelConfig, unflatten
+from brewclip.config.speech_encoders import HUBERTS, WHISPER_PREFIX
 from brewclip.version import __version__
 
 CARD = "README.md"
@@ -22,6 +23,7 @@ _VARIANTS = {
     "brewclip": "pipeline and acoustic channel",
     "pipeline": "pipeline channel alone: transcripts through prompted CLIP",
     "acoustic": "acoustic channel alone: Whisper features without a transcript",
+    "speechclip": "baseline SpeechCLIP-P: weighted layers of a frozen speech encoder, without a transcript",
 }
 _SHOWN = ("R1", "R5", "R10")
 
@@ -40,6 +42,7 @@ def model_card(facts: CheckpointFacts) -> str:
         "steps, global batch, peak learning rate": f"{facts.step}, {config.run.global_batch_size}, {optim.peak_lr}",
         "seed": str(config.run.seed),
     }
+    text = f" with text `{data.transcript}`" if model.reads_text else ""
     rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
     return f"""# {config.run_name}: speech-image retrieval
 
@@ -47,7 +50,7 @@ A checkpoint of brewclip {__version__} at step {facts.step}: `brewclip.load(URL)
 
 ## Data
 
-Trained on `{data.corpus}/{data.train_split}` with text `{data.transcript}`, selected on `{data.dev_split}` by
+Trained on `{data.corpus}/{data.train_split}`{text}, selected on `{data.dev_split}` by
 `{config.run.selection_metric}`.
 
 ## Settings
@@ -63,7 +66,7 @@ Trained on `{data.corpus}/{data.train_split}` with text `{data.transcript}`, sel
 ## Frozen parts and their licences
 
 - CLIP `{model.clip}`, sha256 {facts.frozen_sha256.get(model.clip, "not recorded")[:12]}: {_clip_licence(model.clip)}
-- Whisper `{model.whisper}`: MIT
+- {_speech_part(facts, model)}
 
 ## Limits
 
@@ -87,6 +90,15 @@ def _metrics(facts: CheckpointFacts) -> str:
     if not lines:
         return "This checkpoint was not evaluated."
     return "\n".join(["| on dev, in % | value [95 % interval over queries] |", "|---|---|", *lines])
+
+
+def _speech_part(facts: CheckpointFacts, model: ModelConfig) -> str:
+    """Return the line on the frozen part that hears."""
+    if model.variant != "speechclip":
+        return f"Whisper `{model.whisper}`: MIT"
+    name = model.speech_encoder
+    licence = "MIT" if name.startswith(WHISPER_PREFIX) else "Apache-2.0" if name in HUBERTS else "see its publisher"
+    return f"Speech encoder `{name}`, sha256 {facts.frozen_sha256.get(name, 'not recorded')[:12]}: {licence}"
 
 
 def _clip_licence(name: str) -> str:

@@ -3,7 +3,7 @@
 from brewclip.config.addresses import tracking_problem
 from brewclip.config.names import FOLDER, is_test
 from brewclip.config.ranges import check_ranges, show
-from brewclip.config.settings import Config, LossConfig, ModelConfig, RunConfig
+from brewclip.config.settings import Config, DataConfig, LossConfig, ModelConfig, RunConfig
 from brewclip.config.whisper_names import language_problem, task_problem
 
 
@@ -50,6 +50,12 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"--cluster.min-workers {cluster.min_workers} must be 0..{cluster.num_workers}, the number of workers",
         ),
         (
+            config.model.variant == "speechclip"
+            and (config.model.adaptation, config.model.fusion) != ("prompts", "sum"),
+            f"--model.variant speechclip has one channel and plain CLIP: it takes neither --model.adaptation "
+            f"{config.model.adaptation} nor --model.fusion {config.model.fusion}, leave out both",
+        ),
+        (
             optim.warmup_steps > optim.total_steps,
             f"--optim.warmup-steps {optim.warmup_steps} must be 0..{optim.total_steps}, the total steps",
         ),
@@ -85,18 +91,31 @@ def _clip_problem(name: str) -> str:
 
 def ignored_settings(config: Config) -> list[str]:
     """Return a line for each changed setting that has no effect in this combination."""
-    lines = []
-    if config.model.variant in ("acoustic", "pipeline") and config.loss.alpha not in (0, LossConfig().alpha):
-        lines.append(f"--loss.alpha {config.loss.alpha} has no effect: variant {config.model.variant} has one channel")
-    if config.model.variant == "acoustic" and config.data.transcript != "asr":
-        lines.append("--data.transcript has no effect: variant acoustic reads no text")
-    if config.model.variant == "acoustic" and config.data.long_text != "truncate":
-        lines.append("--data.long-text has no effect: variant acoustic reads no text")
-    if config.model.adaptation == "adapter":
-        if config.model.prompt_length != ModelConfig().prompt_length:
-            lines.append("--model.prompt-length has no effect: --model.adaptation adapter takes no prompts")
-    elif config.model.prompt_length == 0 and config.optim.prompt_lr_scale != 1:
+    model, variant, lines = config.model, config.model.variant, []
+    if variant in ("acoustic", "pipeline", "speechclip") and config.loss.alpha not in (0, LossConfig().alpha):
+        lines.append(f"--loss.alpha {config.loss.alpha} has no effect: variant {variant} has one channel")
+    if not model.reads_text and config.data.transcript != "asr":
+        lines.append(f"--data.transcript has no effect: variant {variant} reads no text")
+    if not model.reads_text and config.data.long_text != "truncate":
+        lines.append(f"--data.long-text has no effect: variant {variant} reads no text")
+    if model.adaptation == "adapter" or variant == "speechclip":
+        if model.prompt_length != ModelConfig().prompt_length:
+            what = "--model.adaptation adapter" if model.adaptation == "adapter" else f"variant {variant}"
+            lines.append(f"--model.prompt-length has no effect: {what} takes no prompts")
+    elif model.prompt_length == 0 and config.optim.prompt_lr_scale != 1:
         lines.append("--optim.prompt-lr-scale has no effect: --model.prompt-length is 0")
-    if config.model.fusion != "sum" and config.model.variant == "brewclip" and config.loss.alpha != LossConfig().alpha:
-        lines.append(f"--loss.alpha has no effect: --model.fusion {config.model.fusion} trains each channel alone")
+    if model.fusion != "sum" and variant == "brewclip" and config.loss.alpha != LossConfig().alpha:
+        lines.append(f"--loss.alpha has no effect: --model.fusion {model.fusion} trains each channel alone")
+    if variant != "speechclip":
+        lines += _settings_of_speechclip(config)
     return lines
+
+
+def _settings_of_speechclip(config: Config) -> list[str]:
+    """Return a line for each changed setting that only variant speechclip uses."""
+    changed = {
+        "--model.speech-encoder": config.model.speech_encoder != ModelConfig().speech_encoder,
+        "--data.crop-samples": config.data.crop_samples != DataConfig().crop_samples,
+    }
+    why = f"variant {config.model.variant} reads what was extracted"
+    return [f"{flag} has no effect: {why}" for flag, is_changed in changed.items() if is_changed]

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 from brewclip.config.names import FOLDER, FOLDERS
 from brewclip.config.ranges import COUNT, COUNT_OR_0, FRACTION, FRACTION_BELOW_1, SEED, THREADS, Range
 from brewclip.config.renamed import with_current_names
+from brewclip.config.speech_encoders import SPEECH_ENCODER
 from brewclip.config.submitted import default_storage
 from brewclip.config.whisper_names import WHISPER
 
-Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot"]
+Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot", "speechclip"]
 Adaptation = Literal["prompts", "adapter"]
 Fusion = Literal["sum", "confidence"]
 Transcript = Literal["asr", "asr_unfiltered", "asr_greedy", "ground_truth"]
@@ -44,6 +45,9 @@ class DataConfig:
     """A text of more tokens than CLIP reads is truncated, or encoded in chunks whose features are averaged."""
     max_audio_frames: Annotated[int, Range(0, 10**7)] = 6000
     """Longest speech given to the acoustic channel, in Whisper frames of 20 ms; 6000 are two minutes, 0 is no limit."""
+    crop_samples: Annotated[int, Range(0, 10**8)] = 102_400
+    """Longest recording in training with variant speechclip, in samples at 16 kHz; of a longer one a random crop is
+    taken. 0 crops none."""
     image_transform: ImageTransform = "crop"
     """CLIP's own transform, for most models the center square of an image (some were trained on images squashed to a
     square), or the whole image with padding."""
@@ -65,7 +69,8 @@ class ModelConfig:
     """The two-channel model (paper section 3.3) and its frozen parts."""
 
     variant: Variant = "brewclip"
-    """Full model, acoustic channel alone, prompted pipeline alone, or the untrained pipeline."""
+    """Full model, acoustic channel alone, prompted pipeline alone, the untrained pipeline, or the baseline
+    SpeechCLIP-P, which hears recordings as the corpus stores them (docs/baselines.md)."""
     adaptation: Adaptation = "prompts"
     """What is trained of text and images: prompts inside CLIP's towers (paper), or an adapter on cached embeddings of
     any CLIP, which the extraction computes once."""
@@ -74,6 +79,9 @@ class ModelConfig:
     added by weights that are chosen on dev, where the transcript is doubtful."""
     whisper: Annotated[str, WHISPER] = "base"
     """Name of a Whisper model as openai-whisper knows it."""
+    speech_encoder: Annotated[str, SPEECH_ENCODER] = "hubert_large_ll60k"
+    """Frozen encoder of variant speechclip: hubert_large_ll60k, hubert_base_ls960, the folder of another HuBERT, or
+    whisper-NAME for the layers of Whisper's encoder."""
     language: str = "en"
     """Language of the recordings; empty detects it for each recording."""
     task: Task = "transcribe"
@@ -93,6 +101,11 @@ class ModelConfig:
     """Dropout of the acoustic channel, in 0..1."""
     cls_std: Annotated[float, Range(0, 100)] = 0.02
     """Standard deviation of the initial CLS vector of the acoustic channel: 0.02 as in CLIP, 1 (release)."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the variant reads texts."""
+        return self.variant not in ("acoustic", "speechclip")
 
 
 @dataclass(frozen=True)
@@ -239,19 +252,24 @@ class Config:
         return f"{self.corpus_url}/whisper-{self.model.whisper}{frames}{task}"
 
     @property
+    def splits_url(self) -> str:
+        """URL of the splits that the variant reads: the corpus as it was written, or what was extracted of it."""
+        return self.corpus_url if self.model.variant == "speechclip" else self.features_url
+
+    @property
     def run_name(self) -> str:
         """Name of the run, given or derived: CORPUS-VARIANT[-adapter][-confidence][-translate][-TRANSCRIPT]-SEED."""
         model, parts = self.model, [self.data.corpus, self.model.variant]
         parts += [model.adaptation] if model.adaptation != "prompts" else []
         parts += [model.fusion] if model.fusion != "sum" else []
         parts += [model.task] if model.task != "transcribe" else []
-        parts += [self.data.transcript] if self.data.transcript != "asr" and model.variant != "acoustic" else []
+        parts += [self.data.transcript] if self.data.transcript != "asr" and model.reads_text else []
         return self.run.name or "-".join([*parts, str(self.run.seed)])
 
     @property
     def num_prompts(self) -> int:
         """Number of prompts that the model takes: none without training, and none with an adapter."""
-        takes_prompts = self.model.adaptation == "prompts" and self.model.variant != "zero_shot"
+        takes_prompts = self.model.adaptation == "prompts" and self.model.variant not in ("zero_shot", "speechclip")
         return self.model.prompt_length if takes_prompts else 0
 
     @property

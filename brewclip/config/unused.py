@@ -11,14 +11,14 @@ _EXTRACTION = (
 )
 _MODEL_OF_CHECKPOINTS = (
     *("model.variant", "model.language", "model.task", "model.prompt_length", "model.num_layers", "model.num_heads"),
-    *("model.ff_dim", "model.dropout", "model.cls_std", "model.fusion"),
+    *("model.ff_dim", "model.dropout", "model.cls_std", "model.fusion", "model.speech_encoder"),
 )
 _RUN = (
     *("run.name", "run.fresh", "run.init_from", "run.seed", "run.global_batch_size", "run.selection_metric"),
     *("run.log_every_steps", "run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints"),
 )
 _WORKERS = (*("cluster.num_workers", "cluster.min_workers", "cluster.resize_every_seconds", "cluster.max_failures"),)
-_STREAM = ("data.memory_bytes", "data.cache_directory", "data.retry_seconds")
+_STREAM = ("data.memory_bytes", "data.cache_directory", "data.retry_seconds", "data.crop_samples")
 
 IGNORED_BY_TRAINING = (*_EXTRACTION, "model.language")
 IGNORED_BY_SWEEPS = (*IGNORED_BY_TRAINING, "cluster.max_failures")  # --sweep.max-failures is for trials

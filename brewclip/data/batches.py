@@ -44,7 +44,7 @@ class Pair:
         image_id: of its image.
         image: (3, S, S) uint8.
         tokens: (L,) int64, or (W, L) for a text in W chunks.
-        audio: (frames, dim) float16, Whisper features.
+        audio: (frames, dim) float16 Whisper features, or (samples,) float32 of a waveform.
         text: what the pipeline channel reads.
         lengths: before truncation.
         confidence: of the text, in 0..1, see `confidence_of`.
@@ -70,8 +70,8 @@ class Batch:
         keys, texts, image_names: one for each pair.
         images: (n, 3, S, S) float32, normalised.
         tokens: (n, L) int64, or (n, W, L) with chunks of zeros behind those of shorter texts.
-        audio: (n, T, dim) float32, zero where padded.
-        audio_mask: (n, T) bool, True for a real frame.
+        audio: (n, T, dim) float32, or (n, T) of waveforms, zero where padded.
+        audio_mask: (n, T) bool, True for a real frame or sample.
         image_ids: (n,) int64, equal for equal images.
         confidence: (n,) float32 in 0..1, of the texts.
 
@@ -286,8 +286,8 @@ def collate_embeddings(pairs: Sequence[Pair], device: torch.device) -> Batch:
 
 def _collate(pairs: Sequence[Pair], images: Tensor, tokens: Tensor) -> Batch:
     device = images.device
-    lengths = torch.tensor([len(pair.audio) for pair in pairs])
-    audio = np.zeros((len(pairs), max(1, int(lengths.max())), pairs[0].audio.shape[1]), dtype=np.float16)
+    lengths, first = torch.tensor([len(pair.audio) for pair in pairs]), pairs[0].audio
+    audio = np.zeros((len(pairs), max(1, int(lengths.max())), *first.shape[1:]), first.dtype)
     for row, pair in enumerate(pairs):
         audio[row, : len(pair.audio)] = pair.audio
     return Batch(

@@ -20,8 +20,8 @@ from brewclip.errors import ManifestError
 
 Decoded = TypeVar("Decoded")
 Item = TypeVar("Item")
-Task = tuple[Future[RawSamples], int, int]
-"""Future that holds a sample, its shard and its index."""
+Task = tuple[Future[RawSamples], int, int, int]
+"""Future that holds a sample, its shard and its index, and its position in the order."""
 _FETCH_THREADS = 4  # eight take turns on Python's lock and cost twice the time of two
 _DECODE_AHEAD_STEPS = 3
 _SAMPLES_OF_TASK = 64  # a task for each sample costs more than unpacking it
@@ -50,6 +50,8 @@ class Stream(Generic[Decoded]):
         rank, world_size: which worker this is.
         memory_bytes: bound of the raw bytes held or being read; a split that is no larger is read only once.
         num_threads: threads that decode.
+        at_position: makes of a decoded sample and its position in the order, counted from the start of training, what
+            a batch is made of, such as a random crop; where it is decoded, and the same on any worker.
 
     Raises:
         ValueError: if there are fewer samples than a batch, more workers than lanes, or too little memory for
@@ -67,6 +69,7 @@ class Stream(Generic[Decoded]):
         world_size: int = 1,
         memory_bytes: int = 512 * 2**20,
         num_threads: int = 4,
+        at_position: Callable[[Decoded, int], Decoded] = lambda decoded, position: decoded,
     ) -> None:
         self.slots = order.slots_of(rank, world_size)
         num_lanes = len(np.unique(self.slots % order.num_lanes))
@@ -77,7 +80,7 @@ class Stream(Generic[Decoded]):
                 "or more workers"
             )
         self.reader, self.order, self.decode, self.rejections = reader, order, decode, rejections
-        self.memory_bytes, self.num_threads = memory_bytes, num_threads
+        self.memory_bytes, self.num_threads, self.at_position = memory_bytes, num_threads, at_position
         self.peak_bytes = 0
 
     def iter_from(self, step: int) -> Iterator[tuple[int, list[Decoded]]]:
@@ -111,7 +114,7 @@ class Stream(Generic[Decoded]):
         size = min(_SAMPLES_OF_TASK, -(-len(self.slots) // self.num_threads))
         for positions, place in self._iter_places(step):
             contents = source.take(positions, place)
-            tasks = list(zip(contents, place.shard.tolist(), place.index.tolist(), strict=True))
+            tasks = list(zip(contents, place.shard.tolist(), place.index.tolist(), positions.tolist(), strict=True))
             yield [
                 decoders.submit(self._decode_some, tasks[first : first + size]) for first in range(0, len(tasks), size)
             ]
@@ -132,10 +135,10 @@ class Stream(Generic[Decoded]):
     def _decode_some(self, tasks: list[Task]) -> list[Decoded]:
         arrived: dict[Future[RawSamples], RawSamples] = {}  # asking a future takes its lock: once, not for each sample
         decoded = []
-        for content, shard, index in tasks:
+        for content, shard, index, position in tasks:
             if content not in arrived:
                 arrived[content] = content.result()
-            decoded.append(self._decode_one(arrived[content][shard, index], shard, index))
+            decoded.append(self.at_position(self._decode_one(arrived[content][shard, index], shard, index), position))
         return decoded
 
     def _decode_one(self, data: RawSample, shard: int, index: int) -> Decoded:

@@ -27,7 +27,7 @@ def identify(config: Config, systems: Sequence[System], splits: Sequence[str], *
     """Return the identity of a result as plain JSON: code version, systems, hashes of splits, settings.
 
     Args:
-        config: settings of the evaluation, whose features are read.
+        config: settings of the evaluation.
         systems: evaluated systems.
         splits: splits that are read.
         settings: further settings that the result depends on; plain JSON.
@@ -35,13 +35,16 @@ def identify(config: Config, systems: Sequence[System], splits: Sequence[str], *
     Raises:
         ManifestError: if a split is missing.
     """
-    manifests = {split: open_manifest(f"{config.features_url}/{split}", retry_seconds=10) for split in splits}
+    urls = [config.splits_url, *sorted({one.config.splits_url for one in systems} - {config.splits_url})]
+    hashes = [{split: open_manifest(f"{url}/{split}", retry_seconds=10).sha256 for split in splits} for url in urls]
     identity = {
         "version": RESULTS_VERSION,
         "systems": [_identity_of(system) for system in systems],
-        "splits": {split: manifest.sha256 for split, manifest in manifests.items()},
+        "splits": hashes[0],
         "settings": settings,
     }
+    if len(hashes) > 1:
+        identity["other_splits"] = hashes[1:]
     return json.loads(json.dumps(identity))  # as read from storage
 
 

@@ -110,6 +110,8 @@ def describe_source(corpus: str) -> str:
 
 def find_recalls(variant: str, transcript: str, corpus: str) -> Recalls | None:
     """Return the paper's recalls of a variant on a corpus, or on the corpus that it mirrors."""
+    if variant == "speechclip":
+        return EARLIER["SpeechCLIP-P"].get(paper_corpus(corpus))
     text = "asr" if variant == "acoustic" else transcript
     return BREWCLIP.get((variant, text), {}).get(paper_corpus(corpus))
 

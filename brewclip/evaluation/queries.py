@@ -22,15 +22,15 @@ _ROWS_AT_ONCE = 256  # recordings per block of scores: 100 MB for 100,000 images
 
 
 class QuerySamples:
-    """Samples of an extracted split, and of the corpus it was extracted from.
+    """Samples of the split that a system reads, and of the corpus that it was extracted from.
 
     Args:
-        config: settings of the evaluation.
+        config: settings of the system.
         split: evaluated split.
     """
 
     def __init__(self, config: Config, split: str) -> None:
-        self.features = SplitReader(open_manifest(f"{config.features_url}/{split}"))
+        self.features = SplitReader(open_manifest(f"{config.splits_url}/{split}"))
         self.recordings: SplitReader | None = None
         self._shard_of_name: dict[str, int] = {}
         with contextlib.suppress(ManifestError):  # recordings may be removed after extraction

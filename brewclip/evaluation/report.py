@@ -9,6 +9,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from itertools import pairwise
 from typing import Any
@@ -54,12 +55,15 @@ def build_report(
         num_queries: queries shown, evenly spaced over the recordings of the first system.
         baseline: system to compare the others with; empty compares none.
     """
-    first, samples = results[0].embeddings, QuerySamples(config, split)
+    first, read_by = results[0].embeddings, results[0].system.config
+    source = replace(config, model=replace(config.model, variant=read_by.model.variant))
+    samples = QuerySamples(source, split)
     chosen = evenly_spaced(len(first.keys), num_queries)
     answers = [_Answers(one, [first.keys[row] for row in chosen]) for one in results]
     shown = {first.speech_image_ids[row] for row in chosen} | {name for one in answers for name in one.shown}
     places = {name: place for name, place in image_places(first).items() if name in shown}
-    places |= {n: p for one in results for n, p in image_places(one.embeddings).items() if n in shown - places.keys()}
+    alike = [one for one in results if one.system.config.splits_url == read_by.splits_url]  # places of the same split
+    places |= {n: p for one in alike for n, p in image_places(one.embeddings).items() if n in shown - places.keys()}
     images = {name: number for number, name in enumerate(sorted(places))}
     facts, thumbnails = _read(samples, {first.places[row] for row in chosen}, places)
     queries = [
@@ -68,7 +72,7 @@ def build_report(
             "image": images[first.speech_image_ids[row]],
             "ranks": [one.ranks[number] for one in answers],
             "margins": [one.margins[number] for one in answers],
-            "top": [[images[name] for name in one.top[number]] for one in answers],
+            "top": [[images[name] for name in one.top[number] if name in images] for one in answers],
         }
         | facts.get(first.places[row], {"said": None, "heard": None, "wer": None})
         for number, row in enumerate(chosen)

@@ -21,6 +21,7 @@ from brewclip.factory import (
     build_autocast,
     build_decoder,
     build_model,
+    build_waveform_decoder,
     check_images,
     open_embeddings,
     restore_model,
@@ -59,7 +60,7 @@ def evaluate_system(system: System, split: str) -> SystemResult:
 
     from brewclip.cluster import Demand, available, check_resources, uses_gpu
 
-    manifest = open_manifest(f"{system.config.features_url}/{split}")
+    manifest = open_manifest(f"{system.config.splits_url}/{split}")
     if not len(manifest):
         raise UserError(f"{manifest.url} holds no recordings: write and extract the split again")
     gpus = available("GPU") if uses_gpu(system.config.cluster) else 0
@@ -75,7 +76,7 @@ def embed_share(system: System, split: str, rank: int, world_size: int) -> Share
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        inputs = _open_inputs(system, open_manifest(f"{system.config.features_url}/{split}"), device)
+        inputs = _open_inputs(system, open_manifest(f"{system.config.splits_url}/{split}"), device)
     except (UserError, ValueError, FileNotFoundError) as error:
         return Share(problem=str(error))
     rejections, truncation = Rejections(inputs.reader.manifest.url), TruncationCounts()
@@ -103,7 +104,12 @@ class _Inputs(NamedTuple):
 
 def _open_inputs(system: System, manifest: Manifest, device: torch.device) -> _Inputs:
     """Open a split for a system: its cached embeddings if the system has an adapter and they are there."""
-    config, audio_dim = system.config, audio_dim_of(manifest)
+    config = system.config
+    if config.model.variant == "speechclip":
+        model, clip = load_system(system, audio_dim=0)
+        decode = build_waveform_decoder(config, clip)
+        return _Inputs(model, SplitReader(manifest), decode, lambda pairs: collate(pairs, clip.mean, clip.std, device))
+    audio_dim = audio_dim_of(manifest)
     if config.model.adaptation == "adapter":
         try:
             cached = open_embeddings(config, manifest)
@@ -114,8 +120,8 @@ def _open_inputs(system: System, manifest: Manifest, device: torch.device) -> _I
             if system.url:
                 restore_model(model, open_system(system.url), cached.clip_identity)
             model.channel = system.channel
-            decode = EmbeddingDecoder(config.data.transcript, config.data.max_audio_frames, audio_dim)
-            return _Inputs(model.eval(), cached.reader, decode, lambda pairs: collate_embeddings(pairs, device))
+            reads = EmbeddingDecoder(config.data.transcript, config.data.max_audio_frames, audio_dim)
+            return _Inputs(model.eval(), cached.reader, reads, lambda pairs: collate_embeddings(pairs, device))
     model, clip = load_system(system, audio_dim)
     check_images(manifest, clip)
     decoder = build_decoder(config, clip, audio_dim=audio_dim)

@@ -15,7 +15,7 @@ from brewclip.data.truncation import TruncationCounts
 from brewclip.errors import UserError
 from brewclip.evaluation.embed import Embeddings
 from brewclip.evaluation.ranks import Ranking
-from brewclip.factory import build_model, build_towers, restore_model
+from brewclip.factory import build_model, build_towers, load_own_speech_encoder, restore_model
 from brewclip.metrics import RetrievalResult
 from brewclip.models.brewclip import CHANNELS, BrewCLIP
 from brewclip.pretrained.clip_identity import identify_clip
@@ -82,11 +82,25 @@ def open_systems(config: Config, names: Sequence[str], split: str) -> list[Syste
 
     Raises:
         UserError: if storage cannot be reached, or as `describe_systems`.
-        ManifestError: if the split was not extracted.
+        ManifestError: if the split that a system reads is not there.
     """
     check_reachable(config.storage)
-    open_manifest(f"{config.features_url}/{split}", retry_seconds=10)
-    return describe_systems(config, names)
+    open_manifest(f"{config.splits_url}/{split}", retry_seconds=10)
+    systems = describe_systems(config, names)
+    for url in {system.config.splits_url for system in systems} - {config.splits_url}:
+        open_manifest(f"{url}/{split}", retry_seconds=10)
+    return systems
+
+
+def check_reads_features(systems: Sequence[System], study: str) -> None:
+    """Check that a study of Whisper's features can look into all systems.
+
+    Raises:
+        UserError: for the first that hears waveforms.
+    """
+    for system in systems:
+        if system.config.model.variant == "speechclip":
+            raise UserError(f"{study} looks at Whisper's features, which {system.name} does not read: leave it out")
 
 
 def describe_systems(config: Config, names: Sequence[str]) -> list[System]:
@@ -190,8 +204,9 @@ def load_system(system: System, audio_dim: int) -> tuple[BrewCLIP, LoadedClip]:
         UserError, ValueError: if checkpoint, frozen weights and model do not match.
     """
     clip = load_clip(system.config.model.clip)
-    model = build_model(system.config, build_towers(system.config, clip), audio_dim)
+    speech_encoder = load_own_speech_encoder(system.config)
+    model = build_model(system.config, build_towers(system.config, clip), audio_dim, speech_encoder)
     if system.url:
-        restore_model(model, open_system(system.url), identify_clip(clip))
+        restore_model(model, open_system(system.url), identify_clip(clip), speech_encoder)
     model.channel = system.channel
     return model.eval(), clip

@@ -35,6 +35,7 @@ class AcousticEncoder(nn.Module):
         ff_dim: of the feed-forward.
         dropout: probability, in [0, 1).
         cls_std: standard deviation of the initial CLS vector.
+        projects: False for frames that have the width of the layers already.
 
     Raises:
         ValueError: if a number is out of range.
@@ -50,6 +51,8 @@ class AcousticEncoder(nn.Module):
         ff_dim: int = 4096,
         dropout: float = 0.1,
         cls_std: float = 0.02,
+        *,
+        projects: bool = True,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -58,8 +61,8 @@ class AcousticEncoder(nn.Module):
             raise ValueError(f"{num_heads} heads do not divide the width {width}; choose a divisor of {width}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
-        self.dropout = dropout
-        self.input = nn.Linear(audio_dim, width)
+        self.audio_dim, self.dropout = audio_dim, dropout
+        self.input = nn.Linear(audio_dim, width) if projects else None
         self.cls = nn.Parameter(torch.randn(width) * cls_std)
         layers = [EncoderLayer(width, num_heads, ff_dim, index, dropout) for index in range(num_layers)]
         self.layers = nn.ModuleList(layers)
@@ -85,7 +88,7 @@ class AcousticEncoder(nn.Module):
         Returns:
             (B, embed_dim) features, not normalised.
         """
-        features = features.to(self.input.weight.dtype)
+        features = features.to(self.cls.dtype)
         masks = self._dropout_masks(len(features), sample_seeds, features.device)
         prefix, frames, projection = self._before_last_layer(features, mask, prompts, masks)
         last = cast(EncoderLayer, self.layers[-1])
@@ -101,7 +104,7 @@ class AcousticEncoder(nn.Module):
         Returns:
             (B, audio_dim), a mean over heads and frames; zero for a recording without frames.
         """
-        features = features.to(self.input.weight.dtype)
+        features = features.to(self.cls.dtype)
         prefix, frames, projection = self._before_last_layer(features, mask, prompts, None)
         last = cast(EncoderLayer, self.layers[-1])
         weights = last.first_row_attention(prefix, frames, mask, projection)[..., prefix.shape[1] :].mean(dim=1)
@@ -117,7 +120,7 @@ class AcousticEncoder(nn.Module):
         prefix = tokens.expand(batch_size, -1, -1)
         if len(self.layers) == 1:
             return prefix, features, self.input
-        x = torch.cat([prefix, self.input(features)], dim=1)
+        x = torch.cat([prefix, features if self.input is None else self.input(features)], dim=1)
         keys = torch.cat([mask.new_ones(batch_size, prefix.shape[1]), mask], dim=1)
         for layer in self.layers[:-1]:
             x = layer(x, keys, masks)

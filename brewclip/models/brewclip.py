@@ -11,8 +11,12 @@ from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.clip import PromptedCLIP
 from brewclip.models.fusion import Fusion
 from brewclip.models.prompts import SharedPrompts
+from brewclip.models.speech_encoders import SpeechEncoder
+from brewclip.models.speechclip import SpeechCLIPEncoder
 
-VARIANTS = ("brewclip", "acoustic", "pipeline", "zero_shot")
+VARIANTS = ("brewclip", "acoustic", "pipeline", "zero_shot", "speechclip")
+_OF_TEXT = ("brewclip", "pipeline", "zero_shot")
+_PROMPTED = ("brewclip", "acoustic", "pipeline")
 CHANNELS = ("acoustic", "text")
 MAX_LOGIT_SCALE = math.log(100.0)  # as in CLIP
 
@@ -34,13 +38,14 @@ class Features(NamedTuple):
 
 
 class BrewCLIP(nn.Module):
-    """The model of the paper and its three ablations.
+    """The model of the paper, its three ablations, and the baseline that it is compared with.
 
     - `brewclip`: F_L = F_A + F_T, both channels and the images prompted.
     - `acoustic`: F_L = F_A; the transcript is not used.
     - `pipeline`: F_L = F_T, prompted; the audio is not used.
     - `zero_shot`: F_L = F_T of plain CLIP. It takes no prompts whatever `prompt_length` is (untrained
       prompts only shift the tokens), and nothing is trained.
+    - `speechclip`: F_L = F_A of `SpeechCLIPEncoder`, which hears waveforms; no transcript, and no prompts anywhere.
 
     Nothing is prompted with an `EmbeddingAdapter`; `images` and `tokens` are then CLIP's embeddings, (B, E), unless it
     has towers. With another fusion than `sum`, F_L = `Fusion`(F_T, F_A) in `brewclip`.
@@ -50,7 +55,7 @@ class BrewCLIP(nn.Module):
     Args:
         clip: frozen CLIP that takes prompts, or an adapter over CLIP's embeddings.
         variant: one of `VARIANTS`.
-        audio_dim: width of Whisper's frames.
+        audio_dim: width of Whisper's frames; not used by `speechclip`.
         fusion: one of `fusion.FUSIONS`.
         prompt_length: number M of prompts.
         num_layers: of the acoustic encoder.
@@ -60,6 +65,7 @@ class BrewCLIP(nn.Module):
         cls_std: of the acoustic encoder.
         init_logit_scale: log of the initial 1 / tau.
         learn_logit_scale: whether tau is trained.
+        speech_encoder: of `speechclip`, which needs one.
 
     Attributes:
         channel: one of `CHANNELS`, to have F_L be that channel alone; empty for both.
@@ -85,23 +91,27 @@ class BrewCLIP(nn.Module):
         cls_std: float = 0.02,
         init_logit_scale: float = math.log(1 / 0.07),
         learn_logit_scale: bool = True,
+        speech_encoder: SpeechEncoder | None = None,
     ) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-        trained = variant != "zero_shot"
-        if trained and prompt_length > max(0, clip.context_length - 2):
+        _check_parts(variant, speech_encoder)
+        trained, prompted = variant != "zero_shot", variant in _PROMPTED
+        if prompted and prompt_length > max(0, clip.context_length - 2):
             raise ValueError(f"prompt length is {prompt_length}; at most {clip.context_length - 2} fit into the text")
         self.variant, self.channel = variant, ""
         self.clip = clip
         if isinstance(clip, EmbeddingAdapter):
             clip.residual.requires_grad_(variant in ("brewclip", "pipeline"))
         self.fusion = Fusion(fusion)
-        self.prompts = SharedPrompts(prompt_length if trained else 0, clip.text_width, clip.vision_width)
+        self.prompts = SharedPrompts(prompt_length if prompted else 0, clip.text_width, clip.vision_width)
         self.acoustic: AcousticEncoder | None = None
         if variant in ("brewclip", "acoustic"):
             self.acoustic = AcousticEncoder(
                 audio_dim, clip.text_width, clip.embed_dim, num_layers, num_heads, ff_dim, dropout, cls_std
+            )
+        elif speech_encoder is not None:
+            self.acoustic = SpeechCLIPEncoder(
+                speech_encoder, clip.embed_dim, num_layers, num_heads, ff_dim, dropout, cls_std
             )
         logit_scale = torch.tensor(float(init_logit_scale))
         if learn_logit_scale and trained:
@@ -112,7 +122,7 @@ class BrewCLIP(nn.Module):
     @property
     def reads_text(self) -> bool:
         """Whether `tokens` are used."""
-        return self.variant != "acoustic"
+        return self.variant in _OF_TEXT
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) to F_V (B, embed_dim)."""
@@ -130,9 +140,10 @@ class BrewCLIP(nn.Module):
         """Encode recordings.
 
         Args:
-            tokens: (B, L) int64 transcripts, or (B, W, L) in chunks; unused by `acoustic`.
-            audio: (B, T, audio_dim) Whisper frames; unused by `pipeline` and `zero_shot`.
-            audio_mask: (B, T) bool, True for a real frame.
+            tokens: (B, L) int64 transcripts, or (B, W, L) in chunks; unused by `acoustic` and `speechclip`.
+            audio: (B, T, audio_dim) Whisper frames, or (B, T) waveforms for `speechclip`; unused by `pipeline` and
+                `zero_shot`.
+            audio_mask: (B, T) bool, True for a real frame or sample.
             sample_seeds: (B,) int64, see `AcousticEncoder.forward`.
             confidence: (B,) of the transcripts, see `Fusion.forward`.
 
@@ -150,7 +161,7 @@ class BrewCLIP(nn.Module):
         return (text if self.channel == "text" else self.fusion(text, acoustic, confidence)), acoustic, text
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Encode texts to F_T (B, embed_dim); tokens as in `encode_speech`. Not of use to `acoustic`."""
+        """Encode texts to F_T (B, embed_dim); tokens as in `encode_speech`. Of no use without `reads_text`."""
         return self._encode_text(tokens, self.prompts()[0])
 
     def encode_channels(
@@ -209,7 +220,7 @@ class BrewCLIP(nn.Module):
         chosen = {}
         if self.fusion.kind != "sum" and self.variant == "brewclip":
             chosen["fusion.weights"] = self.fusion.weights
-        if self.fusion.kind != "sum" and self.variant != "acoustic" and isinstance(self.clip, EmbeddingAdapter):
+        if self.fusion.kind != "sum" and self.reads_text and isinstance(self.clip, EmbeddingAdapter):
             chosen["clip.strength"] = self.clip.strength
         return chosen
 
@@ -247,3 +258,10 @@ class BrewCLIP(nn.Module):
 
     def _stored(self) -> dict[str, Tensor]:
         return self.trained_parameters() | self.chosen_weights()
+
+
+def _check_parts(variant: str, speech_encoder: SpeechEncoder | None) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    if (variant == "speechclip") != (speech_encoder is not None):
+        raise ValueError(f"variant is {variant!r}; speechclip takes a speech encoder, and no other does")

@@ -46,7 +46,7 @@ class EmotionClassifier(nn.Module):
         self.model.requires_grad_(False)
         width = model.clip.embed_dim
         if channel == "pooled" and model.acoustic is not None:
-            width = model.acoustic.input.in_features
+            width = model.acoustic.audio_dim
         self.head = nn.Linear(width, num_classes)
         if model.prompts.length:
             model.prompts.text.requires_grad_(True)

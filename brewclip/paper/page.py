@@ -25,7 +25,7 @@ from brewclip.evaluation.recall_tables import (
 )
 from brewclip.metrics import DIRECTIONS, RECALL_AT
 from brewclip.paper.claims import FAILS, HEADER, HOLDS, Verdict
-from brewclip.paper.retrieval_tables import TABLES, Rankings, published_rows
+from brewclip.paper.retrieval_tables import TABLES, Rankings, published_rows, shown_title
 
 _PLURAL = {HOLDS: "hold", FAILS: "fail"}
 PREAMBLE = """# The paper's tables, run here
@@ -81,19 +81,29 @@ def describe_corpus(config: Config, split: str, total_steps: bool) -> str:
     return ", ".join(counts)
 
 
-def corpus_rows(name: str, corpora: Sequence[str], corpus: str, rows: Mapping[str, Sequence[Ranking]]) -> Rows:
-    """Return the table of one corpus."""
+def corpus_rows(
+    name: str, corpora: Sequence[str], corpus: str, rows: Mapping[str, Sequence[Ranking]], config: Config
+) -> Rows:
+    """Return the table of one corpus, whose settings `config` are."""
     published = published_rows(name, corpora, corpus)
     table = [recall_header() + published_header(corpus)]
     for title, rankings in rows.items():
-        table.append([title, *recall_cells(rankings), *published_cells(corpus, published.get(title))])
+        table.append(
+            [shown_title(title, config), *recall_cells(rankings), *published_cells(corpus, published.get(title))]
+        )
     if TABLES[name].shows_earlier:
         table += earlier_rows(corpus, len(published_header(corpus)))
     return table
 
 
 def table_page(
-    name: str, command: str, configs: Mapping[str, Config], rankings: Rankings, verdicts: Sequence[Verdict], split: str
+    name: str,
+    command: str,
+    configs: Mapping[str, Config],
+    rankings: Rankings,
+    verdicts: Sequence[Verdict],
+    split: str,
+    more: Sequence[Section] = (),
 ) -> Page:
     """Return the page of a table.
 
@@ -104,6 +114,7 @@ def table_page(
         rankings: corpus -> title of the row -> rankings, one per seed.
         verdicts: verdicts on the claims.
         split: evaluated split.
+        more: sections between the corpora and the claims.
     """
     sections = []
     for corpus, rows in rankings.items():
@@ -114,8 +125,8 @@ def table_page(
         )
         title = CORPORA.get(corpus, corpus) if about else corpus
         text = f"{about}.{mirrored}" if about else ""
-        sections.append(Section(title, text, corpus_rows(name, list(rankings), corpus, rows)))
-    return Page(TABLES[name].title, sections=[*sections, claims_section(verdicts)], command=command)
+        sections.append(Section(title, text, corpus_rows(name, list(rankings), corpus, rows, configs[corpus])))
+    return Page(TABLES[name].title, sections=[*sections, *more, claims_section(verdicts)], command=command)
 
 
 def claims_section(verdicts: Sequence[Verdict]) -> Section:
@@ -128,14 +139,14 @@ def count_verdicts(verdicts: Sequence[Verdict]) -> dict[str, int]:
     return dict(Counter(verdict.verdict.partition(":")[0] for verdict in verdicts))
 
 
-def draw_table(name: str, rankings: Rankings) -> bytes:
+def draw_table(name: str, rankings: Rankings, configs: Mapping[str, Config]) -> bytes:
     """Draw R@10 of each row, in each corpus and direction; return a PNG.
 
     Ends of an interval are those of the cell: lowest and highest seed, or the bootstrap interval of a single one.
     """
     k, panels = RECALL_AT[-1], []
     for corpus, rows in rankings.items():
-        spreads = {title: recall_spread(many) for title, many in rows.items() if many}
+        spreads = {shown_title(title, configs[corpus]): recall_spread(many) for title, many in rows.items() if many}
         for direction in DIRECTIONS:
             values = [Value(title, *spread[f"{direction}/R{k}"]) for title, spread in spreads.items()]
             panels.append(Panel(f"{corpus}, {TITLES[direction]}, R@{k} in %", values))

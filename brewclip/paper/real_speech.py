@@ -19,7 +19,7 @@ from brewclip.config.probe import ProbeConfig
 from brewclip.evaluation.intervals_figure import Panel, Value, draw_intervals
 from brewclip.evaluation.pages import Page, Section
 from brewclip.evaluation.publish import Publication
-from brewclip.evaluation.systems import System, describe_systems
+from brewclip.evaluation.systems import System, check_reads_features, describe_systems
 from brewclip.evaluation.wer import count_errors
 from brewclip.intervals import NUM_RESAMPLES, paired_difference
 from brewclip.models.acoustic import AcousticEncoder
@@ -189,6 +189,7 @@ def reproduce_real_speech(config: Config, folder: Path, names: Sequence[str], co
         command: command shown on the page.
     """
     systems = describe_systems(config, names) if names else []
+    check_reads_features(systems, "real_speech")
     kinds = load_kinds(folder)
     model = load_whisper(config.model.whisper).to("cuda" if torch.cuda.is_available() else "cpu")
     reader = SpeechReader(model, config.model.language or None, config.extraction.batch_size)

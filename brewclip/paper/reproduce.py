@@ -10,12 +10,22 @@ from brewclip.evaluation.pages import Page
 from brewclip.evaluation.publish import Publication
 from brewclip.paper.cells import load_cached, run_cell
 from brewclip.paper.claims import KINDS
+from brewclip.paper.cost import Cost, cost_section, costs_of
 from brewclip.paper.page import draw_table, publish_table, put_section, recall_metrics, record, table_page
-from brewclip.paper.retrieval_tables import ZERO, Rankings, judge_table, plan_grid
+from brewclip.paper.retrieval_tables import (
+    SPEECHCLIP,
+    TABLES,
+    ZERO,
+    Grid,
+    Rankings,
+    judge_table,
+    plan_grid,
+    shown_title,
+)
 from brewclip.paper.word_errors import judge_word_errors
 
 
-def check_corpora(configs: Mapping[str, Config], split: str, only_cached: bool) -> None:
+def check_corpora(name: str, configs: Mapping[str, Config], split: str, only_cached: bool) -> None:
     """Check that all corpora can be evaluated, before anything is trained.
 
     Raises:
@@ -25,7 +35,9 @@ def check_corpora(configs: Mapping[str, Config], split: str, only_cached: bool) 
         if corpus not in KINDS:
             raise UserError(f"corpus {corpus!r} is not one of the tables: choose among {', '.join(KINDS)}")
         if not only_cached:
-            open_manifest(f"{config.features_url}/{split}", retry_seconds=10)
+            urls = [config.features_url, *([config.corpus_url] if SPEECHCLIP in TABLES[name].rows else [])]
+            for url in urls:
+                open_manifest(f"{url}/{split}", retry_seconds=10)
 
 
 def reproduce_table(
@@ -47,7 +59,7 @@ def reproduce_table(
         command: command shown on the page.
         only_cached: run nothing and log nothing to MLflow, show cached results only.
     """
-    check_corpora(configs, split, only_cached)
+    check_corpora(name, configs, split, only_cached)
     grid = plan_grid(name, configs, seeds, split)
     rankings: Rankings = {}
     num_cells = len({cell.name for rows in grid.values() for cells in rows.values() for cell in cells})
@@ -63,17 +75,32 @@ def reproduce_table(
         for corpus, config in configs.items():
             plain = next(iter(rankings[corpus][ZERO.title]), None)
             verdicts.append(judge_word_errors(config, split, plain, only_cached=only_cached))
-    page = table_page(name, command, configs, rankings, verdicts, split)
+    costs = [cost_section(measure_costs(grid, configs, only_cached))] if TABLES[name].shows_cost else []
+    page = table_page(name, command, configs, rankings, verdicts, split, costs)
     publication = Publication(
         "table",
         record(rankings, verdicts),
         page,
-        figures={f"{name}.png": draw_table(name, rankings)} if any_run(rankings) else {},
+        figures={f"{name}.png": draw_table(name, rankings, configs)} if any_run(rankings) else {},
         params={"corpora": ", ".join(configs), "seeds": ", ".join(map(str, seeds)), "split": split},
         metrics=[(recall_metrics(rankings), 0)],
     )
     publish_table(next(iter(configs.values())), name, publication, verdicts, only_cached=only_cached)
     return page
+
+
+def measure_costs(grid: Grid, configs: Mapping[str, Config], only_cached: bool) -> dict[str, dict[str, list[Cost]]]:
+    """Return the cost of each trained row, of its first seed; empty where it was not measured."""
+    cells = {
+        (corpus, title): found[0]
+        for corpus, rows in grid.items()
+        for title, found in rows.items()
+        if title != ZERO.title
+    }
+    costs: dict[str, dict[str, list[Cost]]] = {corpus: {} for corpus in grid}
+    for (corpus, title), cost in zip(cells, costs_of(list(cells.values()), only_cached=only_cached), strict=True):
+        costs[corpus][shown_title(title, configs[corpus])] = [] if cost is None else [cost]
+    return costs
 
 
 def any_run(rankings: Rankings) -> bool:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from brewclip.config import Config, Transcript, Variant, by_confidence
+from brewclip.config import Config, ModelConfig, Transcript, Variant, by_confidence, for_variant
+from brewclip.config.speech_encoders import WHISPER_PREFIX
 from brewclip.evaluation.published import CORPORA, Recalls, find_cross_corpus, find_recalls
 from brewclip.evaluation.ranks import Ranking
 from brewclip.paper.cells import Cell, plan_cells
@@ -53,6 +54,7 @@ PIPELINE = Row("prompted pipeline", "pipeline")
 PIPELINE_TRUTH = Row("prompted pipeline on ground truth", "pipeline", "ground_truth", "ground_truth")
 PIPELINE_FED = Row("prompted pipeline, trained on ASR, fed ground truth", "pipeline", "asr", "ground_truth")
 ZERO = Row("zero-shot pipeline", "zero_shot")
+SPEECHCLIP = Row("SpeechCLIP-P", "speechclip")
 ZERO_TRUTH = Row("zero-shot pipeline on ground truth", "zero_shot", "asr", "ground_truth")
 CONFIDENCE = Row("BrewCLIP by confidence", "brewclip", beyond=True)
 ITS_TEXT = Row("its text alone", "brewclip", beyond=True, channel="text")
@@ -78,25 +80,30 @@ class Table:
         rows: systems, each evaluated on every corpus.
         claims: claims about these rows.
         shows_earlier: whether to list earlier systems.
+        shows_cost: whether to measure what a training of each row costs.
     """
 
     title: str
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...] = ()
     shows_earlier: bool = False
+    shows_cost: bool = False
 
 
 TABLES: dict[str, Table] = {
     "table1": Table(
         "Table 1: retrieval both ways",
-        (ZERO, PIPELINE, FULL),
+        (ZERO, PIPELINE, FULL, SPEECHCLIP),
         (
             Claim("prompts lift the zero-shot pipeline (section 5, effect of prompting)", PIPELINE.title, ZERO.title,
                   _ALL, (1, 10)),
             Claim("the full model is above the zero-shot pipeline (section 5, comparison)", FULL.title, ZERO.title,
                   _ALL, (1, 10)),
+            Claim("BrewCLIP is far above SpeechCLIP-P, trained here (section 5, comparison)", FULL.title,
+                  SPEECHCLIP.title, _ALL, (1, 10)),
         ),
         shows_earlier=True,
+        shows_cost=True,
     ),
     "table2": Table(
         "Table 2: what each channel gives",
@@ -166,6 +173,16 @@ def plan_grid(name: str, configs: Mapping[str, Config], seeds: Sequence[int], sp
             for source, train in configs.items():
                 grid[corpus][trained_on(source)] = plan_cells(train, test, "brewclip", "asr", "asr", seeds, split)
     return grid
+
+
+def shown_title(title: str, config: Config) -> str:
+    """Return the title that a row has on the page of a corpus: that of SpeechCLIP-P says what else it hears with."""
+    if title != SPEECHCLIP.title:
+        return title
+    encoder = for_variant(config, SPEECHCLIP.variant, 0).model.speech_encoder
+    if encoder == ModelConfig().speech_encoder:
+        return title
+    return f"{title} over {'Whisper' if encoder.startswith(WHISPER_PREFIX) else encoder}'s layers"
 
 
 def trained_on(corpus: str) -> str:

@@ -16,15 +16,24 @@ from brewclip.config import Config
 from brewclip.data.batches import Pair, collate, normalised_images
 from brewclip.data.images import open_image, transform_image
 from brewclip.data.schema import HEARD_FIELDS, BadSample, Sample, array_to_npy
-from brewclip.factory import build_autocast, build_decoder, build_model, build_towers, restore_model
+from brewclip.factory import (
+    build_autocast,
+    build_decoder,
+    build_model,
+    build_towers,
+    build_waveform_decoder,
+    load_own_speech_encoder,
+    restore_model,
+)
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip
 from brewclip.serving.hearing import Heard, SpeechReaders, heard_as
+from brewclip.serving.identity import identity_of_images
 from brewclip.serving.index import ImageIndex, Match
 from brewclip.serving.index.build import BuildReport, build_index
 from brewclip.serving.index.sources import list_images
-from brewclip.serving.media import AudioInput, ImageInput, read_image, read_recording
+from brewclip.serving.media import AudioInput, ImageInput, check_listed, read_image, read_recording
 
 _BATCH = 64
 
@@ -39,8 +48,7 @@ class Embedder:
         device: device to compute on.
 
     Attributes:
-        identity: everything that embeddings of images depend on: trained weights and step unless they are adapters,
-            hash and settings of the frozen CLIP. Systems of one identity share an index.
+        identity: everything that embeddings of images depend on, see `identity_of_images`.
         near_cosine: cosine that 95 % of dev's recordings reached with their own image; None for zero-shot CLIP, and for
             checkpoints before 2026-11-27.
 
@@ -54,24 +62,16 @@ class Embedder:
         self._clip = load_clip(config.model.clip)
         # Zero-shot CLIP has no acoustic channel, so the width of the frames does not matter.
         towers = build_towers(config, self._clip)
-        model = build_model(config, towers, checkpoint.facts.audio_dim if checkpoint else 1)
+        speech_encoder = load_own_speech_encoder(config)
+        model = build_model(config, towers, checkpoint.facts.audio_dim if checkpoint else 1, speech_encoder)
         clip = identify_clip(self._clip)
-        self.identity: dict[str, Any] = {
-            "frozen_sha256": {clip.name: clip.weights_sha256},
-            "frozen_settings": {clip.name: clip.settings},
-            "weights_sha256": "",
-            "step": 0,
-        }
+        self.identity = identity_of_images(config, clip, checkpoint)
         if checkpoint is not None:
-            restore_model(model, checkpoint, clip)
-            if config.model.adaptation == "prompts":  # else images are embedded by the frozen CLIP as it is
-                files = checkpoint.facts.files
-                self.identity |= {"weights_sha256": files["model.safetensors"], "step": checkpoint.facts.step}
-            elif config.data.image_transform != "crop":
-                self.identity |= {"image_transform": config.data.image_transform}
+            restore_model(model, checkpoint, clip, speech_encoder)
         if config.data.transcript == "ground_truth":  # there is none but Whisper's
             config = replace(config, data=replace(config.data, transcript="asr"))
         self._decoder = build_decoder(config, self._clip)
+        self._waveform_decoder = build_waveform_decoder(config, self._clip) if speech_encoder is not None else None
         self._model = model.to(device).eval()
         released = config.extraction.frames == "first_30_seconds"
         self._readers = SpeechReaders(config.model.whisper, device, first_30_seconds=released)
@@ -129,12 +129,13 @@ class Embedder:
             ValueError: for the first recording that cannot be used, with the cause; if Whisper does not know the
                 language or the task.
         """
-        recordings = _listed(recordings, "recordings")
-        reader = self._readers.reader(*heard_as(self.config.model, task, language))
+        recordings = check_listed(recordings, "recordings")
+        own_ears = self._waveform_decoder is not None
+        reader = None if own_ears else self._readers.reader(*heard_as(self.config.model, task, language))
         heard: list[Heard] = []
         for at in range(0, len(recordings), _BATCH):
-            part = recordings[at : at + _BATCH]
-            heard += self._listen_to([read_recording(one, n) for n, one in enumerate(part, at)], reader)
+            waveforms = [read_recording(one, n) for n, one in enumerate(recordings[at : at + _BATCH], at)]
+            heard += self._hear(waveforms) if reader is None else self._listen_to(waveforms, reader)
         return heard
 
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -149,7 +150,7 @@ class Embedder:
         Raises:
             ValueError: for the first text that is empty; if the system reads no text.
         """
-        texts = _listed(texts, "texts")
+        texts = check_listed(texts, "texts")
         if not self._model.reads_text:
             raise ValueError(f"{self.name} has the acoustic channel alone and reads no text: search with a recording")
         for number, text in enumerate(texts):
@@ -169,7 +170,7 @@ class Embedder:
         Raises:
             ValueError: for the first image that cannot be used, with the cause.
         """
-        images = _listed(images, "images")
+        images = check_listed(images, "images")
         return self._embed_in_batches(
             images,
             lambda at, part: self.encode_transformed([self._read_image(one, n) for n, one in enumerate(part, at)]),
@@ -188,7 +189,7 @@ class Embedder:
         Raises:
             UserError: if there is no usable image, or the index was built by another system.
         """
-        return build_index(self, list_images([str(one) for one in _listed(images, "images")]), out)
+        return build_index(self, list_images([str(one) for one in check_listed(images, "images")]), out)
 
     def transform_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """Transform an RGB image as in training, to (3, S, S); safe in threads."""
@@ -221,11 +222,24 @@ class Embedder:
         index.check_made_by(self.identity, self.name)
         if isinstance(queries, np.ndarray) and queries.ndim == 2:
             return index.nearest(_unit(queries.astype(np.float32)), k)
-        return index.nearest(self.embed_speech(_listed(queries, "queries")), k)
+        return index.nearest(self.embed_speech(check_listed(queries, "queries")), k)
 
     def _embed_in_batches(self, items: Sequence[Any], embed: Any) -> NDArray[np.float32]:
         rows = [embed(at, items[at : at + _BATCH]) for at in range(0, len(items), _BATCH)]
         return np.concatenate([np.zeros((0, self.embed_dim), np.float32), *rows])
+
+    @torch.inference_mode()
+    def _hear(self, waveforms: list[NDArray[np.float32]]) -> list[Heard]:
+        """Embed recordings by their sound alone, without Whisper's words."""
+        assert self._waveform_decoder is not None
+        start, blank = time.perf_counter(), Sample("", {"image_id": ""}, image=_BLANK_IMAGE)
+        pairs = [self._waveform_decoder.pair_of(blank, waveform) for waveform in waveforms]
+        batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
+        with build_autocast(self.config, self.device):
+            sound, _, _ = self._model.encode_speech(batch.tokens, batch.audio, batch.audio_mask)
+        timings = {"sound": time.perf_counter() - start}
+        rows = _unit(sound.float().cpu().numpy())
+        return [Heard("", self.language, 0.0, "", row, None, row, 0.0, timings) for row in rows]
 
     @torch.inference_mode()
     def _listen_to(self, waveforms: list[NDArray[np.float32]], reader: SpeechReader) -> list[Heard]:
@@ -283,13 +297,6 @@ class Embedder:
 _NO_TEXT = dict.fromkeys(HEARD_FIELDS, "")
 _NO_FRAMES = np.zeros((0, 2), np.float16)
 _BLANK_IMAGE = read_image(np.zeros((1, 1), np.uint8))
-
-
-def _listed(items: Any, name: str) -> Sequence[Any]:
-    """Check that the argument is a list, not a single item."""
-    if isinstance(items, str | Path) or not hasattr(items, "__len__") or getattr(items, "ndim", 1) == 0:
-        raise ValueError(f"{name} must be a list of them, not {type(items).__name__}")
-    return items
 
 
 def _rows(features: torch.Tensor | None, count: int) -> Any:

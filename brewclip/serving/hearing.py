@@ -19,7 +19,8 @@ class Heard:
     """One recording as a system heard it; embeddings are (E,) float32 of unit length.
 
     Attributes:
-        transcript: text that the system reads; in English if the task was to translate; may be empty.
+        transcript: text that the system reads; in English if the task was to translate; may be empty, and is for a
+            system that hears waveforms instead.
         language: that was spoken, a code such as "en", given or detected.
         confidence: p of docs/adapter.md, the mean probability of a token, in 0..1.
         rejection: why Whisper's checks rejected the transcript: "no_speech", "repetitive", "low_confidence"; or "".

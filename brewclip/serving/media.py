@@ -1,7 +1,9 @@
 """Read recordings and images given by users: arrays, PIL images or paths, within size limits."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +64,17 @@ def read_image(image: ImageInput, number: int = 0) -> bytes:
         return _encode(image)
     except (OSError, TypeError) as error:
         raise ValueError(f"image number {number}: {error}") from None
+
+
+def check_listed(items: Any, name: str) -> Sequence[Any]:
+    """Check that an argument is a list, not a single item, and return it.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(items, str | Path) or not hasattr(items, "__len__") or getattr(items, "ndim", 1) == 0:
+        raise ValueError(f"{name} must be a list of them, not {type(items).__name__}")
+    return items
 
 
 _LOUDEST = 2.0  # resampling overshoots 1 a little; integer samples are far above

@@ -70,7 +70,7 @@ def study_breakdown(config: Config, systems: Sequence[System], split: str, field
     Raises:
         UserError: if no recording has a field, or it has too many values, or as `evaluate_system`.
     """
-    manifest = open_manifest(f"{config.features_url}/{split}")
+    manifest = open_manifest(f"{config.splits_url}/{split}")
     values = read_fields(manifest, fields)
     results = [evaluate_system(system, split) for system in systems]
     groups = break_down(results, values, baseline)

@@ -40,9 +40,9 @@ def untruncated_inputs(config: Config) -> dict[str, Config]:
     """Return for each input of the variant the settings in which only this input is not truncated."""
     data, variant = config.data, config.model.variant
     changes = {"image": replace(data, image_transform="letterbox")}
-    if variant != "acoustic":
+    if config.model.reads_text:
         changes["text"] = replace(data, long_text="chunks")
-    if variant in ("brewclip", "acoustic"):
+    if variant in ("brewclip", "acoustic", "speechclip"):
         changes["speech"] = replace(data, max_audio_frames=0)
     return {name: replace(config, data=changed) for name, changed in changes.items()}
 

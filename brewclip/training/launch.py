@@ -40,8 +40,8 @@ def prepare(config: Config) -> None:
     check_reachable(config.storage)
     if config.model.variant == "zero_shot":
         raise UserError("--model.variant zero_shot has nothing to train: evaluate it with jobs/evaluate.py")
-    manifest = open_manifest(f"{config.features_url}/{config.data.train_split}", retry_seconds=10)
-    open_manifest(f"{config.features_url}/{config.data.dev_split}", retry_seconds=10)
+    manifest = open_manifest(f"{config.splits_url}/{config.data.train_split}", retry_seconds=10)
+    open_manifest(f"{config.splits_url}/{config.data.dev_split}", retry_seconds=10)
     order = SampleOrder(manifest, config.run.seed, config.run.global_batch_size)
     try:
         order.check(config.cluster.num_workers)

@@ -10,12 +10,23 @@ from brewclip.data.batches import Batch, EmbeddingDecoder, Pair, collate, collat
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import Sample
+from brewclip.data.waveforms import RandomCrop
 from brewclip.errors import UserError
-from brewclip.factory import audio_dim_of, build_decoder, build_model, build_towers, check_images, open_embeddings
+from brewclip.factory import (
+    audio_dim_of,
+    build_decoder,
+    build_model,
+    build_towers,
+    build_waveform_decoder,
+    check_images,
+    load_own_speech_encoder,
+    open_embeddings,
+)
 from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.pretrained.clip_identity import ClipIdentity, identify_clip
 from brewclip.pretrained.load import load_clip
+from brewclip.pretrained.speech_encoders import LoadedSpeechEncoder
 from brewclip.training.optimizer import build_optimizer
 
 
@@ -27,12 +38,14 @@ class Parts:
         device: that the model is on.
         train: reader of the training split.
         dev: reader of the split that checkpoints are selected on.
-        audio_dim: width of the Whisper features.
+        audio_dim: width of the Whisper features, or of the speech encoder's.
         clip_identity: what the features of the frozen CLIP depend on.
         decoder: from stored samples to pairs.
         to_batch: collates pairs on the device.
         model: on the device.
         optimizer: over `model.trained_parameters()`.
+        speech_encoder: frozen, if the variant hears waveforms.
+        at_position: what training makes of a pair at a position of the order, see `Stream`.
     """
 
     device: torch.device
@@ -44,6 +57,8 @@ class Parts:
     to_batch: Callable[[list[Pair]], Batch]
     model: BrewCLIP
     optimizer: torch.optim.Optimizer
+    speech_encoder: LoadedSpeechEncoder | None = None
+    at_position: Callable[[Pair, int], Pair] = lambda pair, position: pair
 
     @property
     def manifest(self) -> Manifest:
@@ -53,7 +68,10 @@ class Parts:
     @property
     def frozen_sha256(self) -> dict[str, str]:
         """Hash of the frozen weights, by the name of their model."""
-        return {self.clip_identity.name: self.clip_identity.weights_sha256}
+        speech = self.speech_encoder
+        return {self.clip_identity.name: self.clip_identity.weights_sha256} | (
+            {speech.name: speech.sha256} if speech is not None else {}
+        )
 
 
 def build_parts(config: Config, device: torch.device) -> Parts:
@@ -63,6 +81,8 @@ def build_parts(config: Config, device: torch.device) -> Parts:
         UserError, ValueError, FileNotFoundError: if settings, data and weights do not fit together.
     """
     train, dev = _open(config, config.data.train_split), _open(config, config.data.dev_split)
+    if config.model.variant == "speechclip":
+        return _parts_of_waveforms(config, device, train, dev)
     audio_dim = audio_dim_of(train)
     build = _parts_of_embeddings if config.model.adaptation == "adapter" else _parts_of_towers
     return build(config, device, train, dev, audio_dim)
@@ -86,6 +106,28 @@ def _parts_of_towers(config: Config, device: torch.device, train: Manifest, dev:
     )
 
 
+def _parts_of_waveforms(config: Config, device: torch.device, train: Manifest, dev: Manifest) -> Parts:
+    """Build the parts of a model that reads the corpus before its extraction."""
+    clip, speech = load_clip(config.model.clip), load_own_speech_encoder(config)
+    assert speech is not None
+    audio_dim = speech.model.width
+    model = build_model(config, build_towers(config, clip), audio_dim, speech).to(device)
+    left_bytes = config.data.memory_bytes - train.summary.size_bytes
+    return Parts(
+        device=device,
+        train=SplitReader(train, config.data.cache_directory),
+        dev=SplitReader(dev),
+        audio_dim=audio_dim,
+        clip_identity=identify_clip(clip),
+        decoder=build_waveform_decoder(config, clip, cache_bytes=max(0, left_bytes)),
+        to_batch=lambda pairs: collate(pairs, clip.mean, clip.std, device),
+        model=model,
+        optimizer=build_optimizer(model.trained_parameters(), config.optim),
+        speech_encoder=speech,
+        at_position=RandomCrop(config.data.crop_samples, config.run.seed),
+    )
+
+
 def _parts_of_embeddings(config: Config, device: torch.device, train: Manifest, dev: Manifest, audio_dim: int) -> Parts:
     cached, cached_dev = open_embeddings(config, train, config.data.cache_directory), open_embeddings(config, dev)
     if cached.clip_identity != cached_dev.clip_identity:
@@ -105,4 +147,4 @@ def _parts_of_embeddings(config: Config, device: torch.device, train: Manifest, 
 
 
 def _open(config: Config, split: str) -> Manifest:
-    return open_manifest(f"{config.features_url}/{split}", retry_seconds=config.data.retry_seconds)
+    return open_manifest(f"{config.splits_url}/{split}", retry_seconds=config.data.retry_seconds)

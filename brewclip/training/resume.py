@@ -32,11 +32,11 @@ def resume(config: Config, storage: Storage, parts: Parts) -> TrainState:
         if config.run.init_from:
             initial = open_checkpoint(config.run.init_from)
             check_initial(config, config.run.init_from, initial)
-            restore_model(parts.model, initial, parts.clip_identity)
+            restore_model(parts.model, initial, parts.clip_identity, parts.speech_encoder)
         return TrainState()
     facts = checkpoint.facts
     check_same_run(config, facts)
-    restore_model(parts.model, checkpoint, parts.clip_identity)
+    restore_model(parts.model, checkpoint, parts.clip_identity, parts.speech_encoder)
     load_optimizer_state(parts.optimizer, list(parts.model.trained_parameters()), checkpoint.optimizer)
     return TrainState(facts.step, dict(facts.best), dict(facts.metrics))
 

@@ -147,6 +147,7 @@ class Worker:
         stream = Stream(
             parts.train, order, parts.decoder, self.rejections, rank=self.rank,
             world_size=self.world_size, memory_bytes=data.memory_bytes, num_threads=data.num_threads,
+            at_position=parts.at_position,
         )  # fmt: skip
         steps = ((step, pairs, parts.to_batch(pairs)) for step, pairs in stream.iter_from(self.state.step))
         for step, pairs, batch in one_ahead(steps):

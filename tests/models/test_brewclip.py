@@ -1,4 +1,4 @@
-"""The four variants: what they read, what they train, what a checkpoint of theirs holds."""
+"""The five variants: what they read, what they train, what a checkpoint of theirs holds."""
 
 import math
 
@@ -8,12 +8,15 @@ import torch
 
 from brewclip.models.brewclip import VARIANTS, BrewCLIP
 from brewclip.models.clip import PromptedCLIP
+from brewclip.models.whisper_encoder import WhisperEncoder
+from tests.models.tiny_encoders import tiny_whisper
 
 TRAINED_PARTS = {
     "brewclip": {"prompts", "acoustic", "logit_scale"},
     "acoustic": {"prompts", "acoustic", "logit_scale"},
     "pipeline": {"prompts", "logit_scale"},
     "zero_shot": set(),
+    "speechclip": {"acoustic", "logit_scale"},
 }
 
 
@@ -28,14 +31,19 @@ def build_clip():
 
 def build(variant, **settings):
     clip = build_clip()
+    if variant == "speechclip":
+        settings["speech_encoder"] = WhisperEncoder(tiny_whisper())
     return BrewCLIP(PromptedCLIP(clip), variant=variant, audio_dim=10, ff_dim=32, **settings)
 
 
-def make_batch():
+def make_batch(variant="brewclip"):
     torch.manual_seed(1)
     tokens = torch.randint(1, 48, (3, 12))
     tokens[:, 5] = 49
-    return torch.randn(3, 3, 16, 16), tokens, torch.randn(3, 9, 10), torch.ones(3, 9, dtype=torch.bool)
+    images = torch.randn(3, 3, 16, 16)
+    if variant == "speechclip":
+        return images, tokens, 0.1 * torch.randn(3, 3200), torch.ones(3, 3200, dtype=torch.bool)
+    return images, tokens, torch.randn(3, 9, 10), torch.ones(3, 9, dtype=torch.bool)
 
 
 def test_full_model_adds_both_channels():
@@ -55,27 +63,37 @@ def test_zero_shot_is_plain_clip():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reads_only_its_own_input(variant):
     model = build(variant).eval()
-    images, tokens, audio, mask = make_batch()
+    images, tokens, audio, mask = make_batch(variant)
     features = model(images, tokens, audio, mask)
     other_text = model(images, tokens.flip(0), audio, mask)
     other_sound = model(images, tokens, audio.flip(0), mask)
-    assert torch.equal(features.speech, other_text.speech) == (variant == "acoustic")
+    assert torch.equal(features.speech, other_text.speech) == (variant in ("acoustic", "speechclip"))
     assert torch.equal(features.speech, other_sound.speech) == (variant in ("pipeline", "zero_shot"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_trains_prompts_projections_layer_and_scale_only(variant):
     model = build(variant)
-    assert {name.split(".")[0] for name in model.trained_parameters()} == TRAINED_PARTS[variant]
-    frozen = {name: value.clone() for name, value in model.clip.state_dict().items()}
+    trained = model.trained_parameters().keys()
+    assert {name.split(".")[0] for name in trained} == TRAINED_PARTS[variant]
+    frozen = {name: value.clone() for name, value in model.state_dict().items() if name not in trained}
     parameters = list(model.trained_parameters().values())
     if parameters:
         optimizer = torch.optim.Adam(parameters, lr=0.1)
-        features = model.train()(*make_batch())
+        features = model.train()(*make_batch(variant))
         (model.logit_scale * (features.image * features.speech).sum()).backward()
         assert all(parameter.grad is not None for parameter in parameters)
         optimizer.step()
-    assert all(torch.equal(value, frozen[name]) for name, value in model.clip.state_dict().items())
+    assert {name.split(".")[0] for name in frozen} >= {"clip"}
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in frozen.items())
+
+
+def test_speechclip_needs_its_encoder_and_compares_images_of_plain_clip():
+    with pytest.raises(ValueError, match="speechclip takes a speech encoder"):
+        BrewCLIP(PromptedCLIP(build_clip()), variant="speechclip", audio_dim=10)
+    model, (images, *_) = build("speechclip"), make_batch()
+    torch.testing.assert_close(model.encode_image(images), model.clip.clip.encode_image(images))
+    assert not model.reads_text and not any(".speech_encoder." in name for name in model.trained_state())
 
 
 def test_prompts_are_shared_by_text_audio_and_vision():
@@ -123,7 +141,8 @@ def test_prompt_length_0_trains_without_prompts():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "both"}, "choose one of brewclip, acoustic, pipeline, zero_shot"),
+        ({"variant": "both"}, "choose one of brewclip, acoustic, pipeline, zero_shot, speechclip"),
+        ({"variant": "acoustic", "speech_encoder": WhisperEncoder(tiny_whisper())}, "no other does"),
         ({"variant": "pipeline", "prompt_length": 11}, "at most 10"),
         ({"variant": "pipeline", "prompt_length": -1}, "0 .* or more"),
     ],

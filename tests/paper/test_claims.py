@@ -3,7 +3,17 @@
 import pytest
 
 from brewclip.paper.claims import READ, Claim, judge, judge_against_earlier, judge_larger_gap
-from brewclip.paper.retrieval_tables import ACOUSTIC, FULL, PIPELINE, TABLES, ZERO, ZERO_TRUTH, judge_table, trained_on
+from brewclip.paper.retrieval_tables import (
+    ACOUSTIC,
+    FULL,
+    PIPELINE,
+    SPEECHCLIP,
+    TABLES,
+    ZERO,
+    ZERO_TRUTH,
+    judge_table,
+    trained_on,
+)
 from tests.paper.results import make_ranking
 
 ABOVE = Claim("a is above b", "a", "b", (READ,), (1,))
@@ -93,6 +103,14 @@ def test_prompts_on_narratives_against_zero_shot():
     assert len(lifted) == 4 and {one.verdict for one in lifted} == {"holds"}
     assert lifted[0].published == "+22.8", "39.1 - 16.3 on LN-COCO"
     assert any(one.verdict.startswith("not tested: earlier systems") for one in verdicts)
+
+
+def test_the_trained_baseline_is_compared_query_by_query():
+    rows = {ZERO.title: 60, PIPELINE.title: 120, FULL.title: 130, SPEECHCLIP.title: 40}
+    verdicts = judge_table("table1", rankings_of({"scenes_noisy": rows}))
+    above = [one for one in verdicts if one.claim.startswith("BrewCLIP is far above SpeechCLIP-P, trained here")]
+    assert len(above) == 4 and {one.verdict for one in above} == {"holds"}
+    assert above[0].published == "+34.4", "40.3 - 5.9 on LN-COCO"
 
 
 def test_ground_truth_matters_more_on_free_speech():

@@ -1,6 +1,7 @@
 """Table sections, and the page that contains them."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from brewclip.paper.page import (
     table_page,
 )
 from brewclip.paper.reproduce import write_page
-from brewclip.paper.retrieval_tables import TABLES, judge_table
+from brewclip.paper.retrieval_tables import SPEECHCLIP, TABLES, judge_table, shown_title
 from brewclip.studies.emotion.study import EmotionResult
 from tests.paper.results import make_ranking
 
@@ -44,15 +45,25 @@ def test_a_page_has_tables_claims_and_the_command(name, tmp_path):
         widths = {line.count("|") for line in block.splitlines() if line.startswith("|")}
         assert len(widths) <= 1, "rows are as wide as their header"
     assert text.count("|---") >= 2 and all(one.claim in text for one in verdicts)
-    assert draw_table(name, rankings).startswith(b"\x89PNG")
+    assert draw_table(name, rankings, {"scenes_noisy": config}).startswith(b"\x89PNG")
     metrics = recall_metrics(rankings)
     assert len(metrics) == 6 * len(TABLES[name].rows)
     assert {value for key, value in metrics.items() if key.endswith("speech_to_image/R1")} == {32.5}
 
 
+def test_the_baseline_says_what_it_hears_with_where_that_is_no_hubert():
+    rows = {SPEECHCLIP.title: [make_ranking(60)]}
+    for name, title in (("scenes", "SpeechCLIP-P over Whisper's layers"), ("flickr8k", "SpeechCLIP-P")):
+        assert corpus_rows("table1", [name], name, rows, preset(name))[1][0] == title
+    config = preset("flickr8k")
+    config = replace(config, model=replace(config.model, speech_encoder="hubert_base_ls960"))
+    assert shown_title(SPEECHCLIP.title, config) == "SpeechCLIP-P over hubert_base_ls960's layers"
+
+
 def test_published_numbers_and_earlier_systems_are_in_table1():
     rows = {row.title: [make_ranking(60)] for row in TABLES["table1"].rows}
-    text = markdown_table(corpus_rows("table1", ["flickr8k"], "flickr8k", rows))
+    text = markdown_table(corpus_rows("table1", ["flickr8k"], "flickr8k", rows, preset("flickr8k")))
+    assert "| SpeechCLIP-P |" in text and "| 39.1/72.0/83.0 | 54.5/84.5/93.2 |" in text
     assert "| 66.5/89.1/94.6 | 79.3/95.9/98.6 |" in text and "| MILAN (published) | 33.2 |" in text
 
 

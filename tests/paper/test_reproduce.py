@@ -16,16 +16,17 @@ from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, flatten, for_variant, preset
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
-from brewclip.factory import build_model
+from brewclip.factory import build_model, load_own_speech_encoder
 from brewclip.models.clip import PromptedCLIP
 from brewclip.paper.cells import plan_cells, train_cell
 from brewclip.paper.emotion import reproduce_emotion
 from brewclip.paper.reproduce import reproduce_table
-from brewclip.paper.retrieval_tables import FULL, PIPELINE, ZERO, plan_grid, trained_on
+from brewclip.paper.retrieval_tables import TABLES, ZERO, plan_grid, trained_on
 from brewclip.pretrained.clip_identity import weights_sha256
 from brewclip.pretrained.load import load_clip
 from tests.studies.clips import write_clips
 from tests.training.features import AUDIO_DIM, write_features
+from tests.training.recordings import save_tiny_whisper, write_recordings
 
 CHECKOUT = Path(__file__).parents[2]
 COMMAND = "python jobs/reproduce.py table1 scenes"
@@ -43,11 +44,12 @@ def load_job() -> ModuleType:
 
 
 def tiny(storage: str) -> Config:
+    """Settings of a miniature; its Whisper for the baseline lies next to the data, if it is needed."""
     base = preset("scenes")
     return replace(
         base,
         storage=storage,
-        model=replace(base.model, ff_dim=32),
+        model=replace(base.model, ff_dim=32, speech_encoder=f"whisper-{storage.removeprefix('file://')}/tiny.pt"),
         optim=replace(base.optim, total_steps=2, warmup_steps=1),
         run=replace(base.run, global_batch_size=8),
         cluster=replace(base.cluster, num_workers=1),
@@ -57,11 +59,12 @@ def tiny(storage: str) -> Config:
 def save_finished(config: Config, step: int = 2) -> None:
     """Write a finished run without training it."""
     clip = load_clip("scenes")
-    model = build_model(config, PromptedCLIP(clip.model), AUDIO_DIM)
+    speech = load_own_speech_encoder(config)
+    model = build_model(config, PromptedCLIP(clip.model), AUDIO_DIM, speech)
     state = {name: tensor.contiguous() for name, tensor in model.trained_state().items()}
-    facts = CheckpointFacts(
-        step=step, config=flatten(config), frozen_sha256={"scenes": weights_sha256(clip.model)}, audio_dim=AUDIO_DIM
-    )
+    sha256 = {"scenes": weights_sha256(clip.model)} | ({speech.name: speech.sha256} if speech else {})
+    audio_dim = speech.model.width if speech else AUDIO_DIM
+    facts = CheckpointFacts(step=step, config=flatten(config), frozen_sha256=sha256, audio_dim=audio_dim)
     save_checkpoint(open_storage(config.run_url), Checkpoint(facts, state, {}), best=True, keep=1)
 
 
@@ -124,7 +127,7 @@ def test_cached_results_can_be_shown_before_there_are_any(tmp_path):
     text = reproduce_table(
         "table1", {"scenes": tiny(tmp_path.as_uri())}, [0], "test", COMMAND, only_cached=True
     ).markdown()
-    assert text.count("| - | - | - | - | - | - |") == 3 and "not run" in text
+    assert text.count("| - | - | - | - | - | - |") == 4 and "not run" in text
 
 
 def test_mistakes_are_reported_before_anything_runs(tmp_path):
@@ -137,11 +140,15 @@ def test_mistakes_are_reported_before_anything_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory) -> str:
-    """A tiny corpus with one finished run of the two that table1 needs."""
-    config = tiny(tmp_path_factory.mktemp("reproduce").as_uri())
+    """A tiny corpus with two finished runs of the three that table1 needs."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    config = tiny(folder.as_uri())
+    save_tiny_whisper(folder)
     for split, images in (("train", 8), ("dev", 4), ("test", 6)):
         write_features(config.features_url, split, images)
+        write_recordings(config.corpus_url, split, images)
     save_finished(for_variant(config, "brewclip", 0))
+    save_finished(for_variant(config, "speechclip", 0))
     return config.storage
 
 
@@ -159,24 +166,25 @@ def test_cells_are_run_once(storage, ray, capsys):
     text = reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND).markdown()
     said = capsys.readouterr().out
     assert "training scenes-pipeline-0" in said and "training scenes-brewclip-0" not in said
-    assert said.count(": measured on 12 recordings") == len(cache.list_names()) == 3
+    assert said.count(": measured on 12 recordings") == len(cache.list_names()) == 4
+    assert "| SpeechCLIP-P over Whisper's layers |" in text and "| scenes | BrewCLIP |" in text
     assert text.count("\n| ") >= 3 and "| not run |" not in text
 
     def again() -> str:
         assert reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND).markdown() == text
         return capsys.readouterr().out
 
-    assert again().count(": cached") == 3
+    assert again().count(": cached") == 4
     name = "scenes-pipeline-0--scenes-test-asr"
     cache.delete(f"{name}.cached")
     said = again()
-    assert f"cell {name}: measured" in said and said.count(": cached") == 2 and "training" not in said
+    assert f"cell {name}: measured" in said and said.count(": cached") == 3 and "training scenes" not in said
     save_finished(for_variant(config, "brewclip", 0), step=3)
     reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND)
     said = capsys.readouterr().out
     assert "cell scenes-brewclip-0--scenes-test-asr: measured" in said, "another checkpoint is measured again"
     results = json.loads(open_storage(f"{storage}/experiments/table1").read("results.json"))
-    assert {cell["row"] for cell in results["cells"]} == {ZERO.title, PIPELINE.title, FULL.title}
+    assert {cell["row"] for cell in results["cells"]} == {row.title for row in TABLES["table1"].rows}
     assert 0 <= results["cells"][0]["metrics"]["speech_to_image/R10"] <= 100
     assert {claim["verdict"].partition(":")[0] for claim in results["claims"]} <= {"holds", "fails", "not tested"}
 
@@ -201,6 +209,7 @@ def test_a_run_of_other_settings_is_not_reused_for_a_cell(tmp_path):
         (["table2", "scenes", "scene"], "unknown preset 'scene': did you mean 'scenes'"),
         (["table2", "flickr8k", "flickr8k_release"], "second preset of the corpus flickr8k"),
         (["table2", "scenes", "--model.variant", "pipeline"], "--model.variant pipeline is not for a table"),
+        (["table1", "scenes_speechclip"], "scenes_speechclip is the preset of one row: name scenes"),
         (["table2", "scenes", "--seeds", "1", "1"], "--seeds 1 1: give one or more, each once"),
         (["table2", "scenes", "--optim.peek-lr", "1"], "did you mean --optim.peak-lr"),
     ],

@@ -6,51 +6,50 @@ import math
 import pytest
 import torch
 
-from brewclip.config import ModelConfig, OptimConfig, RunConfig, unflatten
+from brewclip.config import DataConfig, ModelConfig, OptimConfig, RunConfig, unflatten
 from brewclip.config.settings import Config
-from brewclip.data.batches import collate
-from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
-from brewclip.data.reader import Rejections, SplitReader
+from brewclip.data.reader import Rejections
 from brewclip.data.stream import Stream
-from brewclip.factory import build_autocast, build_decoder, build_model
-from brewclip.models.clip import PromptedCLIP
+from brewclip.factory import build_autocast
 from brewclip.pretrained.clip_identity import weights_sha256
-from brewclip.pretrained.load import load_clip
 from brewclip.training.loop import train
-from brewclip.training.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from brewclip.training.optimizer import load_optimizer_state, optimizer_state
+from brewclip.training.parts import build_parts
 from brewclip.training.state import STOP_REQUESTED, TrainState
-from tests.training.features import AUDIO_DIM, write_features
+from tests.training.features import write_features
+from tests.training.recordings import save_tiny_whisper, write_recordings
 
 STEPS = 12
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return load_clip("scenes")
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    url = tmp_path_factory.mktemp("features").as_uri()
-    write_features(url, "train", 16)
-    return open_manifest(f"{url}/train")
+def storage(tmp_path_factory):
+    """A corpus, its features, and a small Whisper for the variant that hears the corpus itself."""
+    folder = tmp_path_factory.mktemp("storage")
+    for split, num_images in (("train", 16), ("dev", 2)):
+        write_features(f"{folder.as_uri()}/scenes/whisper-base", split, num_images)
+        write_recordings(f"{folder.as_uri()}/scenes", split, num_images)
+    save_tiny_whisper(folder)
+    return folder
 
 
 class Run:
     """One process's parts of a run, and what it recorded."""
 
-    def __init__(self, clip, manifest, variant="brewclip", **optim):
+    def __init__(self, storage, variant="brewclip", **optim):
         settings = {"peak_lr": 1e-3, "warmup_steps": 2, "total_steps": STEPS} | optim
+        encoder = f"whisper-{storage}/tiny.pt"
         self.config = Config(
-            model=ModelConfig(variant=variant, clip="scenes", ff_dim=64),
+            storage=storage.as_uri(),
+            data=DataConfig(crop_samples=4000),
+            model=ModelConfig(variant=variant, clip="scenes", ff_dim=64, speech_encoder=encoder),
             optim=OptimConfig(**settings),
             run=RunConfig(global_batch_size=8, log_every_steps=1, eval_every_steps=4, checkpoint_every_steps=5),
         )
-        self.clip, self.manifest = clip, manifest
-        self.model = build_model(self.config, PromptedCLIP(clip.model), AUDIO_DIM)
-        self.optimizer = build_optimizer(self.model.trained_parameters(), self.config.optim)
+        self.parts = build_parts(self.config, CPU)
+        self.model, self.optimizer = self.parts.model, self.parts.optimizer
         self.state = TrainState()
         self.recalls = itertools.cycle([10.0, 30.0, 20.0])
         self.losses: dict[int, float] = {}
@@ -58,12 +57,12 @@ class Run:
         self.stop_at = math.inf
 
     def batches(self):
-        run = self.config.run
-        order = SampleOrder(self.manifest, run.seed, run.global_batch_size)
-        decode = build_decoder(self.config, self.clip)
-        stream = Stream(SplitReader(self.manifest), order, decode, Rejections(self.manifest.url))
+        run, parts = self.config.run, self.parts
+        order = SampleOrder(parts.manifest, run.seed, run.global_batch_size)
+        rejections = Rejections(parts.manifest.url)
+        stream = Stream(parts.train, order, parts.decoder, rejections, at_position=parts.at_position)
         for step, pairs in stream.iter_from(self.state.step):
-            yield collate(pairs, self.clip.mean, self.clip.std, CPU), torch.arange(8) + step * 8
+            yield parts.to_batch(pairs), torch.arange(8) + step * 8
 
     def log(self, metrics, step):
         if "train/loss" in metrics:
@@ -95,24 +94,26 @@ class Run:
 
 
 @pytest.mark.slow
-def test_the_loss_falls_and_frozen_weights_stay(clip, manifest):
-    before = weights_sha256(clip.model)
-    run = Run(clip, manifest, total_steps=40, peak_lr=3e-3)
+def test_the_loss_falls_and_frozen_weights_stay(storage):
+    run = Run(storage, total_steps=40, peak_lr=3e-3)
+    before = weights_sha256(run.model.clip.clip)
     run.go()
     assert sum(run.losses[n] for n in range(37, 41)) < 0.8 * sum(run.losses[n] for n in range(1, 5))
-    assert weights_sha256(clip.model) == before
+    assert weights_sha256(run.model.clip.clip) == before
 
 
 @pytest.mark.slow
-def test_going_on_equals_never_having_stopped(clip, manifest):
-    straight = Run(clip, manifest)
+@pytest.mark.parametrize("variant", ["brewclip", "speechclip"])
+def test_going_on_equals_never_having_stopped(storage, variant):
+    """Inside an epoch, to the bit; of speechclip with the same crops."""
+    straight = Run(storage, variant)
     straight.go()
-    first = Run(clip, manifest)
+    first = Run(storage, variant)
     first.stop_at = 7
     assert first.go().problem == STOP_REQUESTED
     assert first.saved[-1] == (7, False)
 
-    second = Run(clip, manifest)
+    second = Run(storage, variant)
     names = list(second.model.trained_parameters())
     second.model.load_trained_state(first.model.trained_state())
     load_optimizer_state(second.optimizer, names, optimizer_state(first.optimizer, names))
@@ -123,15 +124,15 @@ def test_going_on_equals_never_having_stopped(clip, manifest):
         assert torch.equal(tensor, second.model.trained_state()[name]), name
 
 
-def test_the_best_of_dev_is_marked_and_the_last_step_is_saved(clip, manifest):
-    run = Run(clip, manifest)
+def test_the_best_of_dev_is_marked_and_the_last_step_is_saved(storage):
+    run = Run(storage)
     state = run.go()
     assert run.saved == [(4, True), (5, False), (8, True), (10, False), (12, False)]
     assert state.best == {"dev/speech_to_image/R10": 30.0, "step": 8}
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_step(clip, manifest):
-    run = Run(clip, manifest)
+def test_a_gradient_that_is_not_finite_stops_before_the_step(storage):
+    run = Run(storage)
     with torch.no_grad():
         run.model.acoustic.output.bias.fill_(math.nan)
     before = run.model.trained_state()["acoustic.cls"]
@@ -140,14 +141,14 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(clip, manifest):
     assert torch.equal(run.model.trained_state()["acoustic.cls"], before)
 
 
-@pytest.mark.parametrize("variant", ["pipeline", "acoustic"])
-def test_variants_train(clip, manifest, variant):
-    run = Run(clip, manifest, variant)
+@pytest.mark.parametrize("variant", ["pipeline", "acoustic", "speechclip"])
+def test_variants_train(storage, variant):
+    run = Run(storage, variant)
     assert run.go().step == STEPS
 
 
-def test_a_run_can_be_rebuilt_from_its_checkpoint_settings(clip, manifest):
+def test_a_run_can_be_rebuilt_from_its_checkpoint_settings(storage):
     from brewclip.config import flatten
 
-    run = Run(clip, manifest)
+    run = Run(storage)
     assert unflatten(flatten(run.config)) == run.config
