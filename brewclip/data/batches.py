@@ -74,6 +74,7 @@ class Batch:
         audio_mask: (n, T) bool, True for a real frame.
         image_ids: (n,) int64, equal for equal images.
         confidence: (n,) float32 in 0..1, of the texts.
+        num_tokens: of the longest text, known on the host; 0 if no text is read, or texts have chunks.
 
     Where embeddings are read, `images` and `tokens` are those, (n, E) float32 each.
     """
@@ -87,6 +88,7 @@ class Batch:
     audio_mask: Tensor
     image_ids: Tensor
     confidence: Tensor
+    num_tokens: int = 0
 
 
 class EmbeddingDecoder:
@@ -300,6 +302,7 @@ def _collate(pairs: Sequence[Pair], images: Tensor, tokens: Tensor) -> Batch:
         audio_mask=(torch.arange(audio.shape[1]) < lengths[:, None]).to(device),
         image_ids=torch.tensor([number_of(pair.image_id) for pair in pairs], device=device),
         confidence=torch.tensor([pair.confidence for pair in pairs], dtype=torch.float32, device=device),
+        num_tokens=max(min(pair.lengths.tokens, len(pair.tokens)) for pair in pairs) if tokens.ndim == 2 else 0,
     )
 
 

@@ -83,7 +83,7 @@ class PromptedCLIP(nn.Module):
         pooled, _ = visual._pool(x)
         return pooled if visual.proj is None else pooled @ visual.proj
 
-    def encode_text(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+    def encode_text(self, tokens: Tensor, prompts: Tensor | None = None, num_tokens: int = 0) -> Tensor:
         """Encode captions, with prompts at positions 1..M after the start token.
 
         A caption that no longer fits is truncated and keeps its end token. Positions after the longest caption of
@@ -92,6 +92,7 @@ class PromptedCLIP(nn.Module):
         Args:
             tokens: (B, L) int64 from the model's tokenizer, L at most `context_length`.
             prompts: (M, text_width), or None for plain CLIP.
+            num_tokens: at least those of the longest caption; 0 reads them from the tokens, for which the host waits.
 
         Returns:
             (B, embed_dim) features, not normalised.
@@ -101,7 +102,7 @@ class PromptedCLIP(nn.Module):
         """
         text = self._text
         num_prompts = 0 if prompts is None else len(prompts)
-        tokens, ends = self._fit(tokens, num_prompts)
+        tokens, ends = self._fit(tokens, num_prompts, num_tokens)
         dtype = text.transformer.get_cast_dtype()
         x = text.token_embedding(tokens).to(dtype)  # (B, L', Dt)
         if prompts is not None:
@@ -114,7 +115,7 @@ class PromptedCLIP(nn.Module):
             return text.text_projection(pooled)
         return pooled if text.text_projection is None else pooled @ text.text_projection
 
-    def _fit(self, tokens: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
+    def _fit(self, tokens: Tensor, num_prompts: int, num_tokens: int = 0) -> tuple[Tensor, Tensor]:
         """Truncate captions (B, L) so that prompts fit; return them, trimmed, and the index of each end token."""
         room = self.context_length - num_prompts
         if tokens.ndim != 2 or tokens.shape[1] > self.context_length:
@@ -128,7 +129,7 @@ class PromptedCLIP(nn.Module):
         end_tokens = tokens.gather(1, ends[:, None])
         ends = ends.clamp(max=room - 1)
         tokens = tokens.scatter(1, ends[:, None], end_tokens)
-        return tokens[:, : int(ends.max()) + 1], ends
+        return tokens[:, : min(num_tokens, room) or int(ends.max()) + 1], ends
 
 
 def _run_to_one_position(transformer: Transformer, x: Tensor, positions: Tensor, *, is_causal: bool = False) -> Tensor:
