@@ -1,6 +1,7 @@
 """One worker of a training run: its parts, and the hooks that the loop calls."""
 
 import contextlib
+import functools
 import json
 import logging
 import threading
@@ -16,11 +17,12 @@ from torch import Tensor
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, flatten, unflatten
 from brewclip.config.masking import without_secrets
-from brewclip.data.batches import Batch
+from brewclip.data.batches import Batch, Pair
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections
 from brewclip.data.storage import exists, open_storage
 from brewclip.data.stream import Stream, one_ahead
+from brewclip.data.transfer import CopyStream, to_device
 from brewclip.data.truncation import TruncationCounts
 from brewclip.distributed import agree_on_problem, sum_over_workers, world_rank, world_size
 from brewclip.errors import UserError
@@ -148,13 +150,21 @@ class Worker:
             parts.train, order, parts.decoder, self.rejections, rank=self.rank,
             world_size=self.world_size, memory_bytes=data.memory_bytes, num_threads=data.num_threads,
         )  # fmt: skip
-        steps = ((step, pairs, parts.to_batch(pairs)) for step, pairs in stream.iter_from(self.state.step))
-        for step, pairs, batch in one_ahead(steps):
+        copies = CopyStream(parts.device)
+
+        def build(step: int, pairs: list[Pair]) -> tuple[Batch, Tensor]:
             positions = torch.from_numpy(step * run.global_batch_size + stream.slots)
+            return parts.to_batch(pairs), to_device(positions, parts.device)
+
+        steps = (
+            (step, pairs, copies.start(functools.partial(build, step, pairs)))
+            for step, pairs in stream.iter_from(self.state.step)
+        )
+        for step, pairs, copying in one_ahead(steps):
             self.truncation.add(pair.lengths for pair in pairs)
             if step == self.first_step and self.rank == 0:
                 print(describe_start(self.config, self.assignment.submitted, self.started, self.built), flush=True)
-            yield batch, positions
+            yield copies.finish(copying)
 
     # ------------------------------------------------------------------ hooks of the loop
 
