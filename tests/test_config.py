@@ -125,6 +125,7 @@ def test_a_job_that_was_not_submitted_stores_in_the_current_folder(monkeypatch, 
         (["scenes", "--storage", "gs://bucket"], "must start with s3:// or file:///"),
         (["scenes", "--cluster.num-workers", "65"], "must be 1..64, the global batch size"),
         (["scenes", "--optim.warmup-steps", "9999"], "--optim.warmup-steps 9999 must be 0..300"),
+        (["scenes", "--run.compile", "--data.long-text", "chunks"], "--run.compile cannot be used with --data.long-t"),
     ],
 )
 def test_mistakes_are_one_line(words, message):
@@ -175,6 +176,9 @@ def test_dev_in_other_letters_is_no_other_data():
 def test_settings_without_effect_are_named(capsys):
     parse_command_line(None, Config, ["scenes", "--model.variant", "acoustic", "--data.transcript", "ground_truth"])
     assert "warning: --data.transcript has no effect" in capsys.readouterr().err
+    parse_command_line(None, Config, ["scenes_adapter", "--model.recompute", "--run.compile"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[2].split(" has")[0] for line in lines] == [" --run.compile", " --model.recompute"]
 
 
 @pytest.fixture

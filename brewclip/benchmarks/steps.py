@@ -112,6 +112,13 @@ class Unattended:
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record nothing."""
 
+    def observe(self, batch: Batch) -> None:
+        """Count nothing."""
+
+    def achieved(self, seconds: float) -> dict[str, float]:
+        """Return no metrics."""
+        return {}
+
     def count_bad(self) -> dict[str, float]:
         """Return no counts."""
         return {}
@@ -143,7 +150,9 @@ def train_only(
 def forward_and_backward(config: Config, model: BrewCLIP, batch: Batch) -> None:
     """Add the gradients of one batch on one worker to those of the model, which is set to train."""
     positions = torch.arange(len(batch.keys))
-    features = model.train()(batch.images, batch.tokens, batch.audio, batch.audio_mask, positions, batch.confidence)
+    features = model.train()(
+        batch.images, batch.tokens, batch.audio, batch.audio_mask, positions, batch.confidence, batch.num_tokens
+    )
     losses = brewclip_loss(
         features, batch.image_ids, model.logit_scale, config.loss.alpha, lambda rows: rows,
         separate_channels=config.model.fusion != "sum",

@@ -1,6 +1,7 @@
 """The BrewCLIP model: image features, and speech features from two channels, transcript and audio."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,20 @@ class Features(NamedTuple):
     text: Tensor | None
 
 
+class Encoders(NamedTuple):
+    """Encoders of the three inputs, such as compiled ones.
+
+    Attributes:
+        text: tokens (B, L) and their number -> F_T.
+        image: images -> F_V.
+        audio: audio, its mask, seeds of dropout -> F_A, or None without acoustic channel.
+    """
+
+    text: Callable[[Tensor, int], Tensor]
+    image: Callable[[Tensor], Tensor]
+    audio: Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
+
+
 class BrewCLIP(nn.Module):
     """The model of the paper and its three ablations.
 
@@ -63,6 +78,7 @@ class BrewCLIP(nn.Module):
 
     Attributes:
         channel: one of `CHANNELS`, to have F_L be that channel alone; empty for both.
+        encoders: that `forward` calls instead of its own; None for those.
 
     Raises:
         ValueError: if the variant is unknown or a size does not fit.
@@ -93,6 +109,7 @@ class BrewCLIP(nn.Module):
         if trained and prompt_length > max(0, clip.context_length - 2):
             raise ValueError(f"prompt length is {prompt_length}; at most {clip.context_length - 2} fit into the text")
         self.variant, self.channel = variant, ""
+        self.encoders: Encoders | None = None
         self.clip = clip
         if isinstance(clip, EmbeddingAdapter):
             clip.residual.requires_grad_(variant in ("brewclip", "pipeline"))
@@ -142,12 +159,13 @@ class BrewCLIP(nn.Module):
             F_L, and F_A and F_T where the variant has them.
         """
         text = self.encode_text(tokens, num_tokens) if self.reads_text else None
-        return self._join_channels(text, self._encode_audio(audio, audio_mask, sample_seeds), confidence)
+        return self._join_channels(text, self.encode_audio(audio, audio_mask, sample_seeds), confidence)
 
-    def _encode_audio(self, audio: Tensor, audio_mask: Tensor, sample_seeds: Tensor | None = None) -> Tensor | None:
-        return (
-            None if self.acoustic is None else self.acoustic(audio, audio_mask, self.prompts.text_prompts, sample_seeds)
-        )
+    def encode_audio(self, audio: Tensor, audio_mask: Tensor, sample_seeds: Tensor | None = None) -> Tensor | None:
+        """Encode speech to F_A (B, embed_dim), None without acoustic channel; arguments as in `encode_speech`."""
+        if self.acoustic is None:
+            return None
+        return self.acoustic(audio, audio_mask, self.prompts.text_prompts, sample_seeds)
 
     def _join_channels(
         self, text: Tensor | None, acoustic: Tensor | None, confidence: Tensor | None
@@ -175,7 +193,7 @@ class BrewCLIP(nn.Module):
             text = plain + change
         elif self.reads_text:
             text = plain = self.encode_text(tokens)
-        return plain, text, self._encode_audio(audio, audio_mask)
+        return plain, text, self.encode_audio(audio, audio_mask)
 
     def encode_text(self, tokens: Tensor, num_tokens: int = 0) -> Tensor:
         """Encode texts to F_T (B, embed_dim); arguments as in `encode_speech`. Not of use to `acoustic`.
@@ -206,11 +224,11 @@ class BrewCLIP(nn.Module):
         Sound comes last, so that the backward pass has its gradients first: they are the most, and are summed over
         workers while the towers' backward runs.
         """
-        text = self.encode_text(tokens, num_tokens) if self.reads_text else None
-        image = self.encode_image(images)
-        return Features(
-            image, *self._join_channels(text, self._encode_audio(audio, audio_mask, sample_seeds), confidence)
-        )
+        encoders = self.encoders or Encoders(self.encode_text, self.encode_image, self.encode_audio)
+        text = encoders.text(tokens, num_tokens) if self.reads_text else None
+        image = encoders.image(images)
+        acoustic = encoders.audio(audio, audio_mask, sample_seeds)
+        return Features(image, *self._join_channels(text, acoustic, confidence))
 
     def clamp_logit_scale(self) -> None:
         """Keep 1 / tau at 100 or below; call after each optimiser step."""

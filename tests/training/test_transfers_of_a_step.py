@@ -5,9 +5,9 @@ there.
 """
 
 import contextlib
+import dataclasses
 from collections import Counter
 
-import open_clip
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,18 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from brewclip import distributed
 from brewclip.benchmarks.steps import Unattended
-from brewclip.config import Config, ModelConfig, OptimConfig, RunConfig
-from brewclip.data.batches import Batch
-from brewclip.factory import build_model
-from brewclip.models.clip import PromptedCLIP
 from brewclip.training import loop
 from brewclip.training.state import TrainState
+from tests.training.tiny import EMBED_DIM, build_tiny, tiny_batch, tiny_config
 
-NUM_WORKERS, ROWS, EMBED_DIM, STEPS = 8, 4, 16, 3
+NUM_WORKERS, ROWS, STEPS = 8, 4, 3
 CPU = torch.device("cpu")
-RUN = RunConfig(
-    global_batch_size=NUM_WORKERS * ROWS, precision="float32", log_every_steps=99, checkpoint_every_steps=99
-)
 
 
 class Operations(TorchDispatchMode):
@@ -52,10 +46,8 @@ class EndOfTest(Exception):
 
 def iter_batches(num_tokens):
     for _ in range(STEPS + 1):
-        tokens, ids, names = torch.zeros(ROWS, 12, dtype=torch.long), torch.zeros(ROWS, dtype=torch.long), [""] * ROWS
-        audio, mask = torch.zeros(ROWS, 9, 10), torch.ones(ROWS, 9, dtype=torch.bool)
-        images, confidence = torch.zeros(ROWS, 3, 16, 16), torch.ones(ROWS)
-        yield Batch(names, names, names, images, tokens, audio, mask, ids, confidence, num_tokens), ids
+        batch, positions = tiny_batch(ROWS)
+        yield dataclasses.replace(batch, num_tokens=num_tokens), positions
     raise EndOfTest
 
 
@@ -81,13 +73,8 @@ def flags_read(monkeypatch):
 
 def train_fake(variant="brewclip", num_tokens=7):
     """Take steps as on a GPU, with the fused Adam; return the sizes of the gradients' groups, and what was done."""
-    clip = open_clip.CLIP(
-        embed_dim=EMBED_DIM,
-        vision_cfg={"image_size": 16, "layers": 3, "width": 16, "head_width": 8, "patch_size": 8},
-        text_cfg={"context_length": 12, "vocab_size": 50, "width": 16, "heads": 2, "layers": 2},
-    )
-    config = Config(model=ModelConfig(variant=variant, ff_dim=32), optim=OptimConfig(warmup_steps=0), run=RUN)
-    model = build_model(config, PromptedCLIP(clip), audio_dim=10)
+    config = tiny_config(NUM_WORKERS * ROWS, variant)
+    model = build_tiny(config)
     groups = [sum(parameter.numel() for parameter in group) for group in model.gradient_groups()]
     optimizer = torch.optim.Adam([{"params": list(model.trained_parameters().values()), "lr_scale": 1.0}], fused=True)
     with Operations() as operations, contextlib.suppress(EndOfTest):
