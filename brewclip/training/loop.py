@@ -38,6 +38,12 @@ class LoopHooks(Protocol):
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record metrics of a step."""
 
+    def observe(self, batch: Batch) -> None:
+        """Take note of the shape of a step's batch."""
+
+    def achieved(self, seconds: float) -> dict[str, float]:
+        """Return metrics of what the device did since the last call, in this time."""
+
     def count_bad(self) -> dict[str, float]:
         """Return metrics of samples that could not be used, on rank 0; collective."""
 
@@ -90,6 +96,7 @@ def train(
         # ---- data: every worker has this batch; whether it has the next one travels with the image ids of this one
         batch, positions = upcoming.batch, upcoming.positions
         assert batch is not None and positions is not None
+        hooks.observe(batch)
         started = time.monotonic()
         last = state.step + 1 == optim.total_steps
         upcoming = Fetched() if last else _fetch(batches)
@@ -147,6 +154,7 @@ def train(
                     "train/samples_per_second": samples_since / seconds,
                     "train/data_wait_fraction": data_seconds / seconds,
                 }
+                | hooks.achieved(seconds)
                 | hooks.count_bad(),
                 state.step,
             )

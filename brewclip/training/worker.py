@@ -30,7 +30,8 @@ from brewclip.evaluation.choose import choose_weights, fuse_channels, mean_recal
 from brewclip.evaluation.embed import Embeddings, embed_split, gather_embeddings
 from brewclip.factory import build_autocast
 from brewclip.training.assignment import RESULT, Assignment
-from brewclip.training.console import describe_run, describe_start, describe_step
+from brewclip.training.console import describe_memory, describe_run, describe_start, describe_step
+from brewclip.training.cost import StepCost, peak_memory_bytes, peak_tflops
 from brewclip.training.exported import ExportedMetrics
 from brewclip.training.lease import Fence
 from brewclip.training.loop import train
@@ -130,6 +131,8 @@ class Worker:
         self.record = RunRecord(config, self.rank)
         self.record.start(self.parts, self.assignment.environment, self.world_size)
         self.exported = ExportedMetrics(config.run_name, config.run.global_batch_size) if self.rank == 0 else None
+        self.cost = StepCost(self.parts.model, self.autocast, config.run.global_batch_size)
+        self._flops, self._is_first_batch = 0.0, True
         self.built = time.time()
 
     def run(self) -> TrainState:
@@ -237,6 +240,22 @@ class Worker:
             self.exported.update(metrics, step)
             self.record.tracker.log_metrics(metrics, step)
             print(describe_step(metrics, step, self.config), flush=True)
+
+    def observe(self, batch: Batch) -> None:
+        """Count the operations of a step; before the first one, print the memory that a batch takes."""
+        if self._is_first_batch:
+            self._is_first_batch = False
+            if self.rank == 0:
+                weights = sum(parameter.nbytes for parameter in self.parts.model.parameters())
+                print(describe_memory(self.config, self.cost.kept_bytes(batch), weights), flush=True)
+        self._flops += self.cost.flops(batch)
+
+    def achieved(self, seconds: float) -> dict[str, float]:
+        """Return the device's rate since the last call, its share of the card's peak if that is known, its memory."""
+        tflops, self._flops = self._flops / seconds / 1e12, 0.0
+        metrics = {"train/tflops": tflops, "train/peak_memory_gb": peak_memory_bytes(self.parts.device) / 1e9}
+        peak = peak_tflops(self.parts.device, self.autocast())
+        return metrics | ({"train/mfu": tflops / peak} if peak else {})
 
     def count_bad(self) -> dict[str, float]:
         """Return the unusable and truncated samples of all workers on rank 0; collective."""

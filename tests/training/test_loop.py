@@ -80,6 +80,12 @@ class Run:
     def save(self, state, best):
         self.saved.append((state.step, best))
 
+    def observe(self, batch):
+        pass
+
+    def achieved(self, seconds):
+        return {}
+
     def count_bad(self):
         return {}
 
