@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -69,6 +69,28 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def kept_bytes(compute: Callable[[], Tensor], model: nn.Module) -> int:
+    """Return the bytes that are kept for a backward pass, without the model's own.
+
+    Args:
+        compute: returns what the backward pass starts from.
+        model: whose parameters and buffers do not count.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = compute()  # as long as it lives, no storage takes the place of another
+    del graph
+    return sum(storages.values())
+
+
 class StepCost:
     """Operations of forward and backward of this worker's rows, counted once for each shape of a batch.
 
@@ -94,22 +116,10 @@ class StepCost:
 
     def kept_bytes(self, batch: Batch) -> int:
         """Return the bytes kept for the backward pass of a batch: activations, and the logits of the loss."""
-        storages: dict[int, int] = {}
-        model = self._model
-        own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                storages[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            graph = self._encode(batch)  # as long as it lives, no storage takes the place of another
-        del graph
+        rows = kept_bytes(lambda: self._encode(batch), self._model)
         size = len(batch.image_ids)
         logits = 2 * self._num_losses() * min(size * self._num_columns, 1 << 24) * _FLOAT_BYTES
-        return sum(storages.values()) * size // min(_ROWS, size) + logits
+        return rows * size // min(_ROWS, size) + logits
 
     def _count(self, batch: Batch) -> float:
         parameters = [one for one in self._model.trained_parameters().values() if one.ndim]  # not the scale of the loss
