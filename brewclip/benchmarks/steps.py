@@ -66,23 +66,18 @@ class Trainee:
     model: BrewCLIP
     optimizer: torch.optim.Optimizer
 
-    def rate(
-        self, batches: Iterator[Batch], *, precision: Precision = "float32", compiled: BrewCLIP | None = None
-    ) -> float:
+    def rate(self, batches: Iterator[Batch], *, precision: Precision = "float32") -> float:
         """Train for the configured steps; return pairs per second.
 
         Args:
             batches: at least as many as there are steps.
             precision: of the arithmetic.
-            compiled: the model as returned by `torch.compile`, to be used instead.
         """
         config = replace(self.config, run=replace(self.config.run, precision=precision))
         size = config.run.global_batch_size
         positions = (torch.arange(size) + step * size for step in itertools.count())
         started = time.perf_counter()
-        train_only(
-            config, self.model if compiled is None else compiled, self.optimizer, zip(batches, positions, strict=False)
-        )
+        train_only(config, self.model, self.optimizer, zip(batches, positions, strict=False))
         return config.optim.total_steps * size / (time.perf_counter() - started)
 
 

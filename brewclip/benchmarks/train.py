@@ -10,7 +10,6 @@ project uses.
 
 import functools
 import itertools
-import logging
 import os
 import tempfile
 import time
@@ -47,6 +46,7 @@ from brewclip.data.batches import Batch
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
+from brewclip.training.compiled import compile_encoders
 from brewclip.training.cost import kept_bytes
 
 _LEAST_CACHED_RATIO = 20.0
@@ -84,7 +84,7 @@ class Switch:
         off: undoes it in a batch; None if it is not a property of batches.
         context: context of the step with it.
         precision: of the step with it.
-        compiled: whether the model is compiled.
+        compiled: whether the encoders are compiled, as by `--run.compile`.
     """
 
     kept: bool
@@ -159,14 +159,15 @@ def _check(options: Options) -> None:
 
 
 def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: Options) -> Comparison | None:
-    switch = SWITCHES[name]
-    torch._logging.set_logs(dynamo=logging.ERROR)  # type: ignore[attr-defined]  # no long warning for each graph break
-    compiled: Any = torch.compile(trainee.model, dynamic=True) if switch.compiled else None
+    switch, changed_trainee = SWITCHES[name], trainee
+    if switch.compiled:
+        changed_trainee = build_trainee(trainee.config, batches[0].images.device)
+        compile_encoders(changed_trainee.model)
     off = changed(batches, switch.off)
 
     def rate_with() -> float:
         with switch.context():
-            return trainee.rate(itertools.cycle(batches), precision=switch.precision, compiled=compiled)
+            return changed_trainee.rate(itertools.cycle(batches), precision=switch.precision)
 
     try:
         return compare_in_turn(
@@ -176,10 +177,8 @@ def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: 
             num_pairs=options.num_pairs,
             unit="pairs/s",
         )
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:  # such as no C++ compiler
-        if not switch.compiled:
-            raise
-        print(f"step with {name}: cannot be measured here: {str(error).splitlines()[0]}", flush=True)
+    except UserError as error:  # such as no C++ compiler
+        print(f"step with {name}: cannot be measured here: {error}", flush=True)
         return None
 
 
