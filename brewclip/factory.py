@@ -79,7 +79,7 @@ def build_towers(config: Config, clip: LoadedClip) -> PromptedCLIP | EmbeddingAd
     """
     as_it_is = config.model.variant in ("zero_shot", "speechclip") and why_no_prompts(clip.model)
     if config.model.adaptation == "prompts" and not as_it_is:
-        return PromptedCLIP(clip.model)
+        return PromptedCLIP(clip.model, recompute=config.model.recompute)
     towers = FrozenTowers(clip.model)
     return EmbeddingAdapter(towers.embed_dim, towers)
 

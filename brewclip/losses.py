@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from brewclip.distributed import world_rank
 from brewclip.models.brewclip import Features
 
 _MAX_LOGITS = 1 << 24  # in memory at once, 64 MiB; a batch with at most as many uses the plain formula
@@ -49,6 +48,8 @@ def brewclip_loss(
     reduction: str = "sum",
     *,
     separate_channels: bool = False,
+    all_ids: Tensor | None = None,
+    first_row: int = 0,
 ) -> dict[str, Tensor]:
     """Compute alpha * inner + (1 - alpha) * outer of this worker's rows.
 
@@ -65,23 +66,23 @@ def brewclip_loss(
         image_ids: (n,) int64; rows of the same image are never each other's negatives.
         logit_scale: log(1 / tau).
         alpha: weight of the inner loss, in [0, 1].
-        gather: rows of this worker -> rows of all workers, in the same order on all, such as
-            `distributed.gather_rows`; the identity for one worker.
+        gather: rows of this worker -> rows of all workers, in the same order on all, such as a
+            `distributed.RowGather`; the identity for one worker.
         reduction: `sum` or `mean` of the losses of the two directions.
         separate_channels: train each channel against the images, for a fusion whose weights are chosen afterwards.
+        all_ids: (N,) image_ids of all workers' rows; None for one worker.
+        first_row: place of this worker's rows among all.
 
     Returns:
         Scalars: "loss" with gradient; "outer" and "inner"; "effective_negatives", the mean number of
             negatives per row.
     """
-    # One collective for all features and one for all integers.
+    # One collective for all features.
     parts = [part.float() for part in features if part is not None]
     gathered = iter(gather(torch.stack(parts, dim=1)).unbind(1))
     everyone = Features._make(None if part is None else next(gathered) for part in features)
-    ranks = torch.full_like(image_ids, world_rank())
-    all_ids, all_ranks = gather(torch.stack([image_ids, ranks], dim=1)).unbind(1)
-    first_own = (all_ranks < ranks[:1]).sum() if len(ranks) else 0
-    targets = torch.arange(len(image_ids), device=image_ids.device) + first_own
+    all_ids = image_ids if all_ids is None else all_ids
+    targets = torch.arange(first_row, first_row + len(image_ids), device=image_ids.device)
 
     num_rows = len(all_ids)
     is_small = len(targets) * num_rows <= _MAX_LOGITS

@@ -166,6 +166,7 @@ def test_a_job_that_was_not_submitted_stores_in_the_current_folder(monkeypatch, 
         (["scenes", "--model.speech-encoder", "hubert_large"], "did you mean hubert_large_ll60k?"),
         (["scenes", "--model.speech-encoder", "whisper-bas"], "'whisper-bas' is no Whisper model: did you mean base"),
         (["scenes", "--data.crop-samples", "-1"], "--data.crop-samples -1 must be 0..100000000"),
+        (["scenes", "--run.compile", "--data.long-text", "chunks"], "--run.compile cannot be used with --data.long-t"),
     ],
 )
 def test_mistakes_are_one_line(words, message):
@@ -216,6 +217,9 @@ def test_dev_in_other_letters_is_no_other_data():
 def test_settings_without_effect_are_named(capsys):
     parse_command_line(None, Config, ["scenes", "--model.variant", "acoustic", "--data.transcript", "ground_truth"])
     assert "warning: --data.transcript has no effect" in capsys.readouterr().err
+    parse_command_line(None, Config, ["scenes_adapter", "--model.recompute", "--run.compile"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[2].split(" has")[0] for line in lines] == [" --run.compile", " --model.recompute"]
 
 
 def test_settings_of_one_variant_are_named_where_they_have_no_effect(capsys):

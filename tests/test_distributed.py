@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from brewclip.distributed import agree_on_problem, gather_rows, gather_to_first, sum_gradients
+from brewclip.distributed import GradientSum, RowGather, agree_on_problem, gather_to_first, sum_own_rows
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
@@ -41,13 +41,35 @@ def make_batch(variant):
 
 
 def step(rows, variant):
+    """Return losses and gradients of a step on this worker's rows, and the ids of all rows."""
     model = build_model(variant)
+    gather, gradients = RowGather(rows.stop - rows.start, torch.device("cpu")), GradientSum(model.gradient_groups())
+    shared = gather.start(IMAGE_IDS[rows], raised=rows.start == 0)
     features = model(*(part[rows] for part in make_batch(variant)))
-    losses = brewclip_loss(features, IMAGE_IDS[rows], model.logit_scale, 0.1, gather_rows)
+    losses = brewclip_loss(
+        features, IMAGE_IDS[rows], model.logit_scale, 0.1, gather, all_ids=shared.numbers(), first_row=gather.first_row
+    )
     losses["loss"].backward()
-    parameters = model.trained_parameters()
-    sum_gradients(parameters.values())
-    return losses, {name: parameter.grad for name, parameter in parameters.items()}
+    gradients.finish()
+    gradients.close()
+    assert shared.anyone_raised()
+    return losses, {name: one.grad for name, one in model.trained_parameters().items()}, shared.numbers()
+
+
+def check_transfers(rank, shares):
+    """Both ways to sum own rows are the same; nobody raised a flag; what has no gradient counts as zero."""
+    gather = RowGather(shares[rank], torch.device("cpu"))
+    assert not gather.start(torch.arange(shares[rank]), raised=False).anyone_raised()
+    everything = torch.arange(24.0).view(8, 3) * (rank + 1)
+    one, other = (sum_own_rows(everything, gather.counts, scatter=scatter) for scatter in (False, True))
+    assert torch.equal(one, other) and one.shape == (shares[rank], 3)
+    of_first, of_others, of_nobody = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    gradients = GradientSum([[of_first, of_others], [of_nobody]])
+    (of_others if rank else of_first).sum().backward()
+    gradients.finish()
+    for parameter, count in ((of_first, 1), (of_others, len(shares) - 1), (of_nobody, 0)):
+        assert parameter.grad.tolist() == [count] * 2
+    gradients.close()
 
 
 def run_worker(rank, splits, folder):
@@ -58,7 +80,8 @@ def run_worker(rank, splits, folder):
     for shares in splits:
         start = sum(shares[:rank])
         rows = slice(start, start + shares[rank])
-        results += [(*step(rows, variant), gather_rows(IMAGE_IDS[rows])) for variant in VARIANTS]
+        results += [step(rows, variant) for variant in VARIANTS]
+    check_transfers(rank, splits[-1])
     assert agree_on_problem("") == ""
     assert agree_on_problem(f"worker {rank} is broken" if rank else "") == "worker 1 is broken"
     assert gather_to_first(rank) == (list(range(world_size)) if rank == 0 else [])
@@ -72,7 +95,7 @@ def test_loss_and_gradients_equal_one_process(splits, tmp_path):
     mp.spawn(run_worker, (splits, tmp_path), nprocs=len(splits[0]))
     by_rank = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(len(splits[0]))]
     expected = [step(slice(0, 8), variant) for variant in VARIANTS] * len(splits)
-    for (expected_losses, expected_gradients), *results in zip(expected, *by_rank, strict=True):
+    for (expected_losses, expected_gradients, _), *results in zip(expected, *by_rank, strict=True):
         for name, alone in expected_losses.items():
             total = sum(losses[name] for losses, *_ in results)
             torch.testing.assert_close(total, alone, rtol=1e-5, atol=1e-5)
@@ -86,5 +109,10 @@ def test_loss_and_gradients_equal_one_process(splits, tmp_path):
 def test_without_a_process_group_everything_is_the_identity():
     x = torch.randn(3, 2)
     parameter = torch.nn.Parameter(torch.ones(2))
-    sum_gradients([parameter])
-    assert gather_rows(x) is x and parameter.grad is None and gather_to_first(3) == [3]
+    gather, gradients = RowGather(3, x.device), GradientSum([[parameter]])
+    gradients.finish()
+    assert gather(x) is x and gather.first_row == 0
+    assert parameter.grad is None and gather_to_first(3) == [3]
+    for raised in (False, True):
+        assert gather.start(torch.arange(3), raised).anyone_raised() == raised
+    assert gather.start(torch.arange(3), False).numbers().tolist() == [0, 1, 2]

@@ -11,10 +11,10 @@ from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time, wea
 
 # ViT-L-14 at 224 pixels and captions of 20 tokens; the images' 30 kB and 2 bytes x 512 a frame of speech.
 _VISION, _TEXT, _PATCHES = Tower(1024, 24, 261), Tower(768, 12, 24), 2.0 * 256 * 3 * 14**2 * 1024
-_TRAINED = 10_439_169
+_TRAINED, _PROMPTS = 10_439_169, 790_528
 PAPER = (
-    Workload("flickr8k", _VISION, _TEXT, _PATCHES, 768, _TRAINED, 30_000 + 1024 * 50 * 4),
-    Workload("localized_narratives", _VISION, _TEXT, _PATCHES, 768, _TRAINED, 30_000 + 1024 * 50 * 18),
+    Workload("flickr8k", _VISION, _TEXT, _PATCHES, 768, _TRAINED, _PROMPTS, 30_000 + 1024 * 50 * 4),
+    Workload("localized_narratives", _VISION, _TEXT, _PATCHES, 768, _TRAINED, _PROMPTS, 30_000 + 1024 * 50 * 18),
 )
 GPU = Machine(flops_per_second=125e12, bytes_per_second=25e9, latency_seconds=1e-5)
 """An assumption: 40 % of 312 TFLOP/s in bfloat16, and 200 Gbit/s for each GPU."""

@@ -43,7 +43,7 @@ _LINK_BYTES = 2**24  # summed over both workers to measure the link
 _NUM_LINK_RUNS = 5
 _RESULT = "benchmark-result.json"
 
-SCENES = Workload("scenes", Tower(160, 4, 41), Tower(128, 4, 24), 2.0 * 36 * 3 * 16**2 * 160, 128, 0, 200_000)
+SCENES = Workload("scenes", Tower(160, 4, 41), Tower(128, 4, 24), 2.0 * 36 * 3 * 16**2 * 160, 128, 0, 0, 200_000)
 
 
 @dataclass(frozen=True)

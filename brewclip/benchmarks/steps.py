@@ -19,6 +19,7 @@ from brewclip.data.reader import SplitReader
 from brewclip.data.schema import BadSample
 from brewclip.factory import build_autocast, build_decoder, build_model
 from brewclip.losses import brewclip_loss
+from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained.load import LoadedClip, load_clip
@@ -65,31 +66,40 @@ class Trainee:
     model: BrewCLIP
     optimizer: torch.optim.Optimizer
 
-    def rate(
-        self, batches: Iterator[Batch], *, precision: Precision = "float32", compiled: BrewCLIP | None = None
-    ) -> float:
+    def rate(self, batches: Iterator[Batch], *, precision: Precision = "float32") -> float:
         """Train for the configured steps; return pairs per second.
 
         Args:
             batches: at least as many as there are steps.
             precision: of the arithmetic.
-            compiled: the model as returned by `torch.compile`, to be used instead.
         """
         config = replace(self.config, run=replace(self.config.run, precision=precision))
         size = config.run.global_batch_size
         positions = (torch.arange(size) + step * size for step in itertools.count())
         started = time.perf_counter()
-        train_only(
-            config, self.model if compiled is None else compiled, self.optimizer, zip(batches, positions, strict=False)
-        )
+        train_only(config, self.model, self.optimizer, zip(batches, positions, strict=False))
         return config.optim.total_steps * size / (time.perf_counter() - started)
 
 
 def build_trainee(config: Config, device: torch.device) -> Trainee:
-    """Build the model of a configuration."""
+    """Build the model of a configuration; one with an adapter takes cached embeddings, see `cached_batches`."""
     clip = load_clip(config.model.clip)
-    model = build_model(config, PromptedCLIP(clip.model), AUDIO_DIM).to(device)
+    towers = PromptedCLIP(clip.model)
+    own = EmbeddingAdapter(towers.embed_dim) if config.model.adaptation == "adapter" else towers
+    model = build_model(config, own, AUDIO_DIM).to(device)
     return Trainee(config, clip, model, build_optimizer(model.trained_parameters(), config.optim))
+
+
+def cached_batches(trainee: Trainee, batches: Sequence[Batch]) -> list[Batch]:
+    """Return batches with CLIP's embeddings in place of images and tokens, as the extraction caches them."""
+    towers = PromptedCLIP(trainee.clip.model)
+    with torch.no_grad():
+        return [
+            replace(
+                batch, images=towers.encode_image(batch.images), tokens=towers.encode_text(batch.tokens), num_tokens=0
+            )
+            for batch in batches
+        ]
 
 
 class Unattended:
@@ -111,6 +121,13 @@ class Unattended:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record nothing."""
+
+    def observe(self, batch: Batch) -> None:
+        """Count nothing."""
+
+    def achieved(self, seconds: float) -> dict[str, float]:
+        """Return no metrics."""
+        return {}
 
     def count_bad(self) -> dict[str, float]:
         """Return no counts."""
@@ -140,15 +157,23 @@ def train_only(
     assert not state.problem, state.problem
 
 
-def forward_and_backward(config: Config, model: BrewCLIP, batch: Batch) -> None:
-    """Add the gradients of one batch on one worker to those of the model, which is set to train."""
-    positions = torch.arange(len(batch.keys))
-    features = model.train()(batch.images, batch.tokens, batch.audio, batch.audio_mask, positions, batch.confidence)
+def compute_loss(config: Config, model: BrewCLIP, batch: Batch) -> Tensor:
+    """Return the loss of one batch on one worker; the model is set to train."""
+    with build_autocast(config, batch.images.device):
+        features = model.train()(
+            batch.images, batch.tokens, batch.audio, batch.audio_mask, batch.image_ids, batch.confidence,
+            batch.num_tokens,
+        )  # fmt: skip
     losses = brewclip_loss(
         features, batch.image_ids, model.logit_scale, config.loss.alpha, lambda rows: rows,
         separate_channels=config.model.fusion != "sum",
     )  # fmt: skip
-    losses["loss"].backward()
+    return losses["loss"]
+
+
+def forward_and_backward(config: Config, model: BrewCLIP, batch: Batch) -> None:
+    """Add the gradients of one batch on one worker to those of the model, which is set to train."""
+    compute_loss(config, model, batch).backward()
 
 
 def count_flops(config: Config, model: BrewCLIP, batch: Batch) -> int:

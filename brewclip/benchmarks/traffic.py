@@ -1,8 +1,9 @@
 """Analytical step time and traffic of a training run on many GPUs.
 
 Every worker encodes its own pairs; then features of all workers are gathered (forward), the gradients of the gathered
-features are summed (backward), the gradients of trained parameters are summed, and meanwhile the next pairs are read
-from storage. Reading overlaps with computing, the rest does not: a step takes the longer of the two.
+features are summed and scattered (backward), and the gradients of trained parameters are summed: those of the acoustic
+layer while the towers' backward pass runs, those of the prompts behind it. Meanwhile the next pairs are read from
+storage, and image ids travel during the forward pass.
 """
 
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Workload:
         patch_flops: of the image's first convolution; it has no backward.
         embed_dim: of the features.
         trained_parameters: whose gradients are summed over workers.
+        late_parameters: of them, those whose gradients are complete at the end of the backward pass only.
         pair_bytes: read from storage: image and Whisper features.
     """
 
@@ -50,6 +52,7 @@ class Workload:
     patch_flops: float
     embed_dim: int
     trained_parameters: int
+    late_parameters: int
     pair_bytes: int
 
     def flops(self) -> float:
@@ -80,7 +83,7 @@ class StepTime:
         compute_seconds: towers, forward and backward.
         loss_seconds: one worker's rows of the logits.
         gather_seconds: features forward, their gradients backward.
-        reduce_seconds: gradients of trained parameters.
+        reduce_seconds: gradients of trained parameters, without what the towers' backward pass hides.
         gather_bytes, reduce_bytes: sent by one worker.
         read_bytes_per_second: from storage, by all workers together, so as not to delay them.
     """
@@ -102,21 +105,23 @@ class StepTime:
 def step_time(workload: Workload, machine: Machine, num_workers: int, pairs_per_worker: int) -> StepTime:
     """Return the time of a step of `num_workers` times `pairs_per_worker` pairs.
 
-    Rings: a gather sends the other workers' share once, a sum twice; each pass takes as many hops as there are
-    other workers.
+    Rings: a gather and a reduce-scatter send the other workers' share once, a sum twice; each pass takes as many hops
+    as there are other workers. Half of the towers' time is their backward pass.
     """
     others = (num_workers - 1) / num_workers
     rows = num_workers * pairs_per_worker
     feature_bytes = _FEATURES * workload.embed_dim * _FLOAT_BYTES * rows
-    gather_bytes = 3 * others * feature_bytes  # forward once, the sum of the backward twice
-    reduce_bytes = 2 * others * workload.trained_parameters * _FLOAT_BYTES
+    gather_bytes = 2 * others * feature_bytes  # once forward, once backward
+    late_bytes = 2 * others * workload.late_parameters * _FLOAT_BYTES
+    early_bytes = 2 * others * workload.trained_parameters * _FLOAT_BYTES - late_bytes
     compute = workload.flops() * pairs_per_worker / machine.flops_per_second
     loss = 3 * _LOSSES * 2 * pairs_per_worker * rows * workload.embed_dim / machine.flops_per_second
     hops = (num_workers - 1) * machine.latency_seconds
-    gather = gather_bytes / machine.bytes_per_second + 3 * hops
-    reduce = reduce_bytes / machine.bytes_per_second + 2 * hops
+    gather = gather_bytes / machine.bytes_per_second + 2 * hops
+    early, late = (part / machine.bytes_per_second + 2 * hops for part in (early_bytes, late_bytes))
+    reduce = max(0.0, early - compute / 2) + late
     read = rows * workload.pair_bytes / (compute + loss + gather + reduce)
-    return StepTime(compute, loss, gather, reduce, gather_bytes, reduce_bytes, read)
+    return StepTime(compute, loss, gather, reduce, gather_bytes, early_bytes + late_bytes, read)
 
 
 def weak_efficiency(workload: Workload, machine: Machine, num_workers: int, pairs_per_worker: int) -> float:

@@ -1,4 +1,4 @@
-"""Benchmark the training step: cached features against Whisper in the loop, FLOP rate, and candidate optimizations.
+"""Benchmark the training step: against open_clip's, with cached inputs, FLOP rate, candidate optimizations.
 
     python jobs/benchmark.py train
     python jobs/benchmark.py train --switches bfloat16 math_attention --num-pairs 9
@@ -10,7 +10,6 @@ project uses.
 
 import functools
 import itertools
-import logging
 import os
 import tempfile
 import time
@@ -26,25 +25,33 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from brewclip.benchmarks.corpus import make_recordings, write_features
-from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, show
+from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, Limit, compare_in_turn, print_limit, show
+from brewclip.benchmarks.open_clip_step import OpenClipStep
 from brewclip.benchmarks.steps import (
     Trainee,
     build_config,
     build_trainee,
+    cached_batches,
     changed,
+    compute_loss,
     count_flops,
     forward_and_backward,
     make_batches,
     read_pairs,
 )
+from brewclip.config.presets import by_confidence
 from brewclip.config.ranges import THREADS, Range
 from brewclip.config.settings import Precision
 from brewclip.data.batches import Batch
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
+from brewclip.training.compiled import compile_encoders
+from brewclip.training.cost import kept_bytes
 
 _LEAST_CACHED_RATIO = 20.0
+_LEAST_ADAPTER_RATIO = 10.0
+_LEAST_PEER_RATIO = 1.3
 _WHISPER_FRAMES = 1500  # of a 30 s chunk
 _NUM_TOP_OPERATIONS = 8
 _MATRIX_SIDE = 2048
@@ -77,7 +84,7 @@ class Switch:
         off: undoes it in a batch; None if it is not a property of batches.
         context: context of the step with it.
         precision: of the step with it.
-        compiled: whether the model is compiled.
+        compiled: whether the encoders are compiled, as by `--run.compile`.
     """
 
     kept: bool
@@ -92,7 +99,7 @@ def _with_longest_text(batch: Batch) -> Batch:
     tokens = F.pad(batch.tokens, (0, 77 - batch.tokens.shape[1]))
     start, end = tokens[0, 0], tokens.max()
     tokens[0] = torch.cat([start[None], tokens[0, 1:2].expand(75), end[None]])
-    return replace(batch, tokens=tokens)
+    return replace(batch, tokens=tokens, num_tokens=tokens.shape[1])
 
 
 def _with_all_frames(batch: Batch) -> Batch:
@@ -130,9 +137,16 @@ def run(options: Options) -> dict[str, Any]:
         arithmetic = _arithmetic(trainee, batches, options)
         found = [_compare_switch(name, trainee, batches, options) for name in options.switches]
         comparisons = [comparison for comparison in found if comparison is not None]
+        comparisons.append(_compare_cached(trainee, batches, options))
+        of_open_clip, limits = _compare_open_clip(trainee, batches, options)
+        comparisons.append(of_open_clip)
         if options.whisper_batch_size:
             comparisons.append(_compare_whisper(storage, options, device))
-    return {"comparisons": [comparison.record() for comparison in comparisons], "arithmetic": arithmetic}
+    return {
+        "comparisons": [comparison.record() for comparison in comparisons],
+        "limits": [limit.record() for limit in limits],
+        "arithmetic": arithmetic,
+    }
 
 
 def _check(options: Options) -> None:
@@ -145,14 +159,15 @@ def _check(options: Options) -> None:
 
 
 def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: Options) -> Comparison | None:
-    switch = SWITCHES[name]
-    torch._logging.set_logs(dynamo=logging.ERROR)  # type: ignore[attr-defined]  # no long warning for each graph break
-    compiled: Any = torch.compile(trainee.model, dynamic=True) if switch.compiled else None
+    switch, changed_trainee = SWITCHES[name], trainee
+    if switch.compiled:
+        changed_trainee = build_trainee(trainee.config, batches[0].images.device)
+        compile_encoders(changed_trainee.model)
     off = changed(batches, switch.off)
 
     def rate_with() -> float:
         with switch.context():
-            return trainee.rate(itertools.cycle(batches), precision=switch.precision, compiled=compiled)
+            return changed_trainee.rate(itertools.cycle(batches), precision=switch.precision)
 
     try:
         return compare_in_turn(
@@ -162,11 +177,47 @@ def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: 
             num_pairs=options.num_pairs,
             unit="pairs/s",
         )
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:  # such as no C++ compiler
-        if not switch.compiled:
-            raise
-        print(f"step with {name}: cannot be measured here: {str(error).splitlines()[0]}", flush=True)
+    except UserError as error:  # such as no C++ compiler
+        print(f"step with {name}: cannot be measured here: {error}", flush=True)
         return None
+
+
+def _compare_cached(trainee: Trainee, batches: list[Batch], options: Options) -> Comparison:
+    """Compare a step of the adapter, whose images and texts are embedded once, with one that has prompts."""
+    cached = build_trainee(by_confidence(trainee.config), batches[0].images.device)
+    inputs = cached_batches(cached, batches)
+    return compare_in_turn(
+        "step of the adapter on cached embeddings against prompts in both towers",
+        lambda: cached.rate(itertools.cycle(inputs)),
+        lambda: trainee.rate(itertools.cycle(batches)),
+        num_pairs=options.num_pairs,
+        unit="pairs/s",
+        target=_LEAST_ADAPTER_RATIO,
+    )
+
+
+def _compare_open_clip(
+    trainee: Trainee, batches: list[Batch], options: Options
+) -> tuple[Comparison, tuple[Limit, Limit]]:
+    """Compare a step of the variant `pipeline` with open_clip's, of the same model and prompts, in time and memory."""
+    config = replace(trainee.config, model=replace(trainee.config.model, variant="pipeline"))
+    own = build_trainee(config, batches[0].images.device)
+    peer = OpenClipStep(own)
+    theirs = peer.kept_bytes(batches[0])
+    ours = kept_bytes(lambda: compute_loss(config, own.model, batches[0]), own.model)
+    comparison = compare_in_turn(
+        "step with prompts in both towers against open_clip's model, ClipLoss and AdamW",
+        lambda: own.rate(itertools.cycle(batches)),
+        lambda: peer.rate(batches),
+        num_pairs=options.num_pairs,
+        unit="pairs/s",
+        target=_LEAST_PEER_RATIO,
+    )
+    name = "memory for the backward pass of that step"
+    return comparison, (
+        print_limit(Limit(name, (ours / 1e6,), "MB", theirs / 1e6)),
+        print_limit(Limit(f"{name}, open_clip", (theirs / 1e6,), "MB")),
+    )
 
 
 def _compare_whisper(storage: str, options: Options, device: torch.device) -> Comparison:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:  # it loads open_clip, which reading a checkpoint does not nee
 _FREE_SETTINGS = (
     *("storage", "cluster.", "tracking.", "extraction.", "run.name", "run.fresh", "run.log_every_steps"),
     *("run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints", "data.memory_bytes"),
-    *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction"),
+    *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction", "model.recompute"),
     *("sweep.num_trials", "sweep.max_concurrent", "sweep.max_failures", "sweep.register_as"),
 )
-_NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.task", "model.cls_std")
+_NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.task", "model.cls_std", "model.recompute")
 
 
 def check_frozen(checkpoint: Checkpoint, clip: "ClipIdentity", others: Mapping[str, str] | None = None) -> None:

@@ -60,6 +60,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"--optim.warmup-steps {optim.warmup_steps} must be 0..{optim.total_steps}, the total steps",
         ),
         (
+            run.compile and data.long_text == "chunks",
+            "--run.compile cannot be used with --data.long-text chunks, whose number differs from batch to batch: give "
+            "--data.long-text truncate",
+        ),
+        (
             optim.final_lr > optim.peak_lr,
             f"--optim.final-lr {optim.final_lr} must be 0..{optim.peak_lr}, the peak",
         ),
@@ -104,6 +109,10 @@ def ignored_settings(config: Config) -> list[str]:
             lines.append(f"--model.prompt-length has no effect: {what} takes no prompts")
     elif model.prompt_length == 0 and config.optim.prompt_lr_scale != 1:
         lines.append("--optim.prompt-lr-scale has no effect: --model.prompt-length is 0")
+    if model.adaptation == "adapter" and config.run.compile:
+        lines.append("--run.compile has no effect: --model.adaptation adapter computes no tower")
+    if model.recompute and not config.num_prompts:
+        lines.append("--model.recompute has no effect: without prompts nothing flows back through the towers")
     if model.fusion != "sum" and variant == "brewclip" and config.loss.alpha != LossConfig().alpha:
         lines.append(f"--loss.alpha has no effect: --model.fusion {model.fusion} trains each channel alone")
     if variant != "speechclip":

@@ -11,10 +11,11 @@ _EXTRACTION = (
 )
 _MODEL_OF_CHECKPOINTS = (
     *("model.variant", "model.language", "model.task", "model.prompt_length", "model.num_layers", "model.num_heads"),
-    *("model.ff_dim", "model.dropout", "model.cls_std", "model.fusion", "model.speech_encoder"),
+    *("model.ff_dim", "model.dropout", "model.cls_std", "model.fusion", "model.recompute", "model.speech_encoder"),
 )
 _RUN = (
     *("run.name", "run.fresh", "run.init_from", "run.seed", "run.global_batch_size", "run.selection_metric"),
+    *("run.compile",),
     *("run.log_every_steps", "run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints"),
 )
 _WORKERS = (*("cluster.num_workers", "cluster.min_workers", "cluster.resize_every_seconds", "cluster.max_failures"),)

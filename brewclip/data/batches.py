@@ -13,6 +13,7 @@ from torch import Tensor
 
 from brewclip.data.images import ImageCache, decode_image
 from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, read_features
+from brewclip.data.transfer import to_device
 from brewclip.pretrained.token_layout import CLIP_LAYOUT, TokenLayout
 
 _CACHED_TEXTS = 2**15  # 20 MB at 77 tokens; an epoch of more tokenises all of them again
@@ -74,6 +75,7 @@ class Batch:
         audio_mask: (n, T) bool, True for a real frame or sample.
         image_ids: (n,) int64, equal for equal images.
         confidence: (n,) float32 in 0..1, of the texts.
+        num_tokens: of the longest text, known on the host; 0 if no text is read, or texts have chunks.
 
     Where embeddings are read, `images` and `tokens` are those, (n, E) float32 each.
     """
@@ -87,6 +89,7 @@ class Batch:
     audio_mask: Tensor
     image_ids: Tensor
     confidence: Tensor
+    num_tokens: int = 0
 
 
 class EmbeddingDecoder:
@@ -158,11 +161,7 @@ class PairDecoder:
         self._image_cache = ImageCache(cache_bytes) if cache_bytes else None
 
     def __call__(self, sample: Sample) -> Pair:
-        """Decode a sample.
-
-        Raises:
-            BadSample: with the cause image, features or text.
-        """
+        """Decode a sample; raises `BadSample` with the cause image, features or text."""
         audio, num_frames = frames_of(sample, self.audio_dim, self.max_audio_frames)
         text = text_of(sample, self.transcript)
         image = self.image_of(sample)
@@ -266,22 +265,22 @@ def collate(pairs: Sequence[Pair], mean: Sequence[float], std: Sequence[float], 
         device: where the tensors go.
     """
     images = normalised_images([pair.image for pair in pairs], mean, std, device)
-    return _collate(pairs, images, _stack_tokens([pair.tokens for pair in pairs]).to(device, non_blocking=True))
+    return _collate(pairs, images, to_device(_stack_tokens([pair.tokens for pair in pairs]), device))
 
 
 def normalised_images(
     images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Tensor:
     """Stack images, (3, S, S) uint8, to (n, 3, S, S) float32 on a device, with CLIP's mean and deviation."""
-    stacked = torch.from_numpy(np.stack(images)).to(device, non_blocking=True)
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+    stacked = to_device(torch.from_numpy(np.stack(images)), device)  # a byte of a colour travels, not four
+    shift, scale = (to_device(torch.tensor(values), device).view(3, 1, 1) for values in (mean, std))
     return stacked.float().div_(255).sub_(shift).div_(scale)  # in place: new memory costs more than dividing
 
 
 def collate_embeddings(pairs: Sequence[Pair], device: torch.device) -> Batch:
     """Collate pairs of embeddings to a batch on a device."""
-    images = torch.from_numpy(np.stack([pair.image for pair in pairs])).to(device, non_blocking=True)
-    return _collate(pairs, images, torch.stack([pair.tokens for pair in pairs]).to(device, non_blocking=True))
+    images = to_device(torch.from_numpy(np.stack([pair.image for pair in pairs])), device)
+    return _collate(pairs, images, to_device(torch.stack([pair.tokens for pair in pairs]), device))
 
 
 def _collate(pairs: Sequence[Pair], images: Tensor, tokens: Tensor) -> Batch:
@@ -296,10 +295,11 @@ def _collate(pairs: Sequence[Pair], images: Tensor, tokens: Tensor) -> Batch:
         image_names=[pair.image_id for pair in pairs],
         images=images,
         tokens=tokens,
-        audio=torch.from_numpy(audio).to(device, non_blocking=True).float(),
-        audio_mask=(torch.arange(audio.shape[1]) < lengths[:, None]).to(device),
-        image_ids=torch.tensor([number_of(pair.image_id) for pair in pairs], device=device),
-        confidence=torch.tensor([pair.confidence for pair in pairs], dtype=torch.float32, device=device),
+        audio=to_device(torch.from_numpy(audio), device).float(),
+        audio_mask=to_device(torch.arange(audio.shape[1]) < lengths[:, None], device),
+        image_ids=to_device(torch.tensor([number_of(pair.image_id) for pair in pairs]), device),
+        confidence=to_device(torch.tensor([pair.confidence for pair in pairs], dtype=torch.float32), device),
+        num_tokens=max(min(pair.lengths.tokens, len(pair.tokens)) for pair in pairs) if tokens.ndim == 2 else 0,
     )
 
 

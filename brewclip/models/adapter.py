@@ -36,8 +36,8 @@ class EmbeddingAdapter(nn.Module):
         """Return embeddings of images, (B, E); `prompts` must be None."""
         return images if self.towers is None else self.towers.encode_image(images)
 
-    def encode_text(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Return adapted embeddings of texts, (B, E); `prompts` must be None."""
+    def encode_text(self, tokens: Tensor, prompts: Tensor | None = None, num_tokens: int = 0) -> Tensor:
+        """Return adapted embeddings of texts, (B, E); `prompts` must be None, and `num_tokens` is not used."""
         plain, change = self.encode_text_parts(tokens)
         return plain + (change if self.training else self.strength * change)
 

@@ -1,6 +1,7 @@
 """The BrewCLIP model: image features, and speech features from two channels, transcript and audio."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,20 @@ class Features(NamedTuple):
     text: Tensor | None
 
 
+class Encoders(NamedTuple):
+    """Encoders of the three inputs, such as compiled ones.
+
+    Attributes:
+        text: tokens (B, L) and their number -> F_T.
+        image: images -> F_V.
+        audio: audio, its mask, seeds of dropout -> F_A, or None without acoustic channel.
+    """
+
+    text: Callable[[Tensor, int], Tensor]
+    image: Callable[[Tensor], Tensor]
+    audio: Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
+
+
 class BrewCLIP(nn.Module):
     """The model of the paper, its three ablations, and the baseline that it is compared with.
 
@@ -69,6 +84,7 @@ class BrewCLIP(nn.Module):
 
     Attributes:
         channel: one of `CHANNELS`, to have F_L be that channel alone; empty for both.
+        encoders: that `forward` calls instead of its own; None for those.
 
     Raises:
         ValueError: if the variant is unknown or a size does not fit.
@@ -99,6 +115,7 @@ class BrewCLIP(nn.Module):
         if prompted and prompt_length > max(0, clip.context_length - 2):
             raise ValueError(f"prompt length is {prompt_length}; at most {clip.context_length - 2} fit into the text")
         self.variant, self.channel = variant, ""
+        self.encoders: Encoders | None = None
         self.clip = clip
         if isinstance(clip, EmbeddingAdapter):
             clip.residual.requires_grad_(variant in ("brewclip", "pipeline"))
@@ -136,6 +153,7 @@ class BrewCLIP(nn.Module):
         audio_mask: Tensor,
         sample_seeds: Tensor | None = None,
         confidence: Tensor | None = None,
+        num_tokens: int = 0,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Encode recordings.
 
@@ -146,23 +164,30 @@ class BrewCLIP(nn.Module):
             audio_mask: (B, T) bool, True for a real frame or sample.
             sample_seeds: (B,) int64, see `AcousticEncoder.forward`.
             confidence: (B,) of the transcripts, see `Fusion.forward`.
+            num_tokens: of the longest transcript, see `PromptedCLIP.encode_text`.
 
         Returns:
             F_L, and F_A and F_T where the variant has them.
         """
-        text_prompts, _ = self.prompts()
-        text = self._encode_text(tokens, text_prompts) if self.reads_text else None
+        text = self.encode_text(tokens, num_tokens) if self.reads_text else None
+        return self._join_channels(text, self.encode_audio(audio, audio_mask, sample_seeds), confidence)
+
+    def encode_audio(self, audio: Tensor, audio_mask: Tensor, sample_seeds: Tensor | None = None) -> Tensor | None:
+        """Encode speech to F_A (B, embed_dim), None without acoustic channel; arguments as in `encode_speech`."""
         if self.acoustic is None:
+            return None
+        return self.acoustic(audio, audio_mask, self.prompts.text_prompts, sample_seeds)
+
+    def _join_channels(
+        self, text: Tensor | None, acoustic: Tensor | None, confidence: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return F_L, F_A and F_T."""
+        if acoustic is None:
             assert text is not None
             return text, None, text
-        acoustic = self.acoustic(audio, audio_mask, text_prompts, sample_seeds)
         if text is None or self.channel == "acoustic":
             return acoustic, acoustic, text
         return (text if self.channel == "text" else self.fusion(text, acoustic, confidence)), acoustic, text
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Encode texts to F_T (B, embed_dim); tokens as in `encode_speech`. Of no use without `reads_text`."""
-        return self._encode_text(tokens, self.prompts()[0])
 
     def encode_channels(
         self, tokens: Tensor, audio: Tensor, audio_mask: Tensor
@@ -173,20 +198,22 @@ class BrewCLIP(nn.Module):
             F_T without the adapter, F_T as trained, and F_A, where the variant has them. Without an adapter, the first
             is the second.
         """
-        text_prompts, _ = self.prompts()
         text = plain = None
         if self.reads_text and isinstance(self.clip, EmbeddingAdapter):
             plain, change = self.clip.encode_text_parts(tokens)
             text = plain + change
         elif self.reads_text:
-            text = plain = self._encode_text(tokens, text_prompts)
-        acoustic = None if self.acoustic is None else self.acoustic(audio, audio_mask, text_prompts)
-        return plain, text, acoustic
+            text = plain = self.encode_text(tokens)
+        return plain, text, self.encode_audio(audio, audio_mask)
 
-    def _encode_text(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
-        """Encode transcripts (B, L), or (B, W, L) as the mean over chunks; a chunk of zeros is empty."""
+    def encode_text(self, tokens: Tensor, num_tokens: int = 0) -> Tensor:
+        """Encode texts to F_T (B, embed_dim); arguments as in `encode_speech`. Not of use to `acoustic`.
+
+        Of texts in chunks (B, W, L) it is the mean over chunks; a chunk of zeros is empty, and the host waits for them.
+        """
+        prompts = self.prompts.text_prompts
         if tokens.ndim == 2:
-            return self.clip.encode_text(tokens, prompts)
+            return self.clip.encode_text(tokens, prompts, num_tokens)
         is_chunk = tokens.any(dim=2)  # (B, W)
         features = self.clip.encode_text(tokens[is_chunk], prompts)
         rows = is_chunk.nonzero()[:, 0]
@@ -201,10 +228,18 @@ class BrewCLIP(nn.Module):
         audio_mask: Tensor,
         sample_seeds: Tensor | None = None,
         confidence: Tensor | None = None,
+        num_tokens: int = 0,
     ) -> Features:
-        """Encode B pairs; arguments as in `encode_image` and `encode_speech`."""
-        speech = self.encode_speech(tokens, audio, audio_mask, sample_seeds, confidence)
-        return Features(self.encode_image(images), *speech)
+        """Encode B pairs; arguments as in `encode_image` and `encode_speech`.
+
+        Sound comes last, so that the backward pass has its gradients first: they are the most, and are summed over
+        workers while the towers' backward runs.
+        """
+        encoders = self.encoders or Encoders(self.encode_text, self.encode_image, self.encode_audio)
+        text = encoders.text(tokens, num_tokens) if self.reads_text else None
+        image = encoders.image(images)
+        acoustic = encoders.audio(audio, audio_mask, sample_seeds)
+        return Features(image, *self._join_channels(text, acoustic, confidence))
 
     def clamp_logit_scale(self) -> None:
         """Keep 1 / tau at 100 or below; call after each optimiser step."""
@@ -214,6 +249,17 @@ class BrewCLIP(nn.Module):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return prompts, projections, acoustic layer and logit scale by name; empty for `zero_shot`."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def gradient_groups(self) -> list[list[nn.Parameter]]:
+        """Return the trained parameters in the groups that the backward pass completes one after the other.
+
+        Those of the acoustic layer and the logit scale are complete before the towers' backward; the rest are prompts,
+        which are behind it. Without sound, or without prompts, all are one group.
+        """
+        trained = self.trained_parameters()
+        late = [one for name, one in trained.items() if name.startswith("prompts.") and self.acoustic is not None]
+        early = [one for one in trained.values() if all(one is not other for other in late)]
+        return [group for group in (early, late) if group]
 
     def chosen_weights(self) -> dict[str, Tensor]:
         """Return the weights that are chosen on dev instead of trained, by name: of the fusion, and of the adapter."""

@@ -12,6 +12,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class PromptedCLIP(nn.Module):
@@ -22,18 +23,21 @@ class PromptedCLIP(nn.Module):
 
     Args:
         clip: the open_clip model; its parameters are frozen in place.
+        recompute: keep the input of each block for the backward pass, and compute the rest again there: gradients are
+            the same, at the price of a third more operations.
 
     Raises:
         ValueError: if the architecture cannot take prompts (ResNet or timm vision, Hugging Face,
             bidirectional or class-token text).
     """
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: nn.Module, *, recompute: bool = False) -> None:
         super().__init__()
         problem = why_no_prompts(clip)
         if problem:
             raise ValueError(f"{problem}, or train an adapter: --model.adaptation adapter")
         self.clip: Any = clip
+        self.recompute = recompute
         text: Any = self._text
         visual: Any = clip.visual
         self._pool_type = text.pool_type if isinstance(text, TextTransformer) else text.text_pool_type
@@ -77,13 +81,14 @@ class PromptedCLIP(nn.Module):
             x = torch.cat([x, prompts.to(x.dtype).expand(len(x), -1, -1)], dim=1)
         x = visual.ln_pre(x)
         if visual.attn_pool is None and visual.pool_type == "tok":
-            x = _run_to_one_position(visual.transformer, x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+            classes_at = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            x = _run_to_one_position(visual.transformer, x, classes_at, recompute=self.recompute)
         else:
             x = visual.transformer(x)[:, :num_tokens]
         pooled, _ = visual._pool(x)
         return pooled if visual.proj is None else pooled @ visual.proj
 
-    def encode_text(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+    def encode_text(self, tokens: Tensor, prompts: Tensor | None = None, num_tokens: int = 0) -> Tensor:
         """Encode captions, with prompts at positions 1..M after the start token.
 
         A caption that no longer fits is truncated and keeps its end token. Positions after the longest caption of
@@ -92,6 +97,7 @@ class PromptedCLIP(nn.Module):
         Args:
             tokens: (B, L) int64 from the model's tokenizer, L at most `context_length`.
             prompts: (M, text_width), or None for plain CLIP.
+            num_tokens: at least those of the longest caption; 0 reads them from the tokens, for which the host waits.
 
         Returns:
             (B, embed_dim) features, not normalised.
@@ -101,20 +107,21 @@ class PromptedCLIP(nn.Module):
         """
         text = self._text
         num_prompts = 0 if prompts is None else len(prompts)
-        tokens, ends = self._fit(tokens, num_prompts)
+        tokens, ends = self._fit(tokens, num_prompts, num_tokens)
         dtype = text.transformer.get_cast_dtype()
         x = text.token_embedding(tokens).to(dtype)  # (B, L', Dt)
         if prompts is not None:
             x = torch.cat([x[:, :1], prompts.to(dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
         length = x.shape[1]
         x = x + text.positional_embedding[:length].to(dtype)
-        x = _run_to_one_position(text.transformer, x, ends + num_prompts, is_causal=True)
+        at = ends + num_prompts
+        x = _run_to_one_position(text.transformer, x, at, is_causal=True, recompute=self.recompute)
         pooled = text.ln_final(x[:, 0])
         if isinstance(text.text_projection, nn.Linear):
             return text.text_projection(pooled)
         return pooled if text.text_projection is None else pooled @ text.text_projection
 
-    def _fit(self, tokens: Tensor, num_prompts: int) -> tuple[Tensor, Tensor]:
+    def _fit(self, tokens: Tensor, num_prompts: int, num_tokens: int = 0) -> tuple[Tensor, Tensor]:
         """Truncate captions (B, L) so that prompts fit; return them, trimmed, and the index of each end token."""
         room = self.context_length - num_prompts
         if tokens.ndim != 2 or tokens.shape[1] > self.context_length:
@@ -128,10 +135,12 @@ class PromptedCLIP(nn.Module):
         end_tokens = tokens.gather(1, ends[:, None])
         ends = ends.clamp(max=room - 1)
         tokens = tokens.scatter(1, ends[:, None], end_tokens)
-        return tokens[:, : int(ends.max()) + 1], ends
+        return tokens[:, : min(num_tokens, room) or int(ends.max()) + 1], ends
 
 
-def _run_to_one_position(transformer: Transformer, x: Tensor, positions: Tensor, *, is_causal: bool = False) -> Tensor:
+def _run_to_one_position(
+    transformer: Transformer, x: Tensor, positions: Tensor, *, is_causal: bool = False, recompute: bool = False
+) -> Tensor:
     """Run a tower's blocks, the last one at one position only.
 
     Source: `open_clip.transformer.Transformer`.
@@ -141,6 +150,7 @@ def _run_to_one_position(transformer: Transformer, x: Tensor, positions: Tensor,
         x: (B, L, D).
         positions: (B,) int64, the position of each row.
         is_causal: whether a position attends to none after it.
+        recompute: see `PromptedCLIP`; nothing is computed again where no gradient flows.
 
     Returns:
         (B, 1, D).
@@ -152,11 +162,18 @@ def _run_to_one_position(transformer: Transformer, x: Tensor, positions: Tensor,
         return transformer(x, attn_mask=mask)[row][:, None]
     *blocks, last = transformer.resblocks
     for block in blocks:
-        keys = block.ln_1(x)
-        x = _add_to(x, block, _attend(block.attn, keys, keys, is_causal=is_causal))
+        if recompute and x.requires_grad:  # there is no dropout whose generator would have to be restored
+            x = checkpoint(_run_block, block, x, is_causal, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = _run_block(block, x, is_causal)
     keys = last.ln_1(x)
     reachable = (torch.arange(length, device=x.device) <= positions[:, None])[:, None, None] if is_causal else None
     return _add_to(x[row][:, None], last, _attend(last.attn, keys[row][:, None], keys, mask=reachable))
+
+
+def _run_block(block: ResidualAttentionBlock, x: Tensor, is_causal: bool) -> Tensor:
+    keys = block.ln_1(x)
+    return _add_to(x, block, _attend(block.attn, keys, keys, is_causal=is_causal))
 
 
 def _attend(

@@ -15,10 +15,10 @@ _MAX_ELEMENTS = 1 << 24  # hashed at once; bounds the memory of int64 scratch
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scramble 32-bit values held in int64 (two rounds of xor-shift and multiply)."""
+    """Scramble 32-bit values held in int64, in place (two rounds of xor-shift and multiply)."""
     for _ in range(2):
-        x = ((x ^ (x >> 16)) * _MULTIPLIER) & _MASK_32
-    return x ^ (x >> 16)
+        x.bitwise_xor_(x >> 16).mul_(_MULTIPLIER).bitwise_and_(_MASK_32)  # new memory costs more than the arithmetic
+    return x.bitwise_xor_(x >> 16)
 
 
 class SampleDropout:

@@ -29,6 +29,11 @@ class SharedPrompts(nn.Module):
             self.text = nn.Parameter(torch.randn(length, text_width) * _INIT_STD)
             self.to_vision = nn.Linear(text_width, vision_width)
 
+    @property
+    def text_prompts(self) -> Tensor | None:
+        """Prompts of text and audio, (M, text_width), or None."""
+        return self.text if self.length else None
+
     def forward(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the text prompts (M, text_width) and vision prompts (M, vision_width), or two Nones."""
         if not self.length:

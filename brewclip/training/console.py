@@ -42,6 +42,20 @@ def describe_start(config: Config, submitted: float, started: float, built: floa
     )
 
 
+def describe_memory(config: Config, kept_bytes: int, weights_bytes: int) -> str:
+    """Return how much memory a worker takes in a step.
+
+    Args:
+        config: of the run.
+        kept_bytes: kept for the backward pass of a batch.
+        weights_bytes: of the model with its frozen parts.
+    """
+    return (
+        f"train {config.run_name}: about {kept_bytes / 1e9:.2g} GB for the backward pass of a batch, "
+        f"{weights_bytes / 1e9:.2g} GB of weights"
+    )
+
+
 def describe_step(metrics: dict[str, float], step: int, config: Config) -> str:
     """Return one line of metrics: loss and rate with the time left, or recall on dev."""
     total = config.optim.total_steps

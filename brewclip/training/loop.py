@@ -6,7 +6,7 @@ It knows nothing of Ray, storage or MLflow: what it needs of them it calls throu
 import math
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from brewclip.config import Config
 from brewclip.data.batches import Batch
-from brewclip.distributed import agree_on_problem, gather_rows, sum_gradients, sum_over_workers
+from brewclip.distributed import GradientSum, RowGather, agree_on_problem, sum_over_workers
 from brewclip.errors import UserError
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import BrewCLIP
+from brewclip.training.guard import StepGuard
 from brewclip.training.optimizer import learning_rate, set_learning_rate
 from brewclip.training.state import STOP_REQUESTED, TrainState
 
@@ -36,6 +37,12 @@ class LoopHooks(Protocol):
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record metrics of a step."""
+
+    def observe(self, batch: Batch) -> None:
+        """Take note of the shape of a step's batch."""
+
+    def achieved(self, seconds: float) -> dict[str, float]:
+        """Return metrics of what the device did since the last call, in this time."""
 
     def count_bad(self) -> dict[str, float]:
         """Return metrics of samples that could not be used, on rank 0; collective."""
@@ -60,6 +67,11 @@ def train(
 ) -> TrainState:
     """Train until the last step, a request to stop, or a problem that all workers agree on.
 
+    The host never waits for the step that the device computes, but for metrics, evaluations and checkpoints. A worker
+    takes the next batch before it starts a step, so that all know of a problem with it before anyone starts the next
+    step: no step is half done, and the run stands where a checkpoint says. A request to stop is met after the step that
+    was about to start.
+
     Args:
         config: the run.
         model: on its device.
@@ -70,51 +82,66 @@ def train(
     """
     optim, run = config.optim, config.run
     parameters = list(model.trained_parameters().values())
+    guard, gradients = StepGuard(optimizer, model.logit_scale.device), GradientSum(model.gradient_groups())
     clock, samples_since, data_seconds = time.monotonic(), 0, 0.0
+    first_step = state.step
     model.train()
-    while state.step < optim.total_steps:
-        # ---- data: all workers have their part, or all stop together
-        started, batch, positions, problem = time.monotonic(), None, None, ""
-        try:
-            batch, positions = next(batches)
-        except UserError as error:
-            problem = str(error)
-        data_seconds += time.monotonic() - started
-        problem = agree_on_problem(problem or (STOP_REQUESTED if hooks.stop_requested() else ""))
-        if problem:
-            state.problem = problem
-            break
+
+    # ---- the first batch: all workers have their part, or none begins
+    upcoming = _fetch(batches) if state.step < optim.total_steps else Fetched()
+    problem = agree_on_problem(upcoming.problem or (STOP_REQUESTED if hooks.stop_requested() else ""))
+    if upcoming.batch is not None and not problem:
+        gather = RowGather(len(upcoming.batch.image_ids), upcoming.batch.image_ids.device)
+    while state.step < optim.total_steps and not problem:
+        # ---- data: every worker has this batch; whether it has the next one travels with the image ids of this one
+        batch, positions = upcoming.batch, upcoming.positions
         assert batch is not None and positions is not None
+        hooks.observe(batch)
+        started = time.monotonic()
+        last = state.step + 1 == optim.total_steps
+        upcoming = Fetched() if last else _fetch(batches)
+        data_seconds += time.monotonic() - started
+        problem = upcoming.problem or (STOP_REQUESTED if hooks.stop_requested() and not last else "")
+        shared = gather.start(batch.image_ids, bool(problem))
 
         # ---- loss: this worker's rows against all rows (paper, equations 1 and 2)
         with hooks.autocast():
             seeds = sample_seeds(run.seed, positions)
-            features = model(batch.images, batch.tokens, batch.audio, batch.audio_mask, seeds, batch.confidence)
+            features = model(
+                batch.images, batch.tokens, batch.audio, batch.audio_mask, seeds, batch.confidence, batch.num_tokens
+            )
         losses = brewclip_loss(
-            features, batch.image_ids, model.logit_scale, config.loss.alpha, gather_rows, config.loss.reduction,
-            separate_channels=config.model.fusion != "sum",
+            features, batch.image_ids, model.logit_scale, config.loss.alpha, gather, config.loss.reduction,
+            separate_channels=config.model.fusion != "sum", all_ids=shared.numbers(), first_row=gather.first_row,
         )  # fmt: skip
 
-        # ---- step: gradients summed over workers; a non-finite one stops all of them before the step
+        # ---- step: gradients summed over workers; from the first one that is not finite on, none is taken
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        sum_gradients(parameters)
+        gradients.finish()
         max_norm = optim.grad_clip_norm or math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-        if not torch.isfinite(grad_norm):
-            state.problem = f"the gradient is {grad_norm.item()} at step {state.step}: lower --optim.peak-lr"
-            break
         rate = learning_rate(optim, state.step)
         set_learning_rate(optimizer, rate)
-        optimizer.step()
+        guard.step(grad_norm)
         model.clamp_logit_scale()
         state.step += 1
         state.metrics = {}
         samples_since += run.global_batch_size
 
+        # ---- what the host has to know: all of this step is on its way, so the device does not wait for it
+        problem = agree_on_problem(problem) if shared.anyone_raised() else ""
+        evaluating = state.step % run.eval_every_steps == 0 or last
+        logging = state.step % run.log_every_steps == 0 or last
+        saving = state.step % run.checkpoint_every_steps == 0 or last
+        bad = guard.first_bad() if problem or evaluating or logging or saving else None
+        if bad is not None:
+            state.step = first_step + bad[0]
+            problem = f"the gradient is {bad[1]} at step {state.step}: lower --optim.peak-lr"
+            break
+
         # ---- curves
-        last = state.step == optim.total_steps
-        if state.step % run.log_every_steps == 0 or last:
+        if logging:
             names = ("loss", "outer", "inner", "effective_negatives")
             sums = sum_over_workers(torch.stack([losses[name].detach().float() for name in names])).tolist()
             seconds = time.monotonic() - clock
@@ -127,6 +154,7 @@ def train(
                     "train/samples_per_second": samples_since / seconds,
                     "train/data_wait_fraction": data_seconds / seconds,
                 }
+                | hooks.achieved(seconds)
                 | hooks.count_bad(),
                 state.step,
             )
@@ -135,7 +163,7 @@ def train(
         # ---- selection on dev, checkpoints
         best = False
         leaving = state.step % run.log_every_steps == 0 and hooks.preempted()
-        if state.step % run.eval_every_steps == 0 or last:
+        if evaluating:
             paused = time.monotonic()
             state.metrics = hooks.evaluate()
             model.train()
@@ -148,13 +176,30 @@ def train(
                     }
                 hooks.log(state.metrics, state.step)
             clock += time.monotonic() - paused
-        if best or last or leaving or state.step % run.checkpoint_every_steps == 0:
+        if best or leaving or saving:
             hooks.save(state, best)
-        if not last and state.step % run.eval_every_steps == 0:
+        if evaluating and not last:
             hooks.report(state)
-    if state.problem == STOP_REQUESTED:
+    gradients.close()
+    state.problem = problem
+    if problem == STOP_REQUESTED:
         hooks.save(state, False)
     return state
+
+
+class Fetched(NamedTuple):
+    """A batch with the positions of its samples, or why there is none."""
+
+    batch: Batch | None = None
+    positions: Tensor | None = None
+    problem: str = ""
+
+
+def _fetch(batches: Iterator[tuple[Batch, Tensor]]) -> Fetched:
+    try:
+        return Fetched(*next(batches))
+    except UserError as error:
+        return Fetched(problem=str(error))
 
 
 def sample_seeds(seed: int, positions: Tensor) -> Tensor:

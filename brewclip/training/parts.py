@@ -27,6 +27,7 @@ from brewclip.models.brewclip import BrewCLIP
 from brewclip.pretrained.clip_identity import ClipIdentity, identify_clip
 from brewclip.pretrained.load import load_clip
 from brewclip.pretrained.speech_encoders import LoadedSpeechEncoder
+from brewclip.training.compiled import compile_encoders
 from brewclip.training.optimizer import build_optimizer
 
 
@@ -92,6 +93,8 @@ def _parts_of_towers(config: Config, device: torch.device, train: Manifest, dev:
     clip = load_clip(config.model.clip)
     check_images(train, clip)
     model = build_model(config, build_towers(config, clip), audio_dim).to(device)
+    if config.run.compile:
+        compile_encoders(model)
     left_bytes = config.data.memory_bytes - train.summary.size_bytes  # by a split that is read once
     return Parts(
         device=device,

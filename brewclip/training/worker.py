@@ -1,6 +1,7 @@
 """One worker of a training run: its parts, and the hooks that the loop calls."""
 
 import contextlib
+import functools
 import json
 import logging
 import threading
@@ -16,11 +17,12 @@ from torch import Tensor
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, flatten, unflatten
 from brewclip.config.masking import without_secrets
-from brewclip.data.batches import Batch
+from brewclip.data.batches import Batch, Pair
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections
 from brewclip.data.storage import exists, open_storage
 from brewclip.data.stream import Stream, one_ahead
+from brewclip.data.transfer import CopyStream, to_device
 from brewclip.data.truncation import TruncationCounts
 from brewclip.distributed import agree_on_problem, sum_over_workers, world_rank, world_size
 from brewclip.errors import UserError
@@ -28,7 +30,8 @@ from brewclip.evaluation.choose import choose_weights, fuse_channels, mean_recal
 from brewclip.evaluation.embed import Embeddings, embed_split, gather_embeddings
 from brewclip.factory import build_autocast
 from brewclip.training.assignment import RESULT, Assignment
-from brewclip.training.console import describe_run, describe_start, describe_step
+from brewclip.training.console import describe_memory, describe_run, describe_start, describe_step
+from brewclip.training.cost import StepCost, peak_memory_bytes, peak_tflops
 from brewclip.training.exported import ExportedMetrics
 from brewclip.training.lease import Fence
 from brewclip.training.loop import train
@@ -128,6 +131,8 @@ class Worker:
         self.record = RunRecord(config, self.rank)
         self.record.start(self.parts, self.assignment.environment, self.world_size)
         self.exported = ExportedMetrics(config.run_name, config.run.global_batch_size) if self.rank == 0 else None
+        self.cost = StepCost(self.parts.model, self.autocast, config.run.global_batch_size)
+        self._flops, self._is_first_batch = 0.0, True
         self.built = time.time()
 
     def run(self) -> TrainState:
@@ -149,13 +154,21 @@ class Worker:
             world_size=self.world_size, memory_bytes=data.memory_bytes, num_threads=data.num_threads,
             at_position=parts.at_position,
         )  # fmt: skip
-        steps = ((step, pairs, parts.to_batch(pairs)) for step, pairs in stream.iter_from(self.state.step))
-        for step, pairs, batch in one_ahead(steps):
+        copies = CopyStream(parts.device)
+
+        def build(step: int, pairs: list[Pair]) -> tuple[Batch, Tensor]:
             positions = torch.from_numpy(step * run.global_batch_size + stream.slots)
+            return parts.to_batch(pairs), to_device(positions, parts.device)
+
+        steps = (
+            (step, pairs, copies.start(functools.partial(build, step, pairs)))
+            for step, pairs in stream.iter_from(self.state.step)
+        )
+        for step, pairs, copying in one_ahead(steps):
             self.truncation.add(pair.lengths for pair in pairs)
             if step == self.first_step and self.rank == 0:
                 print(describe_start(self.config, self.assignment.submitted, self.started, self.built), flush=True)
-            yield batch, positions
+            yield copies.finish(copying)
 
     # ------------------------------------------------------------------ hooks of the loop
 
@@ -229,6 +242,22 @@ class Worker:
             self.exported.update(metrics, step)
             self.record.tracker.log_metrics(metrics, step)
             print(describe_step(metrics, step, self.config), flush=True)
+
+    def observe(self, batch: Batch) -> None:
+        """Count the operations of a step; before the first one, print the memory that a batch takes."""
+        if self._is_first_batch:
+            self._is_first_batch = False
+            if self.rank == 0:
+                weights = sum(parameter.nbytes for parameter in self.parts.model.parameters())
+                print(describe_memory(self.config, self.cost.kept_bytes(batch), weights), flush=True)
+        self._flops += self.cost.flops(batch)
+
+    def achieved(self, seconds: float) -> dict[str, float]:
+        """Return the device's rate since the last call, its share of the card's peak if that is known, its memory."""
+        tflops, self._flops = self._flops / seconds / 1e12, 0.0
+        metrics = {"train/tflops": tflops, "train/peak_memory_gb": peak_memory_bytes(self.parts.device) / 1e9}
+        peak = peak_tflops(self.parts.device, self.autocast())
+        return metrics | ({"train/mfu": tflops / peak} if peak else {})
 
     def count_bad(self) -> dict[str, float]:
         """Return the unusable and truncated samples of all workers on rank 0; collective."""

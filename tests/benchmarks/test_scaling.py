@@ -1,6 +1,7 @@
 """The arithmetic of many workers by hand, and a short run of the benchmark on one worker and on two."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from brewclip.errors import UserError
 from brewclip.models.acoustic import AcousticEncoder
 from brewclip.models.prompts import SharedPrompts
 
-# A pair of 1,000 operations; features of 2 numbers; 10 trained numbers; 50 bytes to read.
-WORKLOAD = Workload("small", Tower(0, 1, 0), Tower(0, 1, 0), 1000.0, 2, 10, 50)
+# A pair of 1,000 operations; features of 2 numbers; 10 trained numbers, 4 of them late; 50 bytes to read.
+WORKLOAD = Workload("small", Tower(0, 1, 0), Tower(0, 1, 0), 1000.0, 2, 10, 4, 50)
 MACHINE = Machine(flops_per_second=1000.0, bytes_per_second=100.0, latency_seconds=0.01)
 
 
@@ -23,8 +24,11 @@ def test_a_step_by_hand() -> None:
     step = step_time(WORKLOAD, MACHINE, 2, 3)
     assert step.compute_seconds == 3.0
     assert step.loss_seconds == pytest.approx(4 * 3 * 2 * 3 * 6 * 2 / 1000)
-    assert step.gather_bytes == 96 + 192 and step.reduce_bytes == 40
-    assert step.gather_seconds == pytest.approx(2.88 + 0.03) and step.reduce_seconds == pytest.approx(0.4 + 0.02)
+    assert step.gather_bytes == 96 + 96 and step.reduce_bytes == 40
+    assert step.gather_seconds == pytest.approx(1.92 + 0.02)
+    assert step.reduce_seconds == pytest.approx(0.16 + 0.02), "the early ones take 0.26 of 1.5 s of backward"
+    slow = step_time(WORKLOAD, replace(MACHINE, bytes_per_second=10.0), 2, 3)
+    assert slow.reduce_seconds == pytest.approx(2.4 + 0.02 - 1.5 + 1.6 + 0.02), "a slow link is hidden in part"
     assert step.read_bytes_per_second == pytest.approx(6 * 50 / step.seconds)
 
 
@@ -44,8 +48,9 @@ def test_a_tower_by_hand() -> None:
 def test_trained_parameters_of_the_paper_s_presets() -> None:
     with torch.device("meta"):
         parts = [AcousticEncoder(512, 768, 768), SharedPrompts(4, 768, 1024)]
-    count = 1 + sum(parameter.numel() for part in parts for parameter in part.parameters())  # and the logit scale
-    assert {workload.trained_parameters for workload in PAPER} == {count}
+    counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
+    assert {workload.trained_parameters for workload in PAPER} == {1 + sum(counts)}  # and the logit scale
+    assert {workload.late_parameters for workload in PAPER} == {counts[1]}
 
 
 def test_page_and_figure(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from brewclip.benchmarks.corpus import write_features
+from brewclip.benchmarks.open_clip_step import OpenClipStep
 from brewclip.benchmarks.scaling import SCENES
 from brewclip.benchmarks.steps import build_config, build_trainee, count_flops, make_batches, read_pairs
 from brewclip.benchmarks.traffic import Tower
@@ -49,6 +51,26 @@ def test_what_a_switch_turns_off_changes_nothing_but_the_work(trainee_and_batch)
     assert torch.equal(longest.tokens[1:, : batch.tokens.shape[1]], batch.tokens[1:])
 
 
+def test_the_peer_computes_and_trains_the_same(trainee_and_batch) -> None:
+    """open_clip with the prompts has the features of the variant `pipeline`, and as many trained parameters."""
+    trainee, batch = trainee_and_batch
+    config = replace(trainee.config, model=replace(trainee.config.model, variant="pipeline"))
+    own = build_trainee(config, torch.device("cpu"))
+    peer = OpenClipStep(own)
+    image, text, scale = peer.encode(batch)
+    features = own.model(batch.images, batch.tokens, batch.audio, batch.audio_mask)
+    torch.testing.assert_close(image, F.normalize(features.image, dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text, F.normalize(features.text, dim=-1), rtol=1e-4, atol=1e-5)
+    assert scale.item() == pytest.approx(1 / 0.07, rel=1e-4)
+    sizes = [
+        sum(one.numel() for one in parameters) for parameters in (peer.trained, own.model.trained_parameters().values())
+    ]
+    assert sizes[0] == sizes[1]
+    before = [parameter.detach().clone() for parameter in peer.trained]
+    assert peer.rate([batch, batch]) > 0
+    assert all(not torch.equal(one, other) for one, other in zip(peer.trained, before, strict=True))
+
+
 def test_counted_operations_are_those_of_the_arithmetic(trainee_and_batch) -> None:
     """The formula of `traffic` leaves out the acoustic row, the projections and the loss: within 15 %."""
     trainee, batch = trainee_and_batch
@@ -65,7 +87,11 @@ def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["name"] for row in figures["comparisons"]] == [
         "step with trimmed_text against without (kept)",
         "step with math_attention against without (not used)",
+        "step of the adapter on cached embeddings against prompts in both towers",
+        "step with prompts in both towers against open_clip's model, ClipLoss and AdamW",
     ]
+    ours, theirs = (row["value"] for row in figures["limits"])
+    assert 0 < ours < theirs
     assert figures["arithmetic"]["gflop_of_a_step"] > 0.1
     assert 0 < sum(figures["arithmetic"]["operations"].values()) <= 1
     assert "its time by operation: " in capsys.readouterr().out

@@ -31,6 +31,9 @@ def test_they_are_counted_and_listed(storage, ray_head, mlflow_server, tmp_path)
     (run,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")
     assert run.data.metrics["data/bad/image"] >= 8  # what was decoded ahead of the last step counts as well
     assert run.data.metrics["dev/bad_samples"] == 1
+    assert run.data.metrics["train/tflops"] > 0 and run.data.metrics["train/peak_memory_gb"] > 0.1
+    assert "train/mfu" not in run.data.metrics  # the peak of a CPU is not known
+    assert "for the backward pass of a batch" in job.log.read_text()
     path = mlflow.artifacts.download_artifacts(
         artifact_uri=f"{run.info.artifact_uri}/bad_samples/from_step_0.jsonl",
         dst_path=str(tmp_path),

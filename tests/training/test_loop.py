@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from brewclip.config.settings import Config
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections
 from brewclip.data.stream import Stream
+from brewclip.errors import UserError
 from brewclip.factory import build_autocast
 from brewclip.pretrained.clip_identity import weights_sha256
 from brewclip.training.loop import train
@@ -77,6 +79,12 @@ class Run:
     def save(self, state, best):
         self.saved.append((state.step, best))
 
+    def observe(self, batch):
+        pass
+
+    def achieved(self, seconds):
+        return {}
+
     def count_bad(self):
         return {}
 
@@ -109,7 +117,7 @@ def test_going_on_equals_never_having_stopped(storage, variant):
     straight = Run(storage, variant)
     straight.go()
     first = Run(storage, variant)
-    first.stop_at = 7
+    first.stop_at = 6  # the request is met after the step that was about to start
     assert first.go().problem == STOP_REQUESTED
     assert first.saved[-1] == (7, False)
 
@@ -131,14 +139,41 @@ def test_the_best_of_dev_is_marked_and_the_last_step_is_saved(storage):
     assert state.best == {"dev/speech_to_image/R10": 30.0, "step": 8}
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_step(storage):
-    run = Run(storage)
-    with torch.no_grad():
-        run.model.acoustic.output.bias.fill_(math.nan)
-    before = run.model.trained_state()["acoustic.cls"]
+@pytest.mark.parametrize("log_every_steps", [1, 6, 100])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(storage, log_every_steps):
+    """Whenever it is noticed, the run stands before the first such step, and no metric of a later one is recorded."""
+    run = Run(storage, "acoustic")
+    never = {"eval_every_steps": 100, "checkpoint_every_steps": 100}
+    run.config = replace(run.config, run=replace(run.config.run, log_every_steps=log_every_steps, **never))
+    states = []
+
+    def batches():
+        for batch, positions in Run.batches(run):
+            states.append(run.model.trained_state())
+            yield (replace(batch, audio=batch.audio * math.nan) if len(states) == 5 else batch), positions
+
+    run.batches = batches
     state = run.go()
-    assert "gradient is nan at step 0: lower --optim.peak-lr" in state.problem
-    assert torch.equal(run.model.trained_state()["acoustic.cls"], before)
+    assert "gradient is nan at step 4: lower --optim.peak-lr" in state.problem
+    assert (state.step, run.saved, max(run.losses, default=0)) == (4, [], 4 if log_every_steps == 1 else 0)
+    # The batch of step 5 was taken when step 4 was about to start.
+    for name, tensor in run.model.trained_state().items():
+        assert torch.equal(tensor, states[5][name]), name
+
+
+@pytest.mark.parametrize("step", [0, 5, STEPS - 1])
+def test_a_batch_that_is_missing_stops_the_run_before_its_step(storage, step):
+    """The last one, too; all steps before it are done, logged and saved as ever."""
+    run = Run(storage, "acoustic")
+
+    def batches():
+        yield from itertools.islice(Run.batches(run), step)
+        raise UserError("too many samples cannot be used")
+
+    run.batches = batches
+    assert run.go() == TrainState(step, run.state.best, run.state.metrics, "too many samples cannot be used")
+    assert sorted(run.losses) == list(range(1, step + 1))
+    assert [at for at, _ in run.saved] == [at for at in (4, 5, 8, 10) if at <= step]
 
 
 @pytest.mark.parametrize("variant", ["pipeline", "acoustic", "speechclip"])
