@@ -14,7 +14,7 @@ PAGES = [
     *sorted(page for page in (CHECKOUT / "docs").rglob("*.md") if page.name != "LOG.md"),  # which is of its day
 ]
 # Flags of other programs, by the pages' own words.
-FOREIGN_FLAGS = {"--runtime-env", "--runtime-env-json", "--working-dir", "--crds"}
+FOREIGN_FLAGS = {"--runtime-env", "--runtime-env-json", "--working-dir", "--crds", "--build-arg"}
 # Written by jobs or by recipes, not part of the checkout.
 WRITTEN = {"members/", "tars/"}
 TREES = ("brewclip", "jobs", "datasets", "tune", "tests", "k8s", "docs")

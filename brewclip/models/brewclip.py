@@ -91,6 +91,7 @@ class BrewCLIP(nn.Module):
     """
 
     logit_scale: Tensor
+    encoders: Encoders | None = None
 
     def __init__(
         self,
@@ -115,7 +116,6 @@ class BrewCLIP(nn.Module):
         if prompted and prompt_length > max(0, clip.context_length - 2):
             raise ValueError(f"prompt length is {prompt_length}; at most {clip.context_length - 2} fit into the text")
         self.variant, self.channel = variant, ""
-        self.encoders: Encoders | None = None
         self.clip = clip
         if isinstance(clip, EmbeddingAdapter):
             clip.residual.requires_grad_(variant in ("brewclip", "pipeline"))
