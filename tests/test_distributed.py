@@ -1,17 +1,26 @@
 """Loss and gradients on two and three processes against one, with unequal shares of the batch."""
 
+import math
+from dataclasses import replace
+
 import open_clip
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from brewclip.benchmarks.steps import Unattended
 from brewclip.distributed import GradientSum, RowGather, agree_on_problem, gather_to_first, sum_own_rows
+from brewclip.errors import UserError
 from brewclip.losses import brewclip_loss
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
 from brewclip.models.whisper_encoder import WhisperEncoder
+from brewclip.training import loop
+from brewclip.training.optimizer import build_optimizer
+from brewclip.training.state import STOP_REQUESTED, TrainState
 from tests.models.tiny_encoders import make_waveforms, tiny_whisper
+from tests.training.tiny import build_tiny, tiny_batch, tiny_config
 
 VARIANTS = ("brewclip", "speechclip")
 IMAGE_IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])  # image 1 comes twice, on two workers
@@ -72,6 +81,39 @@ def check_transfers(rank, shares):
     gradients.close()
 
 
+def train_three_steps(world_size, spoil=lambda number, batch: batch, stop_after=math.inf):
+    """Return how a run of three steps ends on this worker, whose batches `spoil` may change or refuse."""
+    config = tiny_config(4 * world_size)
+    config = replace(config, optim=replace(config.optim, total_steps=3))
+    model, state, hooks = build_tiny(config), TrainState(), Unattended(config, torch.device("cpu"))
+    hooks.stop_requested = lambda: state.step >= stop_after
+    optimizer = build_optimizer(model.trained_parameters(), config.optim)
+    pairs = (tiny_batch(4) for _ in range(3))
+    batches = ((spoil(number, batch), positions) for number, (batch, positions) in enumerate(pairs))
+    loop.train(config, model, optimizer, batches, state, hooks)
+    return state.step, state.problem, model.trained_state()["acoustic.cls"]
+
+
+def check_agreement(rank, world_size):
+    """What one worker meets ends the run of all of them at the same step: the last batch, a stop, a bad gradient."""
+    is_last = rank == world_size - 1
+
+    def refuse(number, batch):
+        if is_last and number == 2:
+            raise UserError("its last batch is missing")
+        return batch
+
+    def spoil(number, batch):
+        return replace(batch, images=batch.images * math.nan) if is_last and number == 1 else batch
+
+    *end, weights = train_three_steps(world_size, refuse)
+    assert end == [2, "its last batch is missing"]
+    *end, stopped_weights = train_three_steps(world_size, stop_after=1 if rank == 0 else math.inf)
+    assert end == [2, STOP_REQUESTED] and torch.equal(weights, stopped_weights)
+    step, problem, _ = train_three_steps(world_size, spoil)
+    assert step == 1 and problem.startswith("the gradient is nan at step 1")
+
+
 def run_worker(rank, splits, folder):
     torch.set_num_threads(1)
     world_size = len(splits[0])
@@ -82,6 +124,7 @@ def run_worker(rank, splits, folder):
         rows = slice(start, start + shares[rank])
         results += [step(rows, variant) for variant in VARIANTS]
     check_transfers(rank, splits[-1])
+    check_agreement(rank, world_size)
     assert agree_on_problem("") == ""
     assert agree_on_problem(f"worker {rank} is broken" if rank else "") == "worker 1 is broken"
     assert gather_to_first(rank) == (list(range(world_size)) if rank == 0 else [])
