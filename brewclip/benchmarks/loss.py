@@ -91,7 +91,8 @@ def step(own_rows: int, all_rows: int, dimensions: int, *, plain: bool) -> list[
     losses_module._MAX_LOGITS = own_rows * all_rows if plain else min(before, own_rows * all_rows - 1)
     try:
         features = Features(image, acoustic + text, acoustic, text)
-        loss = brewclip_loss(features, torch.arange(own_rows), scale, 0.1, gather)["loss"]
+        losses = brewclip_loss(features, torch.arange(own_rows), scale, 0.1, gather, all_ids=torch.arange(all_rows))
+        loss = losses["loss"]
         loss.backward()
     finally:
         losses_module._MAX_LOGITS = before
@@ -102,10 +103,7 @@ def _gathering(other_rows: int) -> Callable[[Tensor], Tensor]:
     """Return a substitute for the gather: rows of other workers follow this one's."""
 
     def gather(x: Tensor) -> Tensor:
-        if x.is_floating_point():
-            return torch.cat([x, torch.randn(other_rows, *x.shape[1:])])
-        others = torch.stack([len(x) + torch.arange(other_rows), torch.ones(other_rows, dtype=torch.int64)], dim=1)
-        return torch.cat([x, others])
+        return torch.cat([x, torch.randn(other_rows, *x.shape[1:])])
 
     return gather if other_rows else lambda x: x
 

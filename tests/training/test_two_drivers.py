@@ -51,7 +51,7 @@ class Driver:
         with exit_on_user_error(), claim_run(self.config) as fence:
             print(f"holds epoch {fence.epoch}", flush=True)
             storage, step = open_storage(self.config.run_url), self.first_step
-            while not self.end.exists():
+            while step == self.first_step or not self.end.exists():  # the other may have been refused before
                 checkpoint = checkpoint_at(step)
                 facts = replace(checkpoint.facts, config=flatten(self.config))
                 save_checkpoint(
