@@ -38,28 +38,28 @@ def measure_network(num_workers: int, use_gpu: bool, megabytes: int, repeats: in
     from ray.train.torch import TorchTrainer
 
     with tempfile.TemporaryDirectory(prefix="brewclip-network-") as folder:
-        result = Path(folder) / "result"  # of rank 0's report; the driver may be on another machine
+        storage = Path(folder) / "result"
         trainer = TorchTrainer(
-            measure_sums,
+            measure_sums,  # type: ignore[arg-type]  # written before training functions could return
             train_loop_config={"bytes": [megabytes * 10**6 // part for part in (16, 4, 1)], "repeats": repeats},
             scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # seen by mypy as the old one of ray.air
-                name="network", storage_path=str(result), logging_config=ray.train.LoggingConfig(log_level="WARNING")
+                name="network", storage_path=str(storage), logging_config=ray.train.LoggingConfig(log_level="WARNING")
             ),
         )
-        metrics = dict(trainer.fit().metrics or {})
-    return Network(**(metrics | {"seconds": {int(size): value for size, value in metrics["seconds"].items()}}))
+        result: Any = trainer.fit()  # what workers report without a checkpoint may be lost
+    return Network(**result.return_value)  # of rank 0
 
 
-def measure_sums(settings: dict[str, Any]) -> None:
-    """Measure on one worker; rank 0 reports a `Network`."""
+def measure_sums(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure on one worker; returns a `Network` as plain values."""
     import ray.train
     import ray.train.torch
     import torch
     import torch.distributed as dist
 
     device = ray.train.torch.get_device()
-    context, world_size = ray.train.get_context(), dist.get_world_size() if dist.is_initialized() else 1
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
     hosts: list[str] = [""] * world_size
     if world_size > 1:
         dist.all_gather_object(hosts, ray.get_runtime_context().get_node_id())
@@ -77,10 +77,8 @@ def measure_sums(settings: dict[str, Any]) -> None:
 
     backend = dist.get_backend() if world_size > 1 else "none"
     latency = seconds_of(4)
-    found = Network(
-        world_size, backend, len(set(hosts)), latency, {size: seconds_of(size) for size in settings["bytes"]}
-    )
-    ray.train.report(asdict(found) if context.get_world_rank() == 0 else {})
+    seconds = {size: seconds_of(size) for size in settings["bytes"]}
+    return asdict(Network(world_size, backend, len(set(hosts)), latency, seconds))
 
 
 def _wait(device: Any) -> None:
