@@ -91,8 +91,8 @@ def step(own_rows: int, all_rows: int, dimensions: int, *, plain: bool) -> list[
     losses_module._MAX_LOGITS = own_rows * all_rows if plain else min(before, own_rows * all_rows - 1)
     try:
         features = Features(image, acoustic + text, acoustic, text)
-        losses = brewclip_loss(features, torch.arange(own_rows), scale, 0.1, gather, all_ids=torch.arange(all_rows))
-        loss = losses["loss"]
+        own_ids, all_ids = torch.arange(own_rows), torch.arange(all_rows)
+        loss = brewclip_loss(features, own_ids, scale, 0.1, gather, all_ids=all_ids)["loss"]
         loss.backward()
     finally:
         losses_module._MAX_LOGITS = before

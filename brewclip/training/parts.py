@@ -1,7 +1,7 @@
 """What one worker trains with: data, frozen CLIP, model and optimiser, built in this order."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,7 +25,7 @@ from brewclip.factory import (
 from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.pretrained.clip_identity import ClipIdentity, identify_clip
-from brewclip.pretrained.load import load_clip
+from brewclip.pretrained.load import LoadedClip, load_clip
 from brewclip.pretrained.speech_encoders import LoadedSpeechEncoder
 from brewclip.training.compiled import compile_encoders
 from brewclip.training.optimizer import build_optimizer
@@ -95,18 +95,8 @@ def _parts_of_towers(config: Config, device: torch.device, train: Manifest, dev:
     model = build_model(config, build_towers(config, clip), audio_dim).to(device)
     if config.run.compile:
         compile_encoders(model)
-    left_bytes = config.data.memory_bytes - train.summary.size_bytes  # by a split that is read once
-    return Parts(
-        device=device,
-        train=SplitReader(train, config.data.cache_directory),
-        dev=SplitReader(dev),
-        audio_dim=audio_dim,
-        clip_identity=identify_clip(clip),
-        decoder=build_decoder(config, clip, cache_bytes=max(0, left_bytes), audio_dim=audio_dim),
-        to_batch=lambda pairs: collate(pairs, clip.mean, clip.std, device),
-        model=model,
-        optimizer=build_optimizer(model.trained_parameters(), config.optim),
-    )
+    decoder = build_decoder(config, clip, cache_bytes=_cache_bytes(config, train), audio_dim=audio_dim)
+    return _parts_of_images(config, device, train, dev, clip, model, audio_dim, decoder)
 
 
 def _parts_of_waveforms(config: Config, device: torch.device, train: Manifest, dev: Manifest) -> Parts:
@@ -115,20 +105,38 @@ def _parts_of_waveforms(config: Config, device: torch.device, train: Manifest, d
     assert speech is not None
     audio_dim = speech.model.width
     model = build_model(config, build_towers(config, clip), audio_dim, speech).to(device)
-    left_bytes = config.data.memory_bytes - train.summary.size_bytes
+    decoder = build_waveform_decoder(config, clip, cache_bytes=_cache_bytes(config, train))
+    parts = _parts_of_images(config, device, train, dev, clip, model, audio_dim, decoder)
+    return replace(parts, speech_encoder=speech, at_position=RandomCrop(config.data.crop_samples, config.run.seed))
+
+
+def _parts_of_images(
+    config: Config,
+    device: torch.device,
+    train: Manifest,
+    dev: Manifest,
+    clip: LoadedClip,
+    model: BrewCLIP,
+    audio_dim: int,
+    decoder: Callable[[Sample], Pair],
+) -> Parts:
+    """Return the parts of a model that reads images, not embeddings of them."""
     return Parts(
         device=device,
         train=SplitReader(train, config.data.cache_directory),
         dev=SplitReader(dev),
         audio_dim=audio_dim,
         clip_identity=identify_clip(clip),
-        decoder=build_waveform_decoder(config, clip, cache_bytes=max(0, left_bytes)),
+        decoder=decoder,
         to_batch=lambda pairs: collate(pairs, clip.mean, clip.std, device),
         model=model,
         optimizer=build_optimizer(model.trained_parameters(), config.optim),
-        speech_encoder=speech,
-        at_position=RandomCrop(config.data.crop_samples, config.run.seed),
     )
+
+
+def _cache_bytes(config: Config, train: Manifest) -> int:
+    """Return the memory that is left for decoded images by a split that is read once."""
+    return max(0, config.data.memory_bytes - train.summary.size_bytes)
 
 
 def _parts_of_embeddings(config: Config, device: torch.device, train: Manifest, dev: Manifest, audio_dim: int) -> Parts:
