@@ -7,6 +7,7 @@ that asks for a service to the end of the session.
 import os
 import secrets
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,15 @@ def ray_head(
     with RayHead(service_logs, num_cpus=4, environment=environment) as head:
         set_variables(session_environment, head.environment())
         yield head
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_connection_is_left() -> Iterator[None]:
+    """Disconnect this process from Ray after each file: the next one may want another cluster."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -152,16 +151,8 @@ def storage(tmp_path_factory) -> str:
     return config.storage
 
 
-@pytest.fixture(scope="module")
-def ray(ray_head) -> Iterator[None]:
-    import ray
-
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.services
-def test_cells_are_run_once(storage, ray, capsys):
+def test_cells_are_run_once(storage, ray_head, capsys):
     config, cache = tiny(storage), open_storage(f"{storage}/experiments/cells")
     text = reproduce_table("table1", {"scenes": config}, [0], "test", COMMAND).markdown()
     said = capsys.readouterr().out
