@@ -31,6 +31,7 @@ def load(
     device: str = "",
     task: str = "",
     language: str | None = None,
+    precision: str = "float32",
 ) -> "Embedder":
     """Load a trained system that embeds speech and images, and searches.
 
@@ -43,6 +44,7 @@ def load(
         task: `transcribe`, or `translate` for Whisper's own translation to English; empty is the system's own.
         language: that is spoken, a code such as `de`; empty detects it; None is the system's own, and detects it where
             `task` is to translate.
+        precision: of Whisper's encoder, `float32`, `bfloat16` or `float16`; `auto` is the fastest on the device.
 
     Returns:
         An `Embedder` with listen, embed_speech, embed_text, embed_images, build_index and search.
@@ -52,4 +54,6 @@ def load(
     """
     from brewclip.serving.loading import load_embedder
 
-    return load_embedder(url_or_name, clip=clip, whisper=whisper, device=device, task=task, language=language)
+    return load_embedder(
+        url_or_name, clip=clip, whisper=whisper, device=device, task=task, language=language, precision=precision
+    )

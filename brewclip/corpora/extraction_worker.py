@@ -162,22 +162,12 @@ class Extractor:
                     task.batch_size,
                     task=task.task,
                     first_30_seconds=task.frames == "first_30_seconds",
-                    precision=_faster_precision(device) if task.precision == "auto" else task.precision,
+                    precision=task.precision,
                     retries=task.retries,
                 )
             except (ValueError, FileNotFoundError) as error:
                 raise UserError(str(error)) from error
         return self._reader
-
-
-def _faster_precision(device: Any) -> str:
-    """Return the precision in which a device runs Whisper's encoder fastest."""
-    import torch
-
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.9 and later
-    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
 
 def _prepared(

@@ -15,7 +15,7 @@ from whisper.utils import compression_ratio
 from brewclip.models.audio_chunks import MAX_SAMPLES, MAX_SECONDS, Chunk, compute_mel, encode_mel, split_into_chunks
 from brewclip.models.decoding import TASKS, TEMPERATURES, Reading, decode_chunks, detect_languages
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MOST_RETRIES = len(TEMPERATURES) - 1
 _SILENT_PEAK = 1e-4  # three steps of 16-bit audio: inaudible, so it is not decoded
 
@@ -107,9 +107,8 @@ class SpeechReader:
         task: "transcribe", or "translate" for Whisper's own translation to English.
         first_30_seconds: return the frames that the released code used: those of the first 30 s with their padding. The
             transcript is of the whole recording, in chunks padded to 30 s.
-        precision: of the encoder, "float32", "bfloat16" or "float16"; decoding is float32. Features keep a
-            cosine above 0.999 in bfloat16. A CPU that does not multiply it took 0.26 instead of 0.18 CPU-s for 8 s, one
-            with AMX 0.20 instead of 0.43 for a whole caption, one with AVX-512 BF16 0.26 instead of 0.46 to encode one.
+        precision: of the encoder, "float32", "bfloat16" or "float16", or "auto", see `fastest_precision`; decoding is
+            float32. Features keep a cosine above 0.999 in bfloat16.
         retries: how often text that fails the checks of repetition and confidence is decoded again with sampling, 0 to
             5. Captions in babble at 2 dB took 1.19 CPU-s with five and 0.51 with none.
 
@@ -136,8 +135,8 @@ class SpeechReader:
             raise ValueError(
                 f"task is {task!r}; it must be transcribe, or translate with a Whisper of many languages, without '.en'"
             )
-        if precision not in _PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(_PRECISIONS)}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         if batch_size < 1:
             raise ValueError(f"batch size is {batch_size}; it must be 1 or more")
         if not 0 <= retries <= MOST_RETRIES:
@@ -147,7 +146,7 @@ class SpeechReader:
         self.batch_size = batch_size
         self.task = task
         self.first_30_seconds = first_30_seconds
-        self.precision = _PRECISIONS[precision]
+        self.precision = _dtype_of(precision, model.device)
         self.retries = retries
 
     @torch.no_grad()
@@ -272,6 +271,23 @@ class SpeechReader:
         if self.first_30_seconds and len(frames) > 1:  # the first chunk ends before 30 s, in a pause
             return self._encode_samples([waveform[:MAX_SAMPLES]], MAX_SECONDS)[0].half().cpu().numpy()
         return np.concatenate(frames)
+
+
+def _dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, fastest_precision(device) if precision == "auto" else precision)
+    return dtype
+
+
+def fastest_precision(device: torch.device) -> str:
+    """Return the precision in which a device runs Whisper's encoder fastest.
+
+    It is bfloat16 on processors that multiply it: for a caption, one with AMX took 0.20 instead of 0.43 CPU-s with
+    decoding, one with AVX-512 BF16 0.26 instead of 0.46 without. Others took 0.26 instead of 0.18 for 8 s.
+    """
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.9 and later
+    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
 
 _SILENCE = Reading(

@@ -69,7 +69,14 @@ def load_searcher(settings: ServiceSettings) -> Searcher:
         raise UserError(f"index {settings.index} does not exist: make it with brewclip index")
     name, clip = facts.system(settings.checkpoint)
     try:
-        system = load_embedder(name, clip=clip, device=settings.device, task=settings.task, language=settings.language)
+        system = load_embedder(
+            name,
+            clip=clip,
+            device=settings.device,
+            task=settings.task,
+            language=settings.language,
+            precision=settings.precision,
+        )
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     index = open_current(settings.index, lambda one: one.check_made_by(system.identity, system.name))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from brewclip.config.ranges import COUNT, Range, check_ranges
+from brewclip.config.settings import Precision
 from brewclip.errors import UserError
 
 TOKEN_VARIABLE = "BREWCLIP_SERVICE_TOKEN"  # an environment is private to its user, a command line is not
@@ -67,6 +68,9 @@ class ServiceSettings:
     """New location of the checkpoint that built the index; empty uses the recorded one, others are refused."""
     device: str = ""
     """Device of the models, such as cuda; empty uses a GPU if there is one."""
+    precision: Precision = "auto"
+    """Precision of Whisper's encoder; `auto` is bfloat16 on a GPU and on processors that multiply it (AMX or
+    AVX-512 BF16), else float32."""
     task: Literal["", "transcribe", "translate"] = ""
     """What Whisper writes: the words, or their translation to English; empty is the checkpoint's own."""
     language: str | None = None

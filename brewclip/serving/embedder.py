@@ -46,6 +46,7 @@ class Embedder:
         config: its settings.
         checkpoint: trained weights; None for zero-shot CLIP.
         device: device to compute on.
+        precision: of Whisper's encoder, see `SpeechReader`.
 
     Attributes:
         identity: everything that embeddings of images depend on, see `identity_of_images`.
@@ -56,7 +57,9 @@ class Embedder:
         UserError, ValueError, FileNotFoundError: if the frozen weights are missing or differ from the checkpoint's.
     """
 
-    def __init__(self, name: str, config: Config, checkpoint: Checkpoint | None, device: torch.device) -> None:
+    def __init__(
+        self, name: str, config: Config, checkpoint: Checkpoint | None, device: torch.device, precision: str = "float32"
+    ) -> None:
         self.name, self.config, self.device = name, config, device
         self.near_cosine = checkpoint.facts.metrics.get("dev/near_cosine") if checkpoint else None
         self._clip = load_clip(config.model.clip)
@@ -74,7 +77,7 @@ class Embedder:
         self._waveform_decoder = build_waveform_decoder(config, self._clip) if speech_encoder is not None else None
         self._model = model.to(device).eval()
         released = config.extraction.frames == "first_30_seconds"
-        self._readers = SpeechReaders(config.model.whisper, device, first_30_seconds=released)
+        self._readers = SpeechReaders(config.model.whisper, device, first_30_seconds=released, precision=precision)
 
     @property
     def embed_dim(self) -> int:

@@ -80,10 +80,11 @@ class SpeechReaders:
         whisper: name of the model.
         device: to compute on.
         first_30_seconds: see `SpeechReader`.
+        precision: likewise.
     """
 
-    def __init__(self, whisper: str, device: torch.device, *, first_30_seconds: bool) -> None:
-        self.whisper, self.device, self.first_30_seconds = whisper, device, first_30_seconds
+    def __init__(self, whisper: str, device: torch.device, *, first_30_seconds: bool, precision: str) -> None:
+        self.whisper, self.device, self.first_30_seconds, self.precision = whisper, device, first_30_seconds, precision
         self._readers: dict[tuple[str, str], SpeechReader] = {}
 
     def reader(self, task: str, language: str) -> SpeechReader:
@@ -96,6 +97,12 @@ class SpeechReaders:
         if made is None:
             one = next(iter(self._readers.values()), None)
             model = one.model if one else load_whisper(self.whisper).to(self.device)
-            made = SpeechReader(model, language or None, task=task, first_30_seconds=self.first_30_seconds)
+            made = SpeechReader(
+                model,
+                language or None,
+                task=task,
+                first_30_seconds=self.first_30_seconds,
+                precision=self.precision,
+            )
             self._readers[task, language] = made
         return made

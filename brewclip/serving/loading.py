@@ -16,18 +16,26 @@ from brewclip.serving.hearing import heard_as
 
 
 def load_embedder(
-    name: str, *, clip: str = "", whisper: str = "", device: str = "", task: str = "", language: str | None = None
+    name: str,
+    *,
+    clip: str = "",
+    whisper: str = "",
+    device: str = "",
+    task: str = "",
+    language: str | None = None,
+    precision: str = "float32",
 ) -> Embedder:
     """Load a system; see `brewclip.load`."""
     if name == ZERO_SHOT:
         model = ModelConfig(variant=ZERO_SHOT, prompt_length=0)
         config = Config(model=replace(model, clip=clip or model.clip, whisper=whisper or model.whisper))
-        return Embedder(name, _hearing(config, task, language), None, _device(device))
+        return Embedder(name, _hearing(config, task, language), None, _device(device), precision)
     if clip or whisper:
         raise UserError(f"{name} names its own CLIP and Whisper: give them with {ZERO_SHOT} only")
     url = checkpoint_url(name)
     checkpoint = open_system(url)
-    return Embedder(url, _hearing(unflatten(checkpoint.facts.config), task, language), checkpoint, _device(device))
+    config = _hearing(unflatten(checkpoint.facts.config), task, language)
+    return Embedder(url, config, checkpoint, _device(device), precision)
 
 
 def _hearing(config: Config, task: str, language: str | None) -> Config:

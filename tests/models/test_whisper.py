@@ -10,7 +10,7 @@ import whisper.normalizers
 
 from brewclip.audio import decode_audio
 from brewclip.models.audio_chunks import compute_mel, encode_mel
-from brewclip.models.whisper import SpeechReader
+from brewclip.models.whisper import SpeechReader, fastest_precision
 from brewclip.pretrained.load import load_whisper
 
 pytestmark = pytest.mark.slow
@@ -203,11 +203,18 @@ def test_bfloat16_keeps_the_words(model, jfk):
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
 
 
+def test_the_fastest_precision_is_one_that_the_device_multiplies(model, monkeypatch):
+    for found, precision in ({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert fastest_precision(torch.device("cpu")) == precision
+        assert SpeechReader(model, precision="auto").precision is getattr(torch, precision)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"language": "english please"}, "give a code such as 'en'"),
-        ({"precision": "int8"}, "choose one of float32, bfloat16, float16"),
+        ({"precision": "int8"}, "choose one of auto, float32, bfloat16, float16"),
         ({"batch_size": 0}, "1 or more"),
         ({"retries": 6}, "0 to 5 are possible"),
     ],
