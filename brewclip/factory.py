@@ -193,6 +193,21 @@ def check_images(manifest: Manifest, clip: LoadedClip) -> None:
         )
 
 
+def check_alternatives(manifest: Manifest, config: Config) -> None:
+    """Check that a split holds as many alternative texts as the configuration reads.
+
+    Raises:
+        UserError: if it was extracted with another number.
+    """
+    found, wanted = int(manifest.summary.details.get("alternatives", 0)), config.num_alternatives
+    if config.data.transcript == "asr_mean" and found != wanted:
+        raise UserError(
+            f"{manifest.url} was extracted with {found} alternatives, --data.transcript asr_mean reads {wanted}: "
+            + (f"give --extraction.alternatives {found}, or " if found else "")
+            + f"extract it again with --extraction.alternatives {wanted} --extraction.overwrite"
+        )
+
+
 def audio_dim_of(manifest: Manifest) -> int:
     """Return the width of the Whisper features of a split, from the first readable sample of its first shard.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from brewclip.data.schema import Sample
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-RUN = "scenes-brewclip-adapter-confidence-0"  # see jobs/demo.py
+RUN = "scenes-brewclip-adapter-confidence-asr_mean-0"  # see jobs/demo.py
 _EXAMPLES = 6
 
 

@@ -2,6 +2,7 @@
 
 from brewclip.config.checks import check, ignored_settings
 from brewclip.config.command_line import exit_on_user_error, parse_command_line, parse_options
+from brewclip.config.flat import flatten, unflatten
 from brewclip.config.presets import PRESETS, by_confidence, for_variant, preset
 from brewclip.config.settings import (
     ClusterConfig,
@@ -15,8 +16,6 @@ from brewclip.config.settings import (
     TrackingConfig,
     Transcript,
     Variant,
-    flatten,
-    unflatten,
 )
 
 __all__ = [

@@ -111,6 +111,8 @@ def ignored_settings(config: Config) -> list[str]:
         lines.append("--optim.prompt-lr-scale has no effect: --model.prompt-length is 0")
     if model.adaptation == "adapter" and config.run.compile:
         lines.append("--run.compile has no effect: --model.adaptation adapter computes no tower")
+    if variant == "speechclip" and config.run.compile:
+        lines.append("--run.compile has no effect: variant speechclip is not compiled")
     if model.recompute and not config.num_prompts:
         lines.append("--model.recompute has no effect: without prompts nothing flows back through the towers")
     if model.fusion != "sum" and variant == "brewclip" and config.loss.alpha != LossConfig().alpha:

@@ -14,11 +14,12 @@ from typing import Any, NoReturn, TypeVar
 from brewclip.config.addresses import check_endpoint
 from brewclip.config.checks import check, ignored_settings
 from brewclip.config.extras import EXTRA_OF, describe_missing
+from brewclip.config.flat import flatten
 from brewclip.config.masking import without_secrets
 from brewclip.config.presets import PRESETS, preset
 from brewclip.config.ranges import check_ranges, describe_number, is_number, range_of, settings_of, show
 from brewclip.config.renamed import with_current_flags
-from brewclip.config.settings import Config, flatten
+from brewclip.config.settings import Config
 from brewclip.config.submitted import check_submitted
 from brewclip.config.unused import unused_flags
 from brewclip.errors import UserError

@@ -1,16 +1,14 @@
-"""The settings of a run as frozen dataclasses, and their flattened form; `checks` validates them.
+"""The settings of a run as frozen dataclasses; `checks` validates them, `flat` flattens them.
 
 Names end in their unit. No torch here: `--help` must be instant.
 """
 
-import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 from brewclip.config.names import FOLDER, FOLDERS
 from brewclip.config.ranges import COUNT, COUNT_OR_0, FRACTION, FRACTION_BELOW_1, SEED, THREADS, Range
-from brewclip.config.renamed import with_current_names
 from brewclip.config.speech_encoders import SPEECH_ENCODER
 from brewclip.config.submitted import default_storage
 from brewclip.config.whisper_names import WHISPER
@@ -18,7 +16,7 @@ from brewclip.config.whisper_names import WHISPER
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot", "speechclip"]
 Adaptation = Literal["prompts", "adapter"]
 Fusion = Literal["sum", "confidence"]
-Transcript = Literal["asr", "asr_unfiltered", "asr_greedy", "ground_truth"]
+Transcript = Literal["asr", "asr_unfiltered", "asr_greedy", "asr_mean", "ground_truth"]
 ImageTransform = Literal["crop", "letterbox"]
 LongText = Literal["truncate", "chunks"]
 Task = Literal["transcribe", "translate"]
@@ -26,6 +24,7 @@ Reduction = Literal["sum", "mean"]
 AudioFrames = Literal["speech", "first_30_seconds"]
 Precision = Literal["auto", "bfloat16", "float32"]
 UseGpu = bool | Literal["auto"]
+_ALTERNATIVES = 3  # R@10 through babble: one adds 3.9 points, three 5.0, five 6.1, see docs/LOG.md
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class DataConfig:
     """Split for selecting the best checkpoint. `test` is refused."""
     transcript: Transcript = "asr"
     """Text of the pipeline channel: Whisper's transcript, the same with text that its checks reject as it was decoded
-    last or first (greedily), or the text that the speaker read."""
+    last or first (greedily), the mean of its alternatives' embeddings, or the text that the speaker read."""
     long_text: LongText = "truncate"
     """A text of more tokens than CLIP reads is truncated, or encoded in chunks whose features are averaged."""
     max_audio_frames: Annotated[int, Range(0, 10**7)] = 6000
@@ -210,6 +209,9 @@ class ExtractionConfig:
     retries: Annotated[int, Range(0, 5)] = 5
     """How often text that fails Whisper's checks is decoded again with sampling, 0 to 5; of unclear speech this takes
     most of the time."""
+    alternatives: Annotated[int, Range(0, 20, note="0 samples 3 where --data.transcript asr_mean reads them")] = 0
+    """Other texts that Whisper samples of each recording whose greedy text is not certain; each takes as long as
+    decoding a text. 0 samples 3 if --data.transcript is asr_mean."""
     image_side_pixels: Annotated[int, Range(0, 8192, note="0 takes what the CLIP model needs")] = 0
     """Short side of stored images; 0 takes what the CLIP model needs."""
     keep_original_images: bool = False
@@ -273,6 +275,11 @@ class Config:
         return self.run.name or "-".join([*parts, str(self.run.seed)])
 
     @property
+    def num_alternatives(self) -> int:
+        """Number of other texts that Whisper samples of an uncertain recording, see `data.transcript`."""
+        return self.extraction.alternatives or (_ALTERNATIVES if self.data.transcript == "asr_mean" else 0)
+
+    @property
     def num_prompts(self) -> int:
         """Number of prompts that the model takes: none without training, and none with an adapter."""
         takes_prompts = self.model.adaptation == "prompts" and self.model.variant not in ("zero_shot", "speechclip")
@@ -282,38 +289,3 @@ class Config:
     def run_url(self) -> str:
         """URL of the run's checkpoints and results."""
         return f"{self.storage.rstrip('/')}/runs/{self.run_name}"
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return `{"optim.peak_lr": 1e-4, ...}`: one entry per leaf, in the order of definition."""
-    leaves: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            leaves |= flatten(value, f"{prefix}{item.name}.")
-        else:
-            leaves[prefix + item.name] = list(value) if isinstance(value, tuple) else value
-    return leaves
-
-
-def unflatten(leaves: dict[str, Any]) -> Config:
-    """Invert `flatten`; old names of renamed settings are accepted, unknown names are refused.
-
-    Raises:
-        ValueError: if a name is not a setting.
-    """
-    return _replace(Config(), with_current_names(leaves))
-
-
-def _replace(config: Any, leaves: dict[str, Any]) -> Any:
-    changes: dict[str, Any] = {}
-    hints = get_type_hints(type(config))
-    for name, value in leaves.items():
-        head, _, rest = name.partition(".")
-        if head not in hints:
-            raise ValueError(f"{name!r} is not a setting of this version")
-        if rest:
-            changes[head] = _replace(changes.get(head, getattr(config, head)), {rest: value})
-        else:
-            changes[head] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(config, **changes)

@@ -1,5 +1,6 @@
 """Ray actor that embeds the texts and images of a shard with a frozen CLIP."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -15,8 +16,9 @@ from brewclip.data.embeddings import EmbeddingKey, array_name
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
-from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, array_to_npy
+from brewclip.data.schema import BadSample, Sample, array_to_npy
 from brewclip.data.storage import exists, open_storage
+from brewclip.data.texts import readings_of
 from brewclip.errors import UserError
 from brewclip.factory import build_decoder, check_images
 from brewclip.models.towers import FrozenTowers
@@ -74,13 +76,14 @@ class ShardEmbedder:
             counts["truncated_texts"] += lengths.truncated_tokens > 0
             return tokens
 
-        def encode(tokens: list[Tensor]) -> Tensor:  # a text in chunks is the mean of theirs
+        def encode(tokens: list[Tensor]) -> Tensor:  # the mean of chunks, and of several readings
             chunks = [one.view(-1, one.shape[-1]) for one in tokens]
             encoded = towers.encode_text(torch.cat(chunks).to(self._device)).split([len(one) for one in chunks])
             return torch.stack([rows.mean(0) for rows in encoded])
 
-        field = TEXT_FIELDS[decoder.transcript]
-        return _embed(samples, lambda sample: sample.metadata.get(field), prepare, encode, towers.embed_dim)
+        return _embed(
+            samples, lambda sample: readings_of(sample, decoder.transcript), prepare, encode, towers.embed_dim
+        )
 
     def _embed_images(self, samples: list[Sample | BadSample], counts: dict[str, int]) -> np.ndarray:
         clip, decoder, towers = self._loaded()
@@ -117,7 +120,7 @@ def _embed(
 
     Args:
         samples: of a shard.
-        content_of: what is embedded of a sample, hashable; equal contents have one embedding.
+        content_of: what is embedded of a sample, hashable; equal contents have one embedding. Raises `BadSample`.
         prepare: decodes the content of a sample; raises `BadSample`.
         encode: prepared contents -> (n, E).
         embed_dim: width E.
@@ -129,7 +132,8 @@ def _embed(
     rows_of: dict[Any, list[int]] = {}
     for row, sample in enumerate(samples):
         if isinstance(sample, Sample):
-            rows_of.setdefault(content_of(sample), []).append(row)
+            with contextlib.suppress(BadSample):
+                rows_of.setdefault(content_of(sample), []).append(row)
     for batch in batched(rows_of.values(), _BATCH):
         prepared = []
         for rows in batch:

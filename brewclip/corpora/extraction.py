@@ -33,7 +33,7 @@ _LEAST_PARTS = 16
 _LEAST_SAMPLES = 32  # two batches of Whisper
 
 # What splits were extracted with whose manifests do not say it.
-_EARLIER_SETTINGS = {"task": "transcribe", "precision": "float32", "retries": 5}
+_EARLIER_SETTINGS = {"task": "transcribe", "precision": "float32", "retries": 5, "alternatives": 0}
 
 
 def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str, Any]]:
@@ -146,6 +146,7 @@ def _task(config: Config, source: Manifest, image_side_pixels: int) -> Extractio
         exact_images=image_side_pixels in CLIP_SIDES and config.data.image_transform == "crop",
         precision=config.extraction.precision,
         retries=config.extraction.retries,
+        alternatives=config.num_alternatives,
     )
 
 

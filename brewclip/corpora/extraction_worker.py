@@ -50,6 +50,7 @@ class ExtractionTask:
         exact_images: that side is the result of a CLIP's own transform, see `reduce_image`.
         precision: `float32`, `bfloat16`, or `auto`.
         retries: see `SpeechReader`.
+        alternatives: likewise.
     """
 
     source_url: str
@@ -64,6 +65,7 @@ class ExtractionTask:
     exact_images: bool
     precision: str
     retries: int
+    alternatives: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Part:
         settings = {name: value for name, value in asdict(task).items() if name not in left_out}
         if task.task == "transcribe":  # as all did whose shards have no task in their identity
             del settings["task"]
+        if not task.alternatives:  # likewise
+            del settings["alternatives"]
         content = json.dumps([_READER_VERSION, settings, asdict(self)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -150,6 +154,7 @@ class Extractor:
 
         from brewclip.models.whisper import SpeechReader
         from brewclip.pretrained.load import load_whisper
+        from brewclip.pretrained.precision import resolve_precision
 
         torch.set_num_threads(self._num_threads)  # holds for the thread that calls, so not in __init__
         if self._reader is None:
@@ -162,8 +167,9 @@ class Extractor:
                     task.batch_size,
                     task=task.task,
                     first_30_seconds=task.frames == "first_30_seconds",
-                    precision=task.precision,
+                    precision=resolve_precision(task.precision, device),
                     retries=task.retries,
+                    alternatives=task.alternatives,
                 )
             except (ValueError, FileNotFoundError) as error:
                 raise UserError(str(error)) from error

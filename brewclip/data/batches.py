@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from brewclip.data.images import ImageCache, decode_image
-from brewclip.data.schema import TEXT_FIELDS, BadSample, Sample, read_features
+from brewclip.data.schema import BadSample, Sample, read_features
+from brewclip.data.texts import confidence_of, readings_of, text_of
 from brewclip.data.transfer import to_device
 from brewclip.pretrained.token_layout import CLIP_LAYOUT, TokenLayout
 
@@ -44,7 +44,7 @@ class Pair:
         key: of the sample.
         image_id: of its image.
         image: (3, S, S) uint8.
-        tokens: (L,) int64, or (W, L) for a text in W chunks.
+        tokens: (L,) int64, or (W, L) for a text in W chunks, or several texts.
         audio: (frames, dim) float16 Whisper features, or (samples,) float32 of a waveform.
         text: what the pipeline channel reads.
         lengths: before truncation.
@@ -165,7 +165,7 @@ class PairDecoder:
         audio, num_frames = frames_of(sample, self.audio_dim, self.max_audio_frames)
         text = text_of(sample, self.transcript)
         image = self.image_of(sample)
-        tokens, num_tokens, truncated_tokens = self._tokens_of(text)
+        tokens, num_tokens, truncated_tokens = self._tokens_of(readings_of(sample, self.transcript))
         lengths = InputLengths(num_tokens, truncated_tokens, num_frames, num_frames - len(audio))
         confidence, image_id = confidence_of(sample, self.transcript), str(sample.metadata["image_id"])
         return Pair(sample.key, image_id, image, tokens, audio, text, lengths, confidence)
@@ -181,11 +181,17 @@ class PairDecoder:
 
     def tokens_of(self, sample: Sample) -> tuple[Tensor, InputLengths]:
         """Tokenise the text of a sample to (L,) or (W, L) int64; raises `BadSample` with the cause text."""
-        tokens, num_tokens, truncated_tokens = self._tokens_of(text_of(sample, self.transcript))
+        tokens, num_tokens, truncated_tokens = self._tokens_of(readings_of(sample, self.transcript))
         return tokens, InputLengths(num_tokens, truncated_tokens)
 
-    def _make_tokens(self, text: str) -> tuple[Tensor, int, int]:
-        """Return the tokens of a text, their number before truncation, and how many are truncated."""
+    def _make_tokens(self, readings: tuple[str, ...]) -> tuple[Tensor, int, int]:
+        """Return the tokens of a text, or of several as chunks; how many the first has, and how many are truncated."""
+        first, *others = map(self._make_tokens_of_one, readings)
+        if not others:
+            return first
+        return torch.cat([tokens.view(-1, tokens.shape[-1]) for tokens, _, _ in (first, *others)]), *first[1:]
+
+    def _make_tokens_of_one(self, text: str) -> tuple[Tensor, int, int]:
         tokens, room, layout = self.tokenize([text])[0], self.text_room_tokens, self.layout
         if not room:
             return tokens, 0, 0
@@ -213,32 +219,6 @@ def frames_of(sample: Sample, audio_dim: int, most: int) -> tuple[np.ndarray, in
     except BadSample as error:
         raise BadSample("features", f"sample {sample.key!r}: {error.detail}") from error
     return audio[: most or None], len(audio)
-
-
-def text_of(sample: Sample, transcript: str) -> str:
-    """Return the text of a sample that a setting `data.transcript` reads; raises `BadSample` with the cause text."""
-    field = TEXT_FIELDS[transcript]
-    text = sample.metadata.get(field)
-    if not isinstance(text, str):
-        raise BadSample("text", f"sample {sample.key!r} has no {field}")
-    return text
-
-
-def confidence_of(sample: Sample, transcript: str) -> float:
-    """Return the confidence of a text in 0..1: Whisper's geometric mean probability of a token, exp(avg_logprob).
-
-    0 where it is empty or Whisper's checks rejected it, a greedy one at the first attempt; 1 for what was read aloud.
-    """
-    if transcript == "ground_truth":
-        return 1.0
-    metadata = sample.metadata
-    avg_logprob = metadata.get("avg_logprob")
-    failed = metadata.get("rejected") or (transcript == "asr_greedy" and metadata.get("temperature"))
-    if failed or not metadata.get(TEXT_FIELDS[transcript]) or isinstance(avg_logprob, bool):
-        return 0.0
-    if not isinstance(avg_logprob, int | float) or not math.isfinite(avg_logprob):
-        return 0.0
-    return math.exp(min(0.0, max(-100.0, avg_logprob)))
 
 
 def _chunks(layout: TokenLayout, tokens: Tensor, room: int, length: int) -> Tensor:

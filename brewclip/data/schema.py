@@ -25,8 +25,16 @@ REQUIRED_FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 HEARD_FIELDS = ("transcript", "unfiltered_transcript", "greedy_transcript")
 """Whisper's transcripts: without what its checks reject, with it as last decoded, and as first; all may be empty."""
-TEXT_FIELDS = dict(zip(("asr", "asr_unfiltered", "asr_greedy", "ground_truth"), (*HEARD_FIELDS, "text"), strict=True))
-"""Setting `data.transcript` -> field of the metadata that holds this text."""
+ALTERNATIVES = "alternatives"
+"""Whisper's greedy transcript and sampled ones, as lists of a text and its mean log probability."""
+TEXT_FIELDS = {
+    "asr": "transcript",
+    "asr_unfiltered": "unfiltered_transcript",
+    "asr_greedy": "greedy_transcript",
+    "asr_mean": "greedy_transcript",
+    "ground_truth": "text",
+}
+"""Setting `data.transcript` -> field of the metadata that holds this text; `asr_mean` reads the alternatives too."""
 _BLOCK_BYTES = 512
 _HEADER = struct.Struct("100s24x11s21x1s100x5s")  # name, size in octal digits, kind of member, magic
 _MOST_EXTENDED_BYTES, _MOST_LENGTH_DIGITS = 2**20, 7  # of a header before a member, and of the length of its records
@@ -39,6 +47,11 @@ _MOST_DIMENSIONS, _LONGEST_SIDE = 4, 2**40  # of an array; an empty one may clai
 _MOST_LETTERS = 200  # of another library's message
 _NUMBERS = "fiub"  # kinds of numpy's types that hold one number
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def heard_text(text: str) -> dict[str, Any]:
+    """Return the metadata of a recording of which Whisper read a text and is certain of it."""
+    return dict.fromkeys(HEARD_FIELDS, text) | {ALTERNATIVES: [[text, 0.0]]}
 
 
 class BadSample(ValueError):

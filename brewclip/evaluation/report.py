@@ -38,6 +38,7 @@ _TEXTS = {
     "asr": "Whisper's transcripts",
     "asr_unfiltered": "Whisper's transcripts with what its checks reject",
     "asr_greedy": "Whisper's greedy transcripts, with what its checks reject",
+    "asr_mean": "the mean of Whisper's alternative transcripts",
     "ground_truth": "ground-truth text",
 }
 _THUMBNAIL_PIXELS, _SMALL_THUMBNAIL_PIXELS, _MANY_IMAGES = 192, 112, 1_000

@@ -13,9 +13,17 @@ from whisper.tokenizer import LANGUAGES
 from whisper.utils import compression_ratio
 
 from brewclip.models.audio_chunks import MAX_SAMPLES, MAX_SECONDS, Chunk, compute_mel, encode_mel, split_into_chunks
-from brewclip.models.decoding import TASKS, TEMPERATURES, Reading, decode_chunks, detect_languages
+from brewclip.models.decoding import (
+    TASKS,
+    TEMPERATURES,
+    Alternative,
+    Reading,
+    decode_chunks,
+    detect_languages,
+    join_alternatives,
+)
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_RETRIES = len(TEMPERATURES) - 1
 _SILENT_PEAK = 1e-4  # three steps of 16-bit audio: inaudible, so it is not decoded
 
@@ -39,6 +47,8 @@ class Speech:
         compression_ratio: of the text; high for repetition. Of several chunks, the highest.
         temperature: 0 if greedy decoding passed the checks; of several chunks, the highest.
         rejected: why the transcript is empty: "no_speech", "repetitive", "low_confidence"; or None.
+        alternatives: the greedy text, alone if it is certain, and sampled ones, each with its mean log probability;
+            empty if none were asked for.
         features: (frames, audio_dim) float16, 20 ms a frame, of the recording only, without padding.
     """
 
@@ -51,11 +61,13 @@ class Speech:
     compression_ratio: float
     temperature: float
     rejected: str | None
+    alternatives: tuple[tuple[str, float], ...]
     features: NDArray[np.float16]
 
     def metadata(self) -> dict[str, Any]:
         """Return the fields that are stored with a sample: all but the features."""
-        return {
+        alternatives = [[text, round(avg_logprob, 4)] for text, avg_logprob in self.alternatives]
+        return ({"alternatives": alternatives} if alternatives else {}) | {
             "transcript": self.transcript,
             "unfiltered_transcript": self.unfiltered_transcript,
             "greedy_transcript": self.greedy_transcript,
@@ -107,10 +119,11 @@ class SpeechReader:
         task: "transcribe", or "translate" for Whisper's own translation to English.
         first_30_seconds: return the frames that the released code used: those of the first 30 s with their padding. The
             transcript is of the whole recording, in chunks padded to 30 s.
-        precision: of the encoder, "float32", "bfloat16" or "float16", or "auto", see `fastest_precision`; decoding is
-            float32. Features keep a cosine above 0.999 in bfloat16.
+        precision: of the encoder, "float32", "bfloat16" or "float16"; decoding is float32. Features keep a
+            cosine above 0.999 in bfloat16.
         retries: how often text that fails the checks of repetition and confidence is decoded again with sampling, 0 to
             5. Captions in babble at 2 dB took 1.19 CPU-s with five and 0.51 with none.
+        alternatives: other texts to sample of each chunk whose greedy text is not certain, see `decoding`.
 
     Raises:
         ValueError: if the model does not know the language, or the task, precision, batch size or retries are invalid.
@@ -126,6 +139,7 @@ class SpeechReader:
         first_30_seconds: bool = False,
         precision: str = "float32",
         retries: int = MOST_RETRIES,
+        alternatives: int = 0,
     ) -> None:
         if language is not None and language not in LANGUAGES:
             raise ValueError(f"unknown language {language!r}; give a code such as 'en', or None to detect it")
@@ -135,8 +149,8 @@ class SpeechReader:
             raise ValueError(
                 f"task is {task!r}; it must be transcribe, or translate with a Whisper of many languages, without '.en'"
             )
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if precision not in _PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(_PRECISIONS)}")
         if batch_size < 1:
             raise ValueError(f"batch size is {batch_size}; it must be 1 or more")
         if not 0 <= retries <= MOST_RETRIES:
@@ -146,8 +160,9 @@ class SpeechReader:
         self.batch_size = batch_size
         self.task = task
         self.first_30_seconds = first_30_seconds
-        self.precision = _dtype_of(precision, model.device)
+        self.precision = _PRECISIONS[precision]
         self.retries = retries
+        self.alternatives = alternatives
 
     @torch.no_grad()
     def read(self, waveforms: Sequence[NDArray[np.float32]], check: Callable[[], None] = lambda: None) -> list[Speech]:
@@ -234,6 +249,7 @@ class SpeechReader:
                     retries=self.retries,
                     task=self.task,
                     leave_repetitive=not batch[0].is_last_attempt,
+                    alternatives=self.alternatives,
                 )
                 for row, reading in zip(rows, decoded, strict=True):
                     readings[row] = reading
@@ -262,6 +278,7 @@ class SpeechReader:
             compression_ratio=max(reading.compression_ratio for reading in readings),
             temperature=max(reading.temperature for reading in readings),
             rejected=readings[0].rejected if is_rejected else None,
+            alternatives=join_alternatives([reading.alternatives for reading in readings]) if self.alternatives else (),
             features=self._join_frames(waveform, [frames for _, frames in parts]),
         )
 
@@ -271,23 +288,6 @@ class SpeechReader:
         if self.first_30_seconds and len(frames) > 1:  # the first chunk ends before 30 s, in a pause
             return self._encode_samples([waveform[:MAX_SAMPLES]], MAX_SECONDS)[0].half().cpu().numpy()
         return np.concatenate(frames)
-
-
-def _dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, fastest_precision(device) if precision == "auto" else precision)
-    return dtype
-
-
-def fastest_precision(device: torch.device) -> str:
-    """Return the precision in which a device runs Whisper's encoder fastest.
-
-    It is bfloat16 on processors that multiply it: for a caption, one with AMX took 0.20 instead of 0.43 CPU-s with
-    decoding, one with AVX-512 BF16 0.26 instead of 0.46 without. Others took 0.26 instead of 0.18 for 8 s.
-    """
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.9 and later
-    return "bfloat16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
 
 _SILENCE = Reading(
@@ -300,4 +300,5 @@ _SILENCE = Reading(
     temperature=0.0,
     num_tokens=0,
     rejected="no_speech",
+    alternatives=(Alternative("", 0.0, 0),),
 )

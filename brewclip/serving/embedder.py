@@ -15,7 +15,7 @@ from brewclip.checkpoints.facts import Checkpoint
 from brewclip.config import Config
 from brewclip.data.batches import Pair, collate, normalised_images
 from brewclip.data.images import open_image, transform_image
-from brewclip.data.schema import HEARD_FIELDS, BadSample, Sample, array_to_npy
+from brewclip.data.schema import BadSample, Sample, array_to_npy, heard_text
 from brewclip.factory import (
     build_autocast,
     build_decoder,
@@ -46,7 +46,7 @@ class Embedder:
         config: its settings.
         checkpoint: trained weights; None for zero-shot CLIP.
         device: device to compute on.
-        precision: of Whisper's encoder, see `SpeechReader`.
+        precision: of Whisper's encoder, see `SpeechReaders`.
 
     Attributes:
         identity: everything that embeddings of images depend on, see `identity_of_images`.
@@ -76,8 +76,13 @@ class Embedder:
         self._decoder = build_decoder(config, self._clip)
         self._waveform_decoder = build_waveform_decoder(config, self._clip) if speech_encoder is not None else None
         self._model = model.to(device).eval()
-        released = config.extraction.frames == "first_30_seconds"
-        self._readers = SpeechReaders(config.model.whisper, device, first_30_seconds=released, precision=precision)
+        self._readers = SpeechReaders(
+            config.model.whisper,
+            device,
+            first_30_seconds=config.extraction.frames == "first_30_seconds",
+            precision=precision,
+            alternatives=config.num_alternatives if config.data.transcript == "asr_mean" else 0,
+        )
 
     @property
     def embed_dim(self) -> int:
@@ -279,7 +284,7 @@ class Embedder:
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        pairs = [self._decode(_BLANK_IMAGE, dict.fromkeys(HEARD_FIELDS, text), _NO_FRAMES) for text in texts]
+        pairs = [self._decode(_BLANK_IMAGE, heard_text(text), _NO_FRAMES) for text in texts]
         batch = collate(pairs, self._clip.mean, self._clip.std, self.device)
         with build_autocast(self.config, self.device):
             return _unit(self._model.encode_text(batch.tokens).float().cpu().numpy())
@@ -297,7 +302,6 @@ class Embedder:
 
 
 # Placeholders for the missing half of a pair.
-_NO_TEXT = dict.fromkeys(HEARD_FIELDS, "")
 _NO_FRAMES = np.zeros((0, 2), np.float16)
 _BLANK_IMAGE = read_image(np.zeros((1, 1), np.uint8))
 

@@ -1,6 +1,7 @@
 """What a system hears in a recording: text, sound, and their fusion; and Whisper with a reader for each task."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from brewclip.config import ModelConfig
 from brewclip.config.settings import Task
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.precision import resolve_precision
 
 Vector = NDArray[np.float32]
 
@@ -80,11 +82,19 @@ class SpeechReaders:
         whisper: name of the model.
         device: to compute on.
         first_30_seconds: see `SpeechReader`.
-        precision: likewise.
+        precision: likewise, or "auto", see `resolve_precision`.
+        alternatives: likewise.
     """
 
-    def __init__(self, whisper: str, device: torch.device, *, first_30_seconds: bool, precision: str) -> None:
-        self.whisper, self.device, self.first_30_seconds, self.precision = whisper, device, first_30_seconds, precision
+    def __init__(
+        self, whisper: str, device: torch.device, *, first_30_seconds: bool, precision: str, alternatives: int
+    ) -> None:
+        self.whisper, self.device = whisper, device
+        self._settings: dict[str, Any] = {
+            "first_30_seconds": first_30_seconds,
+            "precision": resolve_precision(precision, device),
+            "alternatives": alternatives,
+        }
         self._readers: dict[tuple[str, str], SpeechReader] = {}
 
     def reader(self, task: str, language: str) -> SpeechReader:
@@ -97,12 +107,6 @@ class SpeechReaders:
         if made is None:
             one = next(iter(self._readers.values()), None)
             model = one.model if one else load_whisper(self.whisper).to(self.device)
-            made = SpeechReader(
-                model,
-                language or None,
-                task=task,
-                first_30_seconds=self.first_30_seconds,
-                precision=self.precision,
-            )
+            made = SpeechReader(model, language or None, task=task, **self._settings)
             self._readers[task, language] = made
         return made

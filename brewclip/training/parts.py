@@ -18,6 +18,7 @@ from brewclip.factory import (
     build_model,
     build_towers,
     build_waveform_decoder,
+    check_alternatives,
     check_images,
     load_own_speech_encoder,
     open_embeddings,
@@ -84,6 +85,7 @@ def build_parts(config: Config, device: torch.device) -> Parts:
     train, dev = _open(config, config.data.train_split), _open(config, config.data.dev_split)
     if config.model.variant == "speechclip":
         return _parts_of_waveforms(config, device, train, dev)
+    check_alternatives(train, config)
     audio_dim = audio_dim_of(train)
     build = _parts_of_embeddings if config.model.adaptation == "adapter" else _parts_of_towers
     return build(config, device, train, dev, audio_dim)

@@ -16,7 +16,8 @@ from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import npy_to_array
 from brewclip.data.storage import open_storage
-from brewclip.factory import build_decoder, embedding_keys, open_embeddings
+from brewclip.errors import UserError
+from brewclip.factory import build_decoder, check_alternatives, embedding_keys, open_embeddings
 from brewclip.pretrained.load import load_clip
 from brewclip.training.worker import Worker
 from tests.corpora.cached import embed, manifest_of
@@ -59,6 +60,30 @@ def test_they_are_those_of_clip(config):
     with torch.no_grad():
         np.testing.assert_allclose(texts, clip.model.encode_text(batch.tokens), atol=2e-6)
         np.testing.assert_allclose(images, clip.model.encode_image(batch.images), atol=2e-6)
+
+
+def test_a_text_of_alternatives_is_the_mean_of_their_embeddings(config):
+    """A certain text is the only one of its recording."""
+    write_features(config.features_url, "train", 3, alternatives=1)
+    config = replace(config, data=replace(config.data, transcript="asr_mean"))
+    embed(config)
+    clip, (texts, _) = load_clip("scenes"), arrays(config, 0)
+    with torch.no_grad():
+        readings = clip.model.encode_text(clip.tokenize([f"the scene of number {n}" for n in range(3)]))
+        readings[1] = (readings[1] + clip.model.encode_text(clip.tokenize(["seen number 1"]))[0]) / 2
+    np.testing.assert_allclose(texts, readings, atol=2e-6)
+
+
+def test_training_reads_as_many_alternatives_as_were_extracted(config):
+    write_features(config.features_url, "train", 3, alternatives=2)
+    manifest, extraction = manifest_of(config), config.extraction
+    check_alternatives(manifest, config)  # it reads none of them
+    config = replace(config, data=replace(config.data, transcript="asr_mean"))
+    with pytest.raises(
+        UserError, match=r"with 2 alternatives, .* reads 3: give --extraction.alternatives 2, or extract"
+    ):
+        check_alternatives(manifest, config)
+    check_alternatives(manifest, replace(config, extraction=replace(extraction, alternatives=2)))
 
 
 def test_equal_contents_have_one_embedding_and_what_is_there_is_kept(config, monkeypatch):

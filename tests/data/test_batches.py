@@ -35,6 +35,7 @@ def sample(**changes) -> Sample:
             "transcript": "heard",
             "unfiltered_transcript": "guessed",
             "greedy_transcript": "misheard",
+            "alternatives": [["misheard", -0.1]],
         },
         "image": jpeg(40, 30),
         "features": array_to_npy(np.ones((5, 8), np.float16)),
@@ -70,7 +71,13 @@ def test_collate_pads_and_says_what_is_real():
 
 @pytest.mark.parametrize(
     ("transcript", "text"),
-    [("asr", "heard"), ("asr_unfiltered", "guessed"), ("asr_greedy", "misheard"), ("ground_truth", "said")],
+    [
+        ("asr", "heard"),
+        ("asr_unfiltered", "guessed"),
+        ("asr_greedy", "misheard"),
+        ("asr_mean", "misheard"),
+        ("ground_truth", "said"),
+    ],
 )
 def test_the_requested_transcript_is_read(transcript, text):
     assert decoder(transcript)(sample()).text == text
@@ -87,6 +94,8 @@ def test_the_requested_transcript_is_read(transcript, text):
         ("asr", {"avg_logprob": 3.0}, 1.0),
         ("asr_greedy", {}, 0.5),
         ("asr_greedy", {"temperature": 0.4}, 0.0),  # avg_logprob is that of another text
+        ("asr_mean", {}, 0.5),
+        ("asr_mean", {"temperature": 0.4}, 0.0),
         ("ground_truth", {"rejected": "no_speech"}, 1.0),
     ],
 )
@@ -95,6 +104,34 @@ def test_confidence_is_that_of_the_text_that_is_read(transcript, changes, confid
     one = sample()
     metadata = {**one.metadata, **heard, **changes}
     assert decoder(transcript)(one._replace(metadata=metadata)).confidence == pytest.approx(confidence)
+
+
+def with_metadata(**changes: object) -> Sample:
+    one = sample()
+    return one._replace(metadata={**one.metadata, **changes})
+
+
+def test_alternatives_are_read_as_chunks():
+    texts = ["misheard", "a red apple", "two red apples"]
+    read, read_greedy = (
+        PairDecoder(open_clip.tokenize, 16, transcript, 0, text_room_tokens=77)
+        for transcript in ("asr_mean", "asr_greedy")
+    )
+    pair = read(with_metadata(alternatives=[[text, -0.5] for text in texts]))
+    each = [read_greedy(with_metadata(greedy_transcript=text)) for text in texts]
+    assert torch.equal(pair.tokens, torch.stack([one.tokens for one in each]))
+    assert pair.lengths == each[0].lengths
+    alone = read(with_metadata(alternatives=[["misheard", -0.1]]))
+    assert torch.equal(alone.tokens, each[0].tokens)  # a certain text is no chunk
+    batch = collate([pair, alone], (0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
+    assert batch.tokens.any(2).sum(1).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("alternatives", [None, [], "misheard", [["misheard"], 3], [[1, -0.5]], [[]]])
+def test_samples_without_alternatives_are_bad(alternatives):
+    with pytest.raises(BadSample, match="alternatives") as caught:
+        decoder("asr_mean")(with_metadata(alternatives=alternatives))
+    assert caught.value.cause == "text"
 
 
 def test_long_speech_is_truncated():

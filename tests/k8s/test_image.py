@@ -20,11 +20,13 @@ from tests.k8s.manifests.pods import pods_of
 from tests.k8s.overlays import CHECKOUT, filled_in
 
 MISSING = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
+MOUNTS = not MISSING and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(os.environ.get("BREWCLIP_BUILD_IMAGE") != "1", reason="BREWCLIP_BUILD_IMAGE is not 1"),
     pytest.mark.skipif(bool(MISSING) or os.geteuid() != 0, reason=f"needs root and {MISSING or 'nothing more'}"),
+    pytest.mark.skipif(not MOUNTS, reason="root may mount nothing here"),
 ]
 
 PACKAGES = (

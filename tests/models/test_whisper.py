@@ -1,5 +1,6 @@
 """Whisper base on real speech, silence and noise."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import whisper.normalizers
 
 from brewclip.audio import decode_audio
 from brewclip.models.audio_chunks import compute_mel, encode_mel
-from brewclip.models.whisper import SpeechReader, fastest_precision
+from brewclip.models.decoding import Alternative, join_alternatives
+from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
 
 pytestmark = pytest.mark.slow
@@ -196,6 +198,38 @@ def test_a_long_recording_is_read_to_its_end_in_the_language_of_its_beginning(mo
     assert (speech.language, speech.rejected) == ("en", None)
 
 
+def test_alternatives_of_an_unsure_text_are_sampled(reader, jfk):
+    """Beside the greedy text; they do not depend on the batch, nor on how often the transcript is decoded again."""
+    noise = np.random.default_rng(0).normal(0, 0.2, 48_000).astype(np.float32)
+    unclear = [load_speech("digits/4_nicolas_1.wav"), jfk[:48_000] + noise]
+    silence = np.zeros(16_000, np.float32)
+    asked = SpeechReader(reader.model, alternatives=2)
+    certain, *unsure, silent = asked.read([jfk, *unclear, silence])
+    assert [len(speech.alternatives) for speech in (certain, *unsure, silent)] == [1, 3, 3, 1]
+    plain = reader.read([jfk, *unclear, silence])
+    for speech, without in zip((certain, *unsure, silent), plain, strict=True):
+        assert speech.alternatives[0][0] == without.greedy_transcript
+        assert replace(speech, alternatives=(), features=without.features) == without and not without.alternatives
+        assert np.array_equal(speech.features, without.features)
+    assert certain.alternatives[0][1] == certain.avg_logprob and silent.alternatives == (("", 0.0),)
+    assert len({text for text, _ in unsure[1].alternatives}) > 1
+    alone = SpeechReader(reader.model, alternatives=2, retries=0, batch_size=1)
+    for waveform, speech in zip(unclear, unsure, strict=True):
+        (again,) = alone.read([waveform])
+        assert [text for text, _ in again.alternatives] == [text for text, _ in speech.alternatives]
+        assert all(score < 0 for _, score in speech.alternatives)
+        assert [text for text, _ in again.metadata()["alternatives"]] == [text for text, _ in again.alternatives]
+
+
+def test_alternatives_of_chunks_are_joined_in_order():
+    certain, unsure = (Alternative("one", -0.1, 1),), (Alternative("to", -1.0, 3), Alternative("two", -0.7, 3))
+    assert join_alternatives([certain, unsure]) == (
+        ("one to", pytest.approx(-0.7)),
+        ("one two", pytest.approx(-0.5)),
+    )
+    assert join_alternatives([certain]) == (("one", pytest.approx(-0.1)),)
+
+
 def test_bfloat16_keeps_the_words(model, jfk):
     exact, rounded = (SpeechReader(model, precision=p).read([jfk])[0] for p in ("float32", "bfloat16"))
     assert normalise(exact.transcript) == normalise(rounded.transcript)
@@ -203,18 +237,11 @@ def test_bfloat16_keeps_the_words(model, jfk):
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
 
 
-def test_the_fastest_precision_is_one_that_the_device_multiplies(model, monkeypatch):
-    for found, precision in ({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32"):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
-        assert fastest_precision(torch.device("cpu")) == precision
-        assert SpeechReader(model, precision="auto").precision is getattr(torch, precision)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"language": "english please"}, "give a code such as 'en'"),
-        ({"precision": "int8"}, "choose one of auto, float32, bfloat16, float16"),
+        ({"precision": "int8"}, "choose one of float32, bfloat16, float16"),
         ({"batch_size": 0}, "1 or more"),
         ({"retries": 6}, "0 to 5 are possible"),
     ],

@@ -20,7 +20,7 @@ from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import sample_scene, scene_generator, world_seed
 
 WHISPER_WIDTH = 512  # of Whisper base
-RUN = "scenes-brewclip-adapter-confidence-0"
+RUN = "scenes-brewclip-adapter-confidence-asr_mean-0"
 NEAR_COSINE = 0.5  # the score below which nothing is close, as if fitted on dev
 _SEED = world_seed("scenes/test")
 
@@ -74,6 +74,7 @@ def save_untrained_run(storage: str) -> str:
     """
     clip = load_clip("scenes")
     config = preset("scenes_adapter")
+    config = replace(config, data=replace(config.data, transcript="asr_mean"))
     model = build_model(config, build_towers(config, clip), WHISPER_WIDTH)
     facts = CheckpointFacts(
         step=0,

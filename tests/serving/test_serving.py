@@ -64,7 +64,7 @@ class MadeUpReader:
 
     def read(self, waveforms):
         frames = [np.resize(waveform, (5, AUDIO_DIM)).astype(np.float16) for waveform in waveforms]
-        return [Speech(*["a red apple"] * 3, "en", -0.1, 0.0, 1.0, 0.0, None, one) for one in frames]
+        return [Speech(*["a red apple"] * 3, "en", -0.1, 0.0, 1.0, 0.0, None, (), one) for one in frames]
 
 
 @pytest.fixture(scope="module")

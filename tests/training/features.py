@@ -13,7 +13,14 @@ AUDIO_DIM = 32
 
 
 def write_features(
-    url: str, split: str, num_images: int, *, per_shard: int = 20, rounds: int = 2, broken: Collection[int] = ()
+    url: str,
+    split: str,
+    num_images: int,
+    *,
+    per_shard: int = 20,
+    rounds: int = 2,
+    broken: Collection[int] = (),
+    alternatives: int = 0,
 ) -> None:
     """Write `rounds` captions for each image; frames carry the number of the image, so there is much to learn.
 
@@ -26,7 +33,15 @@ def write_features(
             picks = range(start, min(num_images, start + per_shard))
             samples = (make_features(split, number, image, broken=number == 0 and image in broken) for image in picks)
             records.append(write_shard(storage, shard_name(split, number, shard), number, samples))
-    finish_split(storage, records, corpus="scenes", split=split, kind="features", num_images=num_images)
+    finish_split(
+        storage,
+        records,
+        corpus="scenes",
+        split=split,
+        kind="features",
+        num_images=num_images,
+        details={"alternatives": alternatives},
+    )
 
 
 def make_features(split: str, number: int, image: int, *, broken: bool = False) -> Sample:
@@ -49,6 +64,8 @@ def make_features(split: str, number: int, image: int, *, broken: bool = False) 
             "duration_seconds": 1.0,
             "text": f"scene {image}",
             "transcript": f"a scene of number {image}",
+            "greedy_transcript": f"the scene of number {image}",
+            "alternatives": [[f"the scene of number {image}", -0.4], [f"seen number {image}", -0.9]][: 1 + image % 2],
         },
         image=b"no image" if broken else buffer.getvalue(),
         features=array_to_npy(frames.astype(np.float16)),
