@@ -1,6 +1,6 @@
 """A small world to search in by voice: drawn scenes, spoken captions, an index, and a system with both channels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
