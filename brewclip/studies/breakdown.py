@@ -79,7 +79,12 @@ def study_breakdown(config: Config, systems: Sequence[System], split: str, field
         "breakdown",
         breakdown_record(groups),
         breakdown_page(title, groups, baseline),
-        figures={f"{file_name(field)}.png": draw_breakdown(title, groups, field) for field in fields},
+        figures={
+            f"{file_name(field)}.png": draw_breakdown(
+                f"{config.data.corpus}, {split}: recall by {field}", groups, field
+            )
+            for field in fields
+        },
         params={"systems": ", ".join(system.name for system in systems), "split": split, "by": ", ".join(fields)},
         metrics=[(_metrics(groups, system.name), system.step) for system in systems],
     )
@@ -176,7 +181,7 @@ def breakdown_page(title: str, groups: Sequence[Group], baseline: str) -> Page:
 def draw_breakdown(title: str, groups: Sequence[Group], field: str) -> bytes:
     """Draw R@1 and R@10, speech -> image, of each system over the values of a field; return a PNG."""
     shown = [group for group in groups if group.field == field]
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=11)
     for axes, k in zip(figure.subplots(1, len(_SHOWN_AT)), _SHOWN_AT, strict=True):
         for number, system in enumerate(shown[0].rankings):
@@ -188,7 +193,8 @@ def draw_breakdown(title: str, groups: Sequence[Group], field: str) -> bytes:
         axes.set_xticks(range(len(shown)), [group.value for group in shown])
         axes.set(xlabel=field, ylabel=f"{TITLES[DIRECTIONS[0]]}, R@{k} in %", ylim=(0, 100))
         axes.grid(alpha=0.25)
-    figure.axes[0].legend(fontsize=8)
+    lines, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=2, fontsize=8)  # names may be as wide as a plot
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
