@@ -10,9 +10,9 @@ the stream, by torchdata's StatefulDataLoader over WebDataset in this process, a
 Then samples of the size of Flickr8k's are read through a link with latency and limited bandwidth (the paper's
 batch), by wall time from the start: by the stream, and by WebDataset in this process and in --num-threads loader
 processes. Last, a step that takes as long as one of ViT-L-14 on a GPU (or --pairs-per-second) is fed through that
-link; what it waits for batches after the first is compared with its time.
+link, epoch after epoch; what it waits for batches after the first is compared with its time.
 
-mosaicml-streaming 0.13 is not compared: it needs transformers below 5, and older versions of numpy and torch.
+mosaicml-streaming 0.13 is not compared: it needs numpy below 2.2 and transformers below 5.
 """
 
 import functools
@@ -67,7 +67,9 @@ class Options(BenchmarkOptions):
     batch_size: Annotated[int, Range(1, 2**20)] = 32
     """Samples of a batch; the paper has 32."""
     num_slow_steps: Annotated[int, Range(2, 10**6)] = 80
-    """Batches that are read through the link."""
+    """Batches of an epoch that are read through the link."""
+    num_fed_steps: Annotated[int, Range(2, 10**6)] = 200
+    """Steps that are fed through the link: several turns of the stream's shuffle windows."""
     latency_seconds: Annotated[float, Range(0, 10)] = 0.03
     """Latency of a request over the link."""
     megabytes_per_second: Annotated[float, Range(0.001, 10**6)] = 100.0
@@ -232,16 +234,23 @@ def _iterators(manifest: Manifest, options: Options) -> tuple[Batches, dict[str,
 def _feed_a_step(manifest: Manifest, options: Options) -> list[Limit]:
     """Return the share of time that a step waits for its batches, and the time to the first one, of every loader."""
     seconds = options.batch_size / options.pairs_per_second if options.pairs_per_second else paper_step_seconds(options)
-    ours, peers = _iterators(manifest, options)
+    _, peers = _iterators(manifest, options)
+    ours = functools.partial(_iter_stream, manifest, options, options.num_fed_steps)  # over epochs by itself
     limits = []
     for name, batches in {"the stream": ours, **peers}.items():
-        runs = [feed(batches(), seconds, options.num_slow_steps) for _ in range(options.num_pairs)]
+        runs = [feed(_epochs(batches), seconds, options.num_fed_steps) for _ in range(options.num_pairs)]
         waiting, firsts = tuple(share for share, _ in runs), tuple(first for _, first in runs)
         pairs = options.batch_size / seconds
         most = _MOST_WAITING if batches is ours else 0.0
         title = f"share of time that a step of {pairs:.0f} pairs/s waits for {name} over the link"
         limits += [Limit(title, waiting, "", most), Limit(f"first batch of {name} over the link", firsts, "s")]
     return [print_limit(limit) for limit in limits]
+
+
+def _epochs(batches: Batches) -> Iterator[Any]:
+    """Yield epoch after epoch."""
+    while True:
+        yield from batches()
 
 
 def paper_step_seconds(options: Options) -> float:

@@ -94,7 +94,7 @@ def iter_ray_data(manifest: Manifest, decode: Decode, batch_size: int, num_tasks
     """
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that progress is not printed
     ray.data.DataContext.get_current().enable_progress_bars = False
     paths = [url.removeprefix("s3://") for url in shard_urls(manifest)]
     dataset = ray.data.read_webdataset(
