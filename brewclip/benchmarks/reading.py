@@ -235,7 +235,7 @@ def _feed_a_step(manifest: Manifest, options: Options) -> list[Limit]:
     """Return the share of time that a step waits for its batches, and the time to the first one, of every loader."""
     seconds = options.batch_size / options.pairs_per_second if options.pairs_per_second else paper_step_seconds(options)
     _, peers = _iterators(manifest, options)
-    ours = functools.partial(_iter_stream, manifest, options, options.num_fed_steps)  # over epochs by itself
+    ours: Batches = functools.partial(_iter_stream, manifest, options, options.num_fed_steps)  # over epochs by itself
     limits = []
     for name, batches in {"the stream": ours, **peers}.items():
         runs = [feed(_epochs(batches), seconds, options.num_fed_steps) for _ in range(options.num_pairs)]

@@ -112,8 +112,8 @@ def test_the_stream_reads_through_a_link(manifest: Manifest) -> None:
 def test_figures_of_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
     figures = run(
         Options(
-            num_samples=32, num_slow_samples=32, samples_per_shard=8, batch_size=4, num_slow_steps=3, num_fed_steps=20, num_pairs=1,
-            latency_seconds=0.001, pairs_per_second=100, num_threads=1, num_ray_tasks=0,
+            num_samples=32, num_slow_samples=32, samples_per_shard=8, batch_size=4, num_slow_steps=3, num_pairs=1,
+            num_fed_steps=20, latency_seconds=0.001, pairs_per_second=100, num_threads=1, num_ray_tasks=0,
         )
     )  # fmt: skip
     peers = [one["name"].rpartition(", against ")[2] for one in figures["comparisons"]]
