@@ -19,7 +19,7 @@ from brewclip.errors import UserError
 
 BENCHMARKS = (
     *("adaptation", "all", "extract", "index", "loss", "recall"),
-    *("recipes", "scaling", "serve", "startup", "stream", "train"),
+    *("reading", "recipes", "scaling", "serve", "startup", "stream", "train"),
 )
 """Names of the modules of brewclip.benchmarks that can be run; each has `Options` and `run`."""
 

@@ -107,4 +107,4 @@ def test_every_optional_module_has_an_extra_that_exists():
     extras = PYPROJECT["optional-dependencies"]
     assert set(EXTRA_OF.values()) <= set(extras)
     everything = Requirement(extras["all"][0])
-    assert everything.extras == set(extras) - {"all", "towers", "postgres", "test", "dev"}
+    assert everything.extras == set(extras) - {"all", "benchmark", "towers", "postgres", "test", "dev"}

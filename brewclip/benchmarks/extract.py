@@ -1,20 +1,21 @@
-"""Benchmark Whisper's extraction against `whisper.transcribe` called per recording.
+"""Benchmark Whisper's extraction against `whisper.transcribe` and faster-whisper, called per recording.
 
     python jobs/benchmark.py extract
     python jobs/benchmark.py extract --noise-snr-db 0 --num-recordings 24
     python jobs/benchmark.py extract --split s3://bucket/ravdess/train --num-recordings 60
 
-Both process the same recordings with the same weights: spoken captions of the scenes world, or those of a split; on the
-GPU if there is one (with the encoder in --precision) and else on one thread. Extraction also returns the encoder's
-frames; `transcribe` gives the transcript only. Word errors are counted after Whisper's normalizer. Memory is measured
-over --memory-rounds rounds of the same recordings.
+All process the same recordings with the same weights: spoken captions of the scenes world, or those of a split; on the
+GPU if there is one (with the encoder in --precision, and without faster-whisper) and else on --num-threads threads, by
+processor time. Extraction also returns the encoder's frames; the peers give the transcript only. faster-whisper decodes
+greedily without timestamps, as extraction does; `transcribe` has its defaults. Word errors are counted after Whisper's
+normalizer. Memory is measured over --memory-rounds rounds of the same recordings.
 """
 
 import functools
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import jiwer
@@ -24,14 +25,23 @@ import whisper
 import whisper.normalizers
 
 from brewclip.benchmarks.corpus import Recording, load_recordings, make_recordings
-from brewclip.benchmarks.measure import BenchmarkOptions, Limit, compare_in_turn, print_limit
+from brewclip.benchmarks.faster_whisper import COMPUTE_TYPES, check_peer, load_peer, transcribe_with_peer
+from brewclip.benchmarks.measure import (
+    BenchmarkOptions,
+    Comparison,
+    Limit,
+    Peer,
+    compare_with_peers,
+    print_limit,
+)
 from brewclip.config.ranges import THREADS, Range
 from brewclip.config.whisper_names import WHISPER
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.load import load_whisper
 
-_LEAST_RATIO = 3.0
+_LEAST_RATIOS = {"whisper.transcribe": 3.0, "faster-whisper float32": 2.0}
+_OURS = "extraction"
 _MOST_EXTRA_WER = 0.5  # points
 _MOST_GROWTH_MB = 50.0
 
@@ -52,10 +62,12 @@ class Options(BenchmarkOptions):
     """Chunks per batch of extraction."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of extraction's encoder."""
+    faster_whisper: bool = True
+    """Compare with faster-whisper, too, in float32 and in int8."""
     num_pairs: Annotated[int, Range(1, 1000)] = 2
     """Measured runs of each side."""
     num_threads: Annotated[int, THREADS] = 1
-    """CPU threads of torch."""
+    """CPU threads of each side."""
     memory_rounds: Annotated[int, Range(0, 1000)] = 3
     """Rounds of extraction over which memory is measured; 0 skips it."""
 
@@ -75,26 +87,50 @@ def run(options: Options) -> dict[str, Any]:
         recordings = make_recordings(options.num_recordings, options.noise_snr_db)
     reader = SpeechReader(model, "en", options.batch_size, precision=options.precision)
     transcripts: dict[str, list[str]] = {}
-    comparison = compare_in_turn(
-        f"extraction of {len(recordings)} {_described(options)} by Whisper {options.whisper}, "
-        "against whisper.transcribe",
-        functools.partial(_rate, "reader", lambda: _read(reader, recordings), transcripts),
-        functools.partial(_rate, "transcribe", lambda: transcribe_each(model, recordings), transcripts),
-        num_pairs=options.num_pairs,
-        unit="recordings/s",
-        target=_LEAST_RATIO,
-    )
+    comparisons = _compare(reader, recordings, transcripts, options)
     errors = {name: word_error_rate(recordings, found) for name, found in transcripts.items()}
-    print("word errors: " + ", ".join(f"{name} {value:.2f} %" for name, value in errors.items()), flush=True)
-    extra = errors["reader"] - errors["transcribe"]
+    comparisons = [_with_errors(comparison, errors) for comparison in comparisons]
+    for comparison in comparisons:
+        print(comparison.line(), flush=True)
+    extra = errors[_OURS] - errors["whisper.transcribe"]
     limits = [print_limit(Limit("word errors more than whisper.transcribe", (extra,), "points", _MOST_EXTRA_WER))]
     if options.memory_rounds:
         limits.append(print_limit(_growth(reader, recordings, options.memory_rounds)))
     return {
-        "comparisons": [comparison.record()],
+        "comparisons": [comparison.record() for comparison in comparisons],
         "limits": [limit.record() for limit in limits],
         "word_error_rates": errors,
     }
+
+
+def _compare(
+    reader: SpeechReader, recordings: list[Recording], transcripts: dict[str, list[str]], options: Options
+) -> list[Comparison]:
+    """Compare with each peer; `transcripts` gets the texts of all by name."""
+    ways = {_OURS: lambda: _read(reader, recordings)}
+    ways["whisper.transcribe"] = lambda: transcribe_each(reader.model, recordings)
+    if options.faster_whisper and not torch.cuda.is_available():
+        for compute_type in COMPUTE_TYPES:
+            peer = load_peer(compute_type, options.num_threads)
+            ways[f"faster-whisper {compute_type}"] = functools.partial(transcribe_with_peer, peer, recordings)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    ours, *peers = (
+        Peer(name, functools.partial(_rate, name, way, transcripts, clock), _LEAST_RATIOS.get(name, 0.0))
+        for name, way in ways.items()
+    )
+    return compare_with_peers(
+        f"extraction of {len(recordings)} {_described(options)} by Whisper {options.whisper}",
+        ours.run,
+        peers,
+        num_rounds=options.num_pairs,
+        unit="recordings/s" if torch.cuda.is_available() else "recordings/CPU-s",
+    )
+
+
+def _with_errors(comparison: Comparison, errors: dict[str, float]) -> Comparison:
+    """Return a comparison whose name has the word errors of both sides."""
+    peer = comparison.name.rpartition(", against ")[2]
+    return replace(comparison, name=f"{comparison.name} (word errors {errors[_OURS]:.2f} and {errors[peer]:.2f} %)")
 
 
 def _check(options: Options) -> None:
@@ -104,6 +140,8 @@ def _check(options: Options) -> None:
         )
     if options.memory_rounds == 1:
         raise UserError("--memory-rounds 1 compares nothing: 0, or 2 and more")
+    if options.faster_whisper and not torch.cuda.is_available():
+        check_peer(options.whisper)
 
 
 def _described(options: Options) -> str:
@@ -124,10 +162,12 @@ def transcribe_each(model: whisper.Whisper, recordings: list[Recording]) -> list
     ]
 
 
-def _rate(name: str, read: Callable[[], list[str]], transcripts: dict[str, list[str]]) -> float:
-    started = time.perf_counter()
+def _rate(
+    name: str, read: Callable[[], list[str]], transcripts: dict[str, list[str]], clock: Callable[[], float]
+) -> float:
+    started = clock()
     transcripts[name] = read()
-    return len(transcripts[name]) / (time.perf_counter() - started)
+    return len(transcripts[name]) / (clock() - started)
 
 
 def word_error_rate(recordings: list[Recording], transcripts: list[str]) -> float:

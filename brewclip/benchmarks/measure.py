@@ -7,7 +7,7 @@ import contextlib
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -25,7 +25,7 @@ class Comparison:
 
     Attributes:
         name: what was measured.
-        ours, theirs: rates of each run, in `unit`; runs k of both are adjacent in time.
+        ours, theirs: rates of each run, in `unit`; runs k of both belong to one round.
         target: minimum ratio; 0 for none.
     """
 
@@ -92,6 +92,21 @@ class Limit:
         return {"name": self.name, "unit": self.unit, "most": self.most, "value": self.value, "values": self.values}
 
 
+@dataclass(frozen=True)
+class Peer:
+    """What one would use instead of our implementation.
+
+    Attributes:
+        name: for the table.
+        run: runs once and returns its rate.
+        target: minimum ratio of ours to it; 0 for none.
+    """
+
+    name: str
+    run: Callable[[], float]
+    target: float = 0.0
+
+
 def show(value: float) -> str:
     """Return a number with three significant digits, or as an integer if it is large."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -112,9 +127,7 @@ def compare_in_turn(
     unit: str,
     target: float = 0.0,
 ) -> Comparison:
-    """Run both implementations alternately, with the order switched from pair to pair, and print the result.
-
-    One warm-up run of each comes first.
+    """Run both implementations alternately, as `compare_with_peers` does with one peer, and print the result.
 
     Args:
         name: what is measured.
@@ -124,14 +137,41 @@ def compare_in_turn(
         unit: of the rates.
         target: minimum ratio; 0 for none.
     """
-    ours(), theirs()
-    rates: dict[Callable[[], float], list[float]] = {ours: [], theirs: []}
-    for pair in range(num_pairs):
-        for side in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
-            rates[side].append(side())
-    comparison = Comparison(name, tuple(rates[ours]), tuple(rates[theirs]), unit, target)
+    (comparison,) = compare_with_peers(name, ours, [Peer("", theirs, target)], num_rounds=num_pairs, unit=unit)
     print(comparison.line(), flush=True)
     return comparison
+
+
+def compare_with_peers(
+    name: str, ours: Callable[[], float], peers: Sequence[Peer], *, num_rounds: int, unit: str
+) -> list[Comparison]:
+    """Run our implementation and each peer in turn, with the order reversed from round to round; print nothing.
+
+    One warm-up run of each comes first.
+
+    Args:
+        name: what is measured; `, against PEER` is appended for a peer with a name.
+        ours: runs once and returns its rate.
+        peers: what it is compared with.
+        num_rounds: measured runs of each.
+        unit: of the rates.
+
+    Returns:
+        One comparison for each peer, all with the same runs of ours.
+    """
+    sides = [ours, *(peer.run for peer in peers)]
+    for side in sides:
+        side()
+    rates: list[list[float]] = [[] for _ in sides]
+    for number in range(num_rounds):
+        places = range(len(sides))
+        for place in places if number % 2 == 0 else reversed(places):
+            rates[place].append(sides[place]())
+    names = [f"{name}, against {peer.name}" if peer.name else name for peer in peers]
+    return [
+        Comparison(title, tuple(rates[0]), tuple(theirs), unit, peer.target)
+        for title, theirs, peer in zip(names, rates[1:], peers, strict=True)
+    ]
 
 
 @contextlib.contextmanager

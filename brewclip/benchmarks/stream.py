@@ -9,9 +9,7 @@ epoch again. WebDataset reads through boto3 and a buffer, the stream by ranges w
 """
 
 import functools
-import io
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,19 +22,17 @@ import psutil
 from PIL import Image
 
 from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, compare_in_turn, environment_set
+from brewclip.benchmarks.reading_peers import open_webdataset
+from brewclip.benchmarks.samples import SIZES, build_stream, write_split
 from brewclip.config.ranges import THREADS, Range
 from brewclip.data.images import open_image
-from brewclip.data.manifest import Manifest, open_manifest
-from brewclip.data.order import SampleOrder
-from brewclip.data.reader import Rejections, SplitReader
-from brewclip.data.schema import Sample, array_to_npy, npy_to_array
-from brewclip.data.shards import finish_split, shard_name, write_shard
-from brewclip.data.storage import open_storage
+from brewclip.data.manifest import Manifest
+from brewclip.data.schema import Sample, npy_to_array
 from brewclip.data.stream import Stream
 from brewclip.errors import UserError
 from brewclip.local import S3Server
 
-_BUFFER_BYTES = 2**20
+_SHARES = {"small": 1.0, "large": 1 / 12}  # of --num-samples
 _TARGETS = {("small", "raw"): 5.0, ("large", "decoded"): 1.3}
 _MIB = 2**20
 
@@ -67,19 +63,6 @@ class Options(BenchmarkOptions):
     """Epochs over the small split after which memory is compared with that after two; 0 skips it."""
 
 
-@dataclass(frozen=True)
-class _Size:
-    """Side of the image in pixels, frames and width of the features, fraction of `num_samples`."""
-
-    side_pixels: int
-    num_frames: int
-    feature_dim: int
-    share: float
-
-
-_SIZES = {"small": _Size(32, 8, 64, 1.0), "large": _Size(224, 100, 384, 1 / 12)}
-
-
 def run(options: Options) -> dict[str, Any]:
     """Run the benchmark, print the results, and return them for the JSON file.
 
@@ -96,58 +79,25 @@ def run(options: Options) -> dict[str, Any]:
     ):
         bucket = server.create_bucket("benchmark")
         for name in options.sizes:
-            manifest = _write_split(f"{bucket}/{name}", _SIZES[name], options)
+            count = int(options.num_samples * _SHARES[name])
+            manifest = write_split(f"{bucket}/{name}", SIZES[name], count, options.samples_per_shard)
             comparisons += _compare(name, manifest, options)
         if options.memory_epochs:
-            manifest = _write_split(f"{bucket}/memory", _SIZES["small"], options)
+            manifest = write_split(f"{bucket}/memory", SIZES["small"], options.num_samples, options.samples_per_shard)
             memory = _measure_memory(manifest, options)
             print(_memory_line(memory), flush=True)
     return {"comparisons": [comparison.record() for comparison in comparisons], "memory": memory}
 
 
 def _check(options: Options) -> None:
-    unknown = set(options.sizes) - set(_SIZES)
+    unknown = set(options.sizes) - set(_SHARES)
     if unknown:
-        raise UserError(f"--sizes has {sorted(unknown)}: allowed are {', '.join(_SIZES)}")
+        raise UserError(f"--sizes has {sorted(unknown)}: allowed are {', '.join(_SHARES)}")
     least = 3 * max(options.global_batch_size, options.samples_per_shard)
     if options.num_samples < least:
         raise UserError(f"--num-samples {options.num_samples} is too small: at least {least} with these batches")
     if options.memory_epochs and options.memory_epochs < 3:
         raise UserError(f"--memory-epochs {options.memory_epochs} compares nothing: 0, or 3 and more")
-
-
-# ------------------------------------------------------------------ the split
-
-
-def _write_split(url: str, size: _Size, options: Options) -> Manifest:
-    """Write a split of features; images are noise over a gradient, which decode like photographs."""
-    storage, count = open_storage(url), int(options.num_samples * size.share)
-    rng = np.random.default_rng(0)
-    made = [_make_parts(rng, size) for _ in range(64)]  # a new image for each sample would take minutes
-    records = []
-    for number, first in enumerate(range(0, count, options.samples_per_shard)):
-        numbers = range(first, min(first + options.samples_per_shard, count))
-        samples = (Sample(f"{n:08d}-0", _metadata(n), *made[n % len(made)]) for n in numbers)
-        record = write_shard(storage, shard_name("train", 0, number), 0, samples)
-        assert record is not None
-        records.append(record)
-    finish_split(storage, records, corpus="benchmark", split="train", kind="features", num_images=count)
-    return open_manifest(url)
-
-
-def _make_parts(rng: np.random.Generator, size: _Size) -> tuple[bytes, None, bytes]:
-    """Return an image, no recording, and features."""
-    ramp = np.linspace(0, 200, size.side_pixels)[:, None, None]
-    noise = rng.integers(0, 55, (size.side_pixels // 4, size.side_pixels // 4, 3)).repeat(4, 0).repeat(4, 1)
-    image = io.BytesIO()
-    Image.fromarray((ramp + noise).astype(np.uint8)).save(image, "JPEG", quality=90)
-    features = rng.standard_normal((size.num_frames, size.feature_dim)).astype(np.float16)
-    return image.getvalue(), None, array_to_npy(features)
-
-
-def _metadata(number: int) -> dict[str, Any]:
-    fields = {"image_id": f"{number:08d}", "caption_id": f"{number:08d}-0", "split": "train", "duration_seconds": 2.0}
-    return fields | {"transcript": "a red circle above two small green squares", "avg_logprob": -0.25}
 
 
 # ------------------------------------------------------------------ the two sides
@@ -181,12 +131,13 @@ def _decode(sample: Sample) -> tuple[Image.Image, np.ndarray, Any]:
 
 
 def _build_stream(manifest: Manifest, decode: Callable[[Sample], Any], options: Options) -> Stream[Any]:
-    order = SampleOrder(manifest, seed=0, global_batch_size=options.global_batch_size)
-    rejections = Rejections(manifest.url, max_fraction=0.0)
-    return Stream(
-        SplitReader(manifest), order, decode, rejections, memory_bytes=options.memory_bytes,
+    return build_stream(
+        manifest,
+        decode,
+        options.global_batch_size,
+        memory_bytes=options.memory_bytes,
         num_threads=options.num_threads,
-    )  # fmt: skip
+    )
 
 
 def _rate_of_stream(manifest: Manifest, decode: Callable[[Sample], Any], options: Options) -> float:
@@ -201,13 +152,10 @@ def _rate_of_stream(manifest: Manifest, decode: Callable[[Sample], Any], options
 
 def _rate_of_webdataset(manifest: Manifest, decoded: bool, options: Options) -> float:
     """Return the samples per second of WebDataset over the same number of epochs."""
-    import webdataset
     from torch.utils.data import DataLoader
 
-    webdataset.gopen_schemes["s3"] = _open_s3
-    urls = [f"{manifest.url}/{manifest.name_of(shard)}" for shard in range(len(manifest.num_samples))]
     start = time.perf_counter()
-    samples: Any = webdataset.WebDataset(urls, shardshuffle=len(urls))
+    samples = open_webdataset(manifest)
     if decoded:
         samples = samples.decode("pil")
     if options.webdataset_workers:
@@ -218,20 +166,6 @@ def _rate_of_webdataset(manifest: Manifest, decoded: bool, options: Options) -> 
         count += sum(len(batch) if options.webdataset_workers else 1 for batch in samples)
     assert count == options.num_epochs * len(manifest)
     return count / (time.perf_counter() - start)
-
-
-def _open_s3(url: str, mode: str = "rb", bufsize: int = _BUFFER_BYTES, **options: Any) -> Any:
-    """Open an object for WebDataset, which has no opener for s3://."""
-    bucket, _, key = url.removeprefix("s3://").partition("/")
-    return io.BufferedReader(_s3_client(os.getpid()).get_object(Bucket=bucket, Key=key)["Body"], _BUFFER_BYTES)
-
-
-@functools.cache
-def _s3_client(process_id: int) -> Any:
-    """Return one client per process: it must not be shared across a fork."""
-    import boto3
-
-    return boto3.client("s3")
 
 
 # ------------------------------------------------------------------ memory

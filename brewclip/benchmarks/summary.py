@@ -32,7 +32,8 @@ def render(records: list[dict[str, Any]], failed: list[str]) -> str:
 
 
 def _rows(record: dict[str, Any]) -> Iterator[str]:
-    command = f"`python jobs/benchmark.py {record['benchmark']}`"
+    split = record.get("options", {}).get("split", "")
+    command = f"`python jobs/benchmark.py {record['benchmark']}{' --split URL' * bool(split)}`"
     arithmetic = record.get("arithmetic")  # of `train`: one comparison; of `scaling`: rows of its own table
     own = [arithmetic["comparison"]] if isinstance(arithmetic, dict) else []
     for item in [*own, *record.get("comparisons", [])]:

