@@ -29,7 +29,7 @@ from brewclip.config.ranges import THREADS, Range
 from brewclip.config.whisper_names import WHISPER
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 
 _LEAST_RATIO = 3.0
 _MOST_EXTRA_WER = 0.5  # points

