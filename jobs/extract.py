@@ -18,7 +18,6 @@ def main() -> None:
     with exit_on_user_error():
         config: Config = parse_command_line(__doc__, Config, ignored=IGNORED_BY_EXTRACTION)
         from brewclip.cluster import check_resources, connect, demand_of
-        from brewclip.corpora.embedding import embed_splits
         from brewclip.corpora.extraction import extract_splits, image_side, splits_to_extract
         from brewclip.data.manifest import open_manifest
         from brewclip.data.storage import check_reachable
@@ -37,12 +36,19 @@ def main() -> None:
                 done = extract_splits(config, side_pixels)
                 manifests = {split: open_manifest(f"{config.features_url}/{split}") for split in done}
                 tracker.set_tags({f"brewclip.sha256.{split}": one.sha256 for split, one in manifests.items()})
-                cached = embed_splits(config, splits) if config.model.adaptation == "adapter" else {}
+                cached = _embed(config, splits) if config.model.adaptation == "adapter" else {}
         except KeyboardInterrupt:
             print("interrupted: finished parts are kept, the same command continues", file=sys.stderr, flush=True)
             raise SystemExit(130) from None
         for split, counts in (*done.items(), *cached.items()):
             print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()), flush=True)
+
+
+def _embed(config: Config, splits: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """Compute CLIP's embeddings; only this needs CLIP, whose import takes seconds."""
+    from brewclip.corpora.embedding import embed_splits
+
+    return embed_splits(config, splits)
 
 
 if __name__ == "__main__":

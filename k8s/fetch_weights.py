@@ -27,7 +27,8 @@ def main() -> None:
     with exit_on_user_error():
         options = parse_options(__doc__, FetchOptions)
     from brewclip.pretrained.clip_identity import weights_sha256
-    from brewclip.pretrained.load import load_clip, load_whisper
+    from brewclip.pretrained.load import load_clip
+    from brewclip.pretrained.whisper import load_whisper
 
     print(f"{options.whisper}: sha256 {weights_sha256(load_whisper(options.whisper))}", flush=True)
     print(f"{options.clip}: sha256 {weights_sha256(load_clip(options.clip).model)}", flush=True)

@@ -264,9 +264,25 @@ def test_importing_it_does_not_load_torch_or_ray(module: str) -> None:
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 
 
-def test_the_driver_of_a_training_loads_no_tower() -> None:
-    """Driver and Ray's controller start one after the other; CLIP and Whisper would cost each of them seconds."""
-    code = "import sys, brewclip.training.launch; print(*{'open_clip', 'torchvision', 'whisper'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    "module",
+    [
+        "brewclip.training.launch",  # driver and Ray's controller start one after the other
+        "brewclip.corpora.extraction",
+        "brewclip.corpora.recipe",
+        "brewclip.service.deployments, brewclip.serving.index.place",  # an ingress of the service
+    ],
+)
+def test_drivers_and_web_processes_load_no_model(module: str) -> None:
+    """CLIP, Whisper and torch would cost each of them seconds and half a gigabyte."""
+    code = f"import sys, {module}; print(*{{'torch', 'open_clip', 'whisper', 'mlflow'}} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
+
+
+def test_the_worker_of_an_extraction_loads_no_clip() -> None:
+    code = "import sys, brewclip.corpora.extraction_worker, brewclip.models.whisper, brewclip.pretrained.whisper; "
+    code += "print(*{'open_clip', 'torchvision', 'mlflow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 

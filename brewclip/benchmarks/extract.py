@@ -38,7 +38,7 @@ from brewclip.config.ranges import THREADS, Range
 from brewclip.config.whisper_names import WHISPER
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 
 _LEAST_RATIOS = {"whisper.transcribe": 3.0, "faster-whisper float32": 2.0}
 _OURS = "extraction"

@@ -17,7 +17,8 @@ from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
 from brewclip.audio import decode_audio
-from brewclip.pretrained.load import load_clip, load_whisper
+from brewclip.pretrained.load import load_clip
+from brewclip.pretrained.whisper import load_whisper
 from brewclip.serving.index import ImageIndex
 
 _TOP = 20

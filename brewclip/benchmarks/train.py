@@ -45,7 +45,7 @@ from brewclip.config.settings import Precision
 from brewclip.data.batches import Batch
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 from brewclip.training.compiled import compile_encoders
 from brewclip.training.cost import kept_bytes
 

@@ -15,8 +15,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from safetensors.torch import save
-
 from brewclip.checkpoints.facts import (
     FACTS,
     LARGEST_FACTS_BYTES,
@@ -55,6 +53,8 @@ def save_checkpoint(
     Returns:
         The name of the checkpoint.
     """
+    from safetensors.torch import save
+
     name = step_name(checkpoint.facts.step)
     files = {MODEL: save(checkpoint.model), OPTIMIZER: save(checkpoint.optimizer)}
     for file, data in files.items():

@@ -12,14 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from brewclip.config import Config, flatten, unflatten
 from brewclip.config.checks import check
 from brewclip.config.renamed import with_current_names
 from brewclip.errors import CheckpointError
+
+if TYPE_CHECKING:  # 1.5 s of a core, for processes that only ask what a checkpoint is
+    from torch import Tensor
 
 MODEL, OPTIMIZER, FACTS = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 LARGEST_FACTS_BYTES = 2**22
@@ -60,8 +61,8 @@ class Checkpoint:
     """A whole checkpoint in memory: tensors on the CPU."""
 
     facts: CheckpointFacts
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    model: "dict[str, Tensor]"
+    optimizer: "dict[str, Tensor]"
 
 
 def sha256_of(data: bytes) -> str:

@@ -3,14 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
 from brewclip.checkpoints.facts import MODEL, OPTIMIZER, is_int, json_of, one_line, short
 from brewclip.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LARGEST_HEADER_BYTES = 2**24
 _LARGEST_SIZE = 2**31
@@ -53,12 +54,14 @@ def header_bytes(head: bytes) -> int:
     return 8 + min(int.from_bytes(head[:8], "little"), _LARGEST_HEADER_BYTES)
 
 
-def tensors_from_bytes(data: bytes, url: str) -> dict[str, Tensor]:
+def tensors_from_bytes(data: bytes, url: str) -> "dict[str, Tensor]":
     """Read a safetensors file whose header was checked.
 
     Raises:
         CheckpointError: if it cannot be read all the same.
     """
+    from safetensors.torch import load
+
     try:
         return load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:

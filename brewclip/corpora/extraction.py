@@ -113,7 +113,7 @@ def image_side(config: Config) -> int:
     """
     if config.extraction.image_side_pixels:
         return config.extraction.image_side_pixels
-    from brewclip.pretrained.load import clip_image_size, clip_stored_side
+    from brewclip.pretrained.image_sizes import clip_image_size, clip_stored_side
 
     if config.data.image_transform == "letterbox":
         return 2 * clip_image_size(config.model.clip)

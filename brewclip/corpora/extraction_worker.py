@@ -153,8 +153,8 @@ class Extractor:
         import torch
 
         from brewclip.models.whisper import SpeechReader
-        from brewclip.pretrained.load import load_whisper
         from brewclip.pretrained.precision import resolve_precision
+        from brewclip.pretrained.whisper import load_whisper
 
         torch.set_num_threads(self._num_threads)  # holds for the thread that calls, so not in __init__
         if self._reader is None:

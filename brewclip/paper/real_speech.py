@@ -27,7 +27,7 @@ from brewclip.models.encoder_layers import pool_layers
 from brewclip.models.whisper import Speech, SpeechReader
 from brewclip.paper.page import publish_table
 from brewclip.paper.real_recordings import EMOTIONS, FOUR_CLASSES, RAVDESS, SpokenClip, load_kinds
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 from brewclip.studies.emotion.clips import Clip, ClipSplit, hold_out_each_speaker
 from brewclip.studies.emotion.layers import LayerFeatures
 from brewclip.studies.emotion.results import accuracy_panel

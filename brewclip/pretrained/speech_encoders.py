@@ -9,7 +9,7 @@ from brewclip.config.extras import check_installed
 from brewclip.config.speech_encoders import HUBERTS, WHISPER_PREFIX
 from brewclip.models.speech_encoders import HubertEncoder, SpeechEncoder
 from brewclip.pretrained.clip_identity import weights_sha256
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,13 @@ from brewclip.factory import (
 from brewclip.models.whisper import SpeechReader
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.load import load_clip
-from brewclip.serving.hearing import Heard, SpeechReaders, heard_as
+from brewclip.serving.hearing import Heard
 from brewclip.serving.identity import identity_of_images
 from brewclip.serving.index import ImageIndex, Match
 from brewclip.serving.index.build import BuildReport, build_index
 from brewclip.serving.index.sources import list_images
 from brewclip.serving.media import AudioInput, ImageInput, check_listed, read_image, read_recording
+from brewclip.serving.speech_readers import SpeechReaders, heard_as
 
 _BATCH = 64
 

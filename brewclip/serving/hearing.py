@@ -1,17 +1,9 @@
-"""What a system hears in a recording: text, sound, and their fusion; and Whisper with a reader for each task."""
+"""What a system hears in a recording: text, sound, and their fusion. Needs no model, so a web process can import it."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from brewclip.config import ModelConfig
-from brewclip.config.settings import Task
-from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained.load import load_whisper
-from brewclip.pretrained.precision import resolve_precision
 
 Vector = NDArray[np.float32]
 
@@ -61,52 +53,3 @@ def fuse(text: Vector, sound: Vector, weight: float) -> Vector:
     fused: Vector = (text + weight * sound).astype(np.float32)
     length = np.linalg.norm(fused)
     return (fused / length).astype(np.float32) if length > 0 else text  # opposite ones leave nothing to choose
-
-
-def heard_as(model: ModelConfig, task: str, language: str | None) -> tuple[Task, str]:
-    """Resolve task and language of a recording: "" and None are the system's own.
-
-    Who asks for a translation and gives no language has it detected, unless the system translates already.
-    """
-    if task not in ("", "transcribe", "translate"):
-        raise ValueError(f"task is {task!r}; it must be transcribe or translate")
-    if language is None:
-        language = "" if task == "translate" != model.task else model.language
-    return ("translate" if (task or model.task) == "translate" else "transcribe"), language
-
-
-class SpeechReaders:
-    """Whisper, loaded on first use, with a reader for each task and language.
-
-    Args:
-        whisper: name of the model.
-        device: to compute on.
-        first_30_seconds: see `SpeechReader`.
-        precision: likewise, or "auto", see `resolve_precision`.
-        alternatives: likewise.
-    """
-
-    def __init__(
-        self, whisper: str, device: torch.device, *, first_30_seconds: bool, precision: str, alternatives: int
-    ) -> None:
-        self.whisper, self.device = whisper, device
-        self._settings: dict[str, Any] = {
-            "first_30_seconds": first_30_seconds,
-            "precision": resolve_precision(precision, device),
-            "alternatives": alternatives,
-        }
-        self._readers: dict[tuple[str, str], SpeechReader] = {}
-
-    def reader(self, task: str, language: str) -> SpeechReader:
-        """Return the reader of a task, "transcribe" or "translate", and a language; empty detects it.
-
-        Raises:
-            ValueError: if this Whisper does not know the language or the task.
-        """
-        made = self._readers.get((task, language))
-        if made is None:
-            one = next(iter(self._readers.values()), None)
-            model = one.model if one else load_whisper(self.whisper).to(self.device)
-            made = SpeechReader(model, language or None, task=task, **self._settings)
-            self._readers[task, language] = made
-        return made

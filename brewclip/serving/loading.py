@@ -12,7 +12,7 @@ from brewclip.config.whisper_names import language_problem, task_problem
 from brewclip.data.storage import check_reachable, open_storage
 from brewclip.errors import UserError
 from brewclip.serving.embedder import Embedder
-from brewclip.serving.hearing import heard_as
+from brewclip.serving.speech_readers import heard_as
 
 
 def load_embedder(

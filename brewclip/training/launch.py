@@ -4,6 +4,7 @@ It is light to import: driver and Ray's controller need neither CLIP nor the tra
 """
 
 import contextlib
+import gc
 import json
 import signal
 import sys
@@ -131,15 +132,15 @@ def run_training(
 
 def _fit(config: Config, assignment: Assignment, callbacks: list[Any] | None) -> None:
     """Run the workers to their end."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
     cluster = config.cluster
     elastic = 0 < cluster.min_workers < cluster.num_workers
     num_workers: Any = (cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers
     demand = demand_of("training", cluster, cluster.min_workers if elastic else cluster.num_workers)
     check_resources(demand)
     _warn_of_unreachable(config)
+    import ray.train
+    from ray.train.torch import TorchTrainer  # seconds, which a demand that is refused does not wait for
+
     with tempfile.TemporaryDirectory(prefix="brewclip-train-") as folder:
         trainer = TorchTrainer(
             train_worker,
@@ -168,8 +169,11 @@ def train_worker(settings: dict[str, Any]) -> None:
     Args:
         settings: an `Assignment` as a dictionary.
     """
-    from brewclip.training.worker import run_worker
-
+    gc.disable()  # a seventh of the imports' time is a search for garbage among objects that stay
+    try:
+        from brewclip.training.worker import run_worker
+    finally:
+        gc.enable()
     run_worker(settings)
 
 

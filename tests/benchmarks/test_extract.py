@@ -14,7 +14,7 @@ from brewclip.data.shards import finish_split, write_shard
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
 from brewclip.pretrained.ctranslate2 import read_variables
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 from brewclip.pretrained.whisper_base import find_halves, write_model_folder
 
 

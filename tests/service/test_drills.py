@@ -42,14 +42,17 @@ class Service:
         )
         self.file = file
         self.client = brewclip.Client(f"http://127.0.0.1:{port}", timeout_seconds=120)
+        self.deployed: tuple[str, float, dict[str, int]] | None = None
 
     def deploy(self, name: str = "small", seconds: float = 0.0, **sizes: int) -> None:
-        """Deploy and wait until all replicas are those of this deployment."""
+        """Deploy, unless it is what runs, and wait until all replicas are those of this deployment."""
         from ray import serve
 
         from brewclip.service.current_index import CurrentIndex
         from brewclip.service.deployments import APPLICATION, build_application
 
+        if self.deployed == (name, seconds, sizes):
+            return
         marked = MarkedIndex(self.file)
         settings = replace(self.settings, checkpoint=name, embedder=replace(SIZES, **sizes))
         application = build_application(
@@ -58,6 +61,7 @@ class Service:
             open_index=lambda settings: CurrentIndex(marked.open, marked.mark),
         )
         serve.run(application, name=APPLICATION, route_prefix="/")
+        self.deployed = name, seconds, sizes
 
     def ask(self, number: int, seed: int = 0) -> str:
         """Return the name of the checkpoint that answered, after a look at the answer."""
@@ -90,12 +94,67 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         ray.init(address=head.address)
         found = Service(head, free_port(), file)
         serve.start("HeadOnly", http_options(found.settings), logging_config=LOGGING)
-        found.deploy()
         try:
             yield found
         finally:
             serve.shutdown()
             ray.shutdown()
+
+
+def test_an_index_that_is_replaced_on_disk_is_served_without_a_failure(service: Service) -> None:
+    service.deploy()
+    assert service.client.info()["index"] == {"version": "v1", "images": 30}
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda number: service.ask(number % 20, seed=number), range(60))
+        replace_index(service, 20, "v2")
+        assert set(answers) == {"small"}
+    assert wait_for(lambda: service.client.info()["index"] == {"version": "v2", "images": 20}, 10)
+    replace_index(service, 30, "v1")
+    assert wait_for(lambda: service.client.info()["index"] == {"version": "v1", "images": 30}, 10)
+
+
+def replace_index(service: Service, count: int, version: str) -> None:
+    new = service.file.with_suffix(".new")
+    new.write_text(json.dumps({"count": count, "version": version}))
+    new.replace(service.file)
+
+
+def wait_for(is_true: Callable[[], bool], seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def test_what_the_engine_refuses_reaches_the_client_as_its_problem(service: Service) -> None:
+    service.deploy()
+    with pytest.raises(ServiceError) as caught:
+        service.client.search(like="ffffffffffffffff")
+    assert (caught.value.status, caught.value.cause) == (404, "unknown_image")
+    assert service.client.thumbnail(f"{3:016x}") == service.client.image(f"{3:016x}")
+
+
+def test_no_request_fails_while_another_checkpoint_takes_its_place(service: Service) -> None:
+    service.deploy()
+    updated = threading.Event()
+
+    def update() -> None:
+        service.deploy("new")
+        updated.set()
+
+    def ask(number: int) -> str:
+        return service.ask(number % 30, seed=number)
+
+    with ThreadPoolExecutor(5) as pool:
+        pool.submit(update)
+        answers = list(pool.map(ask, range(450)))
+        assert updated.wait(120)
+        answers += list(pool.map(ask, range(450, 500)))
+    counts = Counter(answers)
+    assert set(counts) <= {"small", "new"} and sum(counts.values()) == 500
+    assert set(answers[450:]) == {"new"}
 
 
 def test_a_hundred_clients_that_leave_cost_nobody_an_answer(service: Service) -> None:
@@ -117,49 +176,6 @@ def in_flight(service: Service) -> float:
     with urllib.request.urlopen(service.client.url + "/metrics", timeout=30) as response:
         lines = [line for line in response.read().decode().splitlines() if "searches_in_flight{" in line]
     return float(lines[0].split()[-1])
-
-
-def wait_for(is_true: Callable[[], bool], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
-
-
-def test_no_request_fails_while_another_checkpoint_takes_its_place(service: Service) -> None:
-    service.deploy("old")
-    updated = threading.Event()
-
-    def update() -> None:
-        service.deploy("new")
-        updated.set()
-
-    def ask(number: int) -> str:
-        return service.ask(number % 30, seed=number)
-
-    with ThreadPoolExecutor(5) as pool:
-        pool.submit(update)
-        answers = list(pool.map(ask, range(450)))
-        assert updated.wait(120)
-        answers += list(pool.map(ask, range(450, 500)))
-    counts = Counter(answers)
-    assert set(counts) <= {"old", "new"} and sum(counts.values()) == 500
-    assert set(answers[450:]) == {"new"}
-
-
-def test_an_index_that_is_replaced_on_disk_is_served_without_a_failure(service: Service) -> None:
-    service.deploy()
-    assert service.client.info()["index"] == {"version": "v1", "images": 30}
-    with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(lambda number: service.ask(number % 20, seed=number), range(60))
-        new = service.file.with_suffix(".new")
-        new.write_text(json.dumps({"count": 20, "version": "v2"}))
-        new.replace(service.file)
-        assert set(answers) == {"small"}
-    assert wait_for(lambda: service.client.info()["index"] == {"version": "v2", "images": 20}, 10)
-    service.file.write_text(json.dumps({"count": 30, "version": "v1"}))
 
 
 def test_a_killed_replica_costs_no_answer_and_comes_back(service: Service) -> None:
@@ -198,14 +214,6 @@ def test_a_full_queue_is_said_with_a_time_to_come_again_and_recovers(service: Se
         list(pool.map(ask, range(20)))
     assert set(causes) == {(429, "busy", "1")} and causes.total() >= 10
     assert service.ask(5) == "busy"
-
-
-def test_what_the_engine_refuses_reaches_the_client_as_its_problem(service: Service) -> None:
-    service.deploy()
-    with pytest.raises(ServiceError) as caught:
-        service.client.search(like="ffffffffffffffff")
-    assert (caught.value.status, caught.value.cause) == (404, "unknown_image")
-    assert service.client.thumbnail(f"{3:016x}") == service.client.image(f"{3:016x}")
 
 
 def test_the_serve_config_of_the_manifest_is_deployed_and_answers_a_real_query(

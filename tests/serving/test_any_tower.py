@@ -21,8 +21,9 @@ from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
 from brewclip.errors import UserError
 from brewclip.factory import embedding_keys
-from brewclip.pretrained.load import load_clip, load_whisper
-from brewclip.serving import embedder, hearing
+from brewclip.pretrained.load import load_clip
+from brewclip.pretrained.whisper import load_whisper
+from brewclip.serving import embedder, speech_readers
 from brewclip.training.worker import Worker
 from tests.corpora.cached import write_embeddings
 from tests.pretrained.test_towers import FAMILIES, FROM_A_HUB
@@ -38,7 +39,7 @@ def loaded_once(monkeypatch):
     clips = functools.cache(load_clip)
     monkeypatch.setattr(embedding_worker, "load_clip", clips)
     monkeypatch.setattr(embedder, "load_clip", clips)
-    monkeypatch.setattr(hearing, "load_whisper", WHISPER)
+    monkeypatch.setattr(speech_readers, "load_whisper", WHISPER)
 
 
 WHISPER = functools.cache(load_whisper)

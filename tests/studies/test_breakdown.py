@@ -72,7 +72,8 @@ def test_what_two_fields_have_alike_is_shown_once_and_a_number_behind_its_field(
 def test_a_field_that_no_recording_has_and_one_of_many_values_are_named(config):
     manifest = open_manifest(f"{config.features_url}/test")
     with pytest.raises(
-        UserError, match=r"--by accent: no recording of .* there are alternatives, caption_id, condition, duration_seconds"
+        UserError,
+        match=r"--by accent: no recording of .* there are alternatives, caption_id, condition, dur",
     ):
         read_fields(manifest, ["accent"])
     write_spoken(f"{config.storage}/many", "test", 30)

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from brewclip.data.schema import BadSample
 from brewclip.errors import StorageError, UserError
-from brewclip.serving.index.exact import nearest_rows
 from brewclip.serving.index.layout import IMAGES, REMEDY, IndexFacts, read_facts
-from brewclip.serving.index.nearby import nearest_nearby, read_nearby
 from brewclip.serving.index.sources import read_file
 
 _LENGTH_TOLERANCE = 1e-2  # of float16, in 4096 dimensions
@@ -156,9 +154,14 @@ class ImageIndex:
             raise ValueError(f"top is {top}, it must be 1 or more, and offset {offset}, it must be 0 or more")
         if queries.ndim != 2 or queries.shape[1] != self.embed_dim:
             raise ValueError(f"queries have shape {queries.shape}, the index has {self.embed_dim} dimensions")
+        # Both import torch, which a process that shows images alone does not need.
         if self._nearby is None or exact:
+            from brewclip.serving.index.exact import nearest_rows
+
             found = nearest_rows(self.vectors, queries, top + offset)
         else:
+            from brewclip.serving.index.nearby import nearest_nearby
+
             found = nearest_nearby(self._nearby, self.vectors, queries, top + offset)
         return [self._matches(rows, scores, offset) for rows, scores in found]
 
@@ -260,7 +263,11 @@ def _map_files(folder: Path, facts: IndexFacts) -> ImageIndex:
         raise UserError(f"index {folder} is damaged: its table is not one of {facts.num_images} images: {REMEDY}")
     thumbnails: list[NDArray[np.uint8]] = [np.memmap(folder / name, np.uint8, "r") for name in facts.thumbnails]
     # Without faiss, search is exact: slower, and never worse.
-    nearby = read_nearby(folder / facts.nearby) if facts.nearby and find_spec("faiss") else None
+    nearby = None
+    if facts.nearby and find_spec("faiss"):
+        from brewclip.serving.index.nearby import read_nearby
+
+        nearby = read_nearby(folder / facts.nearby)
     return ImageIndex(facts, table, vectors.view(np.ndarray), thumbnails, nearby)
 
 

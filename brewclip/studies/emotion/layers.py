@@ -20,7 +20,7 @@ from brewclip.data.schema import BadSample, Sample, array_to_npy, npy_to_array
 from brewclip.errors import ManifestError, UserError
 from brewclip.evaluation.identity import ResultCache
 from brewclip.models.encoder_layers import pool_layers
-from brewclip.pretrained.load import load_whisper
+from brewclip.pretrained.whisper import load_whisper
 from brewclip.progress import ProgressReporter
 from brewclip.studies.emotion.clips import Clip
 
