@@ -116,7 +116,6 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    check_installed("torchdata", "the comparison with StatefulDataLoader")
     for name, count in (("--num-samples", options.num_samples), ("--num-slow-samples", options.num_slow_samples)):
         least = 2 * max(options.batch_size, options.samples_per_shard)
         if count < least:
@@ -124,6 +123,7 @@ def _check(options: Options) -> None:
     if options.num_slow_steps * options.batch_size > options.num_slow_samples:
         most = options.num_slow_samples // options.batch_size
         raise UserError(f"--num-slow-steps {options.num_slow_steps} is more than an epoch has: at most {most}")
+    check_installed("torchdata", "the comparison with StatefulDataLoader")
 
 
 # ------------------------------------------------------------------ loaders, by processor time

