@@ -40,7 +40,7 @@ PAPER, BEYOND = "scenes-brewclip-0", "scenes-brewclip-adapter-confidence-asr_mea
 class DemoOptions:
     """Sizes of the demo."""
 
-    num_train: Annotated[int, Range(2, 100_000)] = 200
+    num_train: Annotated[int, Range(2, 100_000)] = 160
     """Training images, each with two recordings of its caption: clear, and through babble."""
     num_dev: Annotated[int, Range(2, 100_000)] = 80
     """Images for selecting the best checkpoint and the weights of the channels, likewise."""
