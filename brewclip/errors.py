@@ -27,3 +27,8 @@ class CheckpointError(UserError):
 
 class NoCheckpoint(CheckpointError):
     """There is no checkpoint, and no sign that there was one."""
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error in one line of at most 200 characters; its type if it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -202,10 +202,10 @@ def _printed(comparisons: list[Comparison]) -> list[Comparison]:
 
 def _compare_over_link(manifest: Manifest, options: Options) -> list[Comparison]:
     """Compare the stream with WebDataset over the link, from the start to the last batch."""
-    ours, theirs = _iterators(manifest, options)
+    ours = functools.partial(_iter_stream, manifest, options, options.num_slow_steps)
     rates = {
         name: functools.partial(_rate, batches, time.perf_counter, options.num_slow_steps)
-        for name, batches in theirs.items()
+        for name, batches in _peers_over_link(manifest, options).items()
     }
     kilobytes = manifest.summary.size_bytes / len(manifest) / 1000
     comparisons = compare_with_peers(
@@ -219,25 +219,23 @@ def _compare_over_link(manifest: Manifest, options: Options) -> list[Comparison]
     return _printed(comparisons)
 
 
-def _iterators(manifest: Manifest, options: Options) -> tuple[Batches, dict[str, Batches]]:
-    """Return the stream, and the peers by name."""
+def _peers_over_link(manifest: Manifest, options: Options) -> dict[str, Batches]:
+    """Return an epoch of each peer by name."""
     loader = functools.partial(
         iter_stateful_loader, manifest, decode_parts, options.batch_size, num_workers=options.num_threads
     )
-    peers: dict[str, Batches] = {
+    return {
         "WebDataset in one thread": functools.partial(iter_webdataset, manifest, decode_parts, options.batch_size),
         f"WebDataset in {options.num_threads} processes": loader,
     }
-    return functools.partial(_iter_stream, manifest, options, options.num_slow_steps), peers
 
 
 def _feed_a_step(manifest: Manifest, options: Options) -> list[Limit]:
     """Return the share of time that a step waits for its batches, and the time to the first one, of every loader."""
     seconds = options.batch_size / options.pairs_per_second if options.pairs_per_second else paper_step_seconds(options)
-    _, peers = _iterators(manifest, options)
     ours: Batches = functools.partial(_iter_stream, manifest, options, options.num_fed_steps)  # over epochs by itself
     limits = []
-    for name, batches in {"the stream": ours, **peers}.items():
+    for name, batches in {"the stream": ours, **_peers_over_link(manifest, options)}.items():
         runs = [feed(_epochs(batches), seconds, options.num_fed_steps) for _ in range(options.num_pairs)]
         waiting, firsts = tuple(share for share, _ in runs), tuple(first for _, first in runs)
         pairs = options.batch_size / seconds

@@ -27,6 +27,8 @@ from brewclip.errors import UserError
 _BATCHES_AT_ONCE = 4  # of several batches, recordings of one length are decoded together
 # Part of a shard's identity: shards of another version are not reused.
 _READER_VERSION = 3
+# Settings that came later, with the value of all shards whose identity does not name them.
+_UNNAMED_SETTINGS = (("task", "transcribe"), ("alternatives", 0))
 
 
 class Interrupted(Exception):
@@ -79,11 +81,11 @@ class Part:
     def identity(self, task: ExtractionTask) -> str:
         """Return a hash of all that determines the bytes of the shard."""
         left_out = ("source_url", "target_url", "batch_size")
-        settings = {name: value for name, value in asdict(task).items() if name not in left_out}
-        if task.task == "transcribe":  # as all did whose shards have no task in their identity
-            del settings["task"]
-        if not task.alternatives:  # likewise
-            del settings["alternatives"]
+        settings = {
+            name: value
+            for name, value in asdict(task).items()
+            if name not in left_out and (name, value) not in _UNNAMED_SETTINGS
+        }
         content = json.dumps([_READER_VERSION, settings, asdict(self)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -25,6 +25,8 @@ MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
 MAX_NO_SPEECH_PROB = 0.6
 
+_UNCERTAIN = {"low_confidence", "repetitive"}  # text that is decoded again with sampling
+
 # Whisper's own rule lets "you" over silence and "Thank you." over half a second of noise pass, as they are
 # confident (log probability -0.6 to -0.9). Measured with base: silence, hum and short noise 0.75 to 0.95; of
 # 120 clean spoken digits, at most 0.67.
@@ -151,55 +153,64 @@ def decode_chunks(
         leave_repetitive: do not sample repetitive chunks, as they are decoded again with more padding.
         alternatives: other texts to sample of each chunk whose greedy text is not certain.
     """
-    chunks = _Chunks(model, features, language, task, padded_seconds, waveforms)
-    readings = [_judge(result) for result in chunks.decode(range(len(waveforms)))]
+    options = {
+        "language": language,
+        "task": task,
+        "sample_len": _max_tokens(model, "en" if task == "translate" else language, padded_seconds),
+        "without_timestamps": True,
+        "fp16": False,
+    }
+    chunks = _Chunks(model, options, waveforms, features, _project_audio(model, features))
+    readings = [_judge(result) for result in chunks.decode()]
+    again = {"repetitive"} if leave_repetitive else set()
     if alternatives:
-        left_out = {"no_speech", "repetitive"} if leave_repetitive else {"no_speech"}
-        readings = _add_alternatives(chunks, readings, alternatives, left_out)
-    causes = ("low_confidence",) if leave_repetitive else ("low_confidence", "repetitive")
+        readings = _add_alternatives(chunks, readings, alternatives, {"no_speech"} | again)
     for temperature in TEMPERATURES[1 : 1 + retries]:
-        failed = [row for row, reading in enumerate(readings) if reading.rejected in causes]
+        failed = [row for row, reading in enumerate(readings) if reading.rejected in _UNCERTAIN - again]
         if not failed:
             break
-        for row, result in zip(failed, chunks.decode(failed, temperature), strict=True):
+        for row, result in zip(failed, chunks.select(failed).decode(temperature), strict=True):
             first = readings[row]
             readings[row] = replace(_judge(result), greedy=first.greedy, alternatives=first.alternatives)
     return readings
 
 
+@dataclass(frozen=True)
 class _Chunks:
-    """Chunks of one padded length, which the decoder may go through several times; arguments as in `decode_chunks`."""
+    """Chunks of one padded length, which the decoder may go through several times.
 
-    def __init__(
-        self,
-        model: Whisper,
-        features: Tensor,
-        language: str,
-        task: str,
-        padded_seconds: int,
-        waveforms: Sequence[NDArray[np.float32]],
-    ) -> None:
-        self.model, self.features, self.waveforms = model, features, waveforms
-        self.options: dict[str, Any] = {
-            "language": language,
-            "task": task,
-            "sample_len": _max_tokens(model, "en" if task == "translate" else language, padded_seconds),
-            "without_timestamps": True,
-            "fp16": False,
-        }
-        self.audio_cache = _project_audio(model, features)
+    Attributes:
+        model: Whisper.
+        options: of every pass.
+        waveforms: the B chunks without padding.
+        features: (B, T, audio_dim) float32.
+        audio_cache: see `_project_audio`.
+    """
 
-    def decode(self, rows: Sequence[int], temperature: float = 0.0, number: int = 0) -> list[DecodingResult]:
-        """Decode some of the chunks; above a temperature of 0, texts depend on the chunk and on a number."""
-        rows = list(rows)
+    model: Whisper
+    options: dict[str, Any]
+    waveforms: Sequence[NDArray[np.float32]]
+    features: Tensor
+    audio_cache: dict[nn.Module, Tensor]
+
+    def select(self, rows: list[int]) -> "_Chunks":
+        """Return some of the chunks."""
+        return replace(
+            self,
+            waveforms=[self.waveforms[row] for row in rows],
+            features=self.features[rows],
+            audio_cache={layer: values[rows] for layer, values in self.audio_cache.items()},
+        )
+
+    def decode(self, temperature: float = 0.0, number: int = 0) -> list[DecodingResult]:
+        """Decode all; above a temperature of 0, texts depend on the chunk and on a number."""
         task = _EncodedTask(self.model, DecodingOptions(temperature=temperature, **self.options))
-        cache = {layer: values[rows] for layer, values in self.audio_cache.items()}
         # Attributes of Whisper's own inference, which fills and removes them; it takes a cache that is there.
-        task.inference.kv_cache, task.inference.hooks = self.model.install_kv_cache_hooks(cache)
+        task.inference.kv_cache, task.inference.hooks = self.model.install_kv_cache_hooks(self.audio_cache)
         if temperature:
-            generators = [_generator_of(self.waveforms[row], self.features.device, number) for row in rows]
+            generators = [_generator_of(one, self.features.device, number) for one in self.waveforms]
             task.decoder = _SeededDecoder(temperature, task.tokenizer.eot, generators)
-        return task.run(self.features[rows])
+        return task.run(self.features)
 
 
 def _project_audio(model: Whisper, features: Tensor) -> dict[nn.Module, Tensor]:
@@ -221,8 +232,9 @@ def _add_alternatives(chunks: _Chunks, readings: list[Reading], count: int, left
         for row, one in enumerate(readings)
         if one.avg_logprob < CERTAIN_AVG_LOGPROB and one.rejected not in left_out
     ]
+    part = chunks.select(unsure)
     for number in range(1, count + 1 if unsure else 0):
-        for row, result in zip(unsure, chunks.decode(unsure, ALTERNATIVES_TEMPERATURE, number), strict=True):
+        for row, result in zip(unsure, part.decode(ALTERNATIVES_TEMPERATURE, number), strict=True):
             found[row].append(Alternative(result.text, float(result.avg_logprob), len(result.tokens)))
     return [replace(one, alternatives=tuple(texts)) for one, texts in zip(readings, found, strict=True)]
 

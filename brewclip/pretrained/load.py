@@ -14,6 +14,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from brewclip.errors import one_line
 from brewclip.models.clip import why_no_prompts
 from brewclip.models.towers import square_side
 from brewclip.pretrained.clip_files import load_weights, read_weights, sha256_of_file, text_length
@@ -131,7 +132,7 @@ def _load_tokenizer(name: str, architecture: str, context_length: int | None) ->
         if isinstance(error, ImportError):
             remedy = "install transformers (pip install 'brewclip[towers]')"
         raise FileNotFoundError(
-            f"cannot load {tokenizer_of_a_hub(architecture)!r}, the tokenizer of CLIP {name!r} ({_one_line(error)}); "
+            f"cannot load {tokenizer_of_a_hub(architecture)!r}, the tokenizer of CLIP {name!r} ({one_line(error)}); "
             f"{remedy}, or choose a CLIP whose tokenizer is in open_clip, such as ViT-L-14 or PE-Core-L-14-336"
         ) from error
 
@@ -152,7 +153,7 @@ def _build_model(name: str, architecture: str, tag: str, options: dict[str, Any]
             )
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"cannot load CLIP {name!r} ({_one_line(error)}); connect to the network once, or choose "
+            f"cannot load CLIP {name!r} ({one_line(error)}); connect to the network once, or choose "
             "'scenes', which needs no download"
         ) from error
 
@@ -178,10 +179,6 @@ def _load_scenes_clip() -> LoadedClip:
         context_length=model.context_length,
         tokenizer=_describe_tokenizer(tokenizer),
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _unrecorded_settings(architecture: str, tag: str) -> dict[str, Any]:

