@@ -171,12 +171,15 @@ def open_embeddings(config: Config, manifest: Manifest, cache_directory: str = "
 
 
 def build_autocast(config: Config, device: torch.device) -> torch.autocast:
-    """Build the autocast context of a run: bfloat16 if set, or if `auto` and the device supports it."""
-    precision = config.run.precision
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bfloat16" if fast else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """Build the autocast context of a run on a device."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision_on(device, config) == "bfloat16")
+
+
+def precision_on(device: torch.device, config: Config) -> str:
+    """Return the precision of a run: bfloat16 if set, or if `auto` and the device supports it, else float32."""
+    if config.run.precision != "auto":
+        return config.run.precision
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
 def check_images(manifest: Manifest, clip: LoadedClip) -> None:

@@ -166,6 +166,7 @@ def test_a_job_that_was_not_submitted_stores_in_the_current_folder(monkeypatch, 
         (["scenes", "--model.speech-encoder", "hubert_large"], "did you mean hubert_large_ll60k?"),
         (["scenes", "--model.speech-encoder", "whisper-bas"], "'whisper-bas' is no Whisper model: did you mean base"),
         (["scenes", "--data.crop-samples", "-1"], "--data.crop-samples -1 must be 0..100000000"),
+        (["scenes_speechclip", "--data.cache-layers"], "give one with --data.cache-directory"),
         (["scenes", "--run.compile", "--data.long-text", "chunks"], "--run.compile cannot be used with --data.long-t"),
     ],
 )
@@ -227,6 +228,8 @@ def test_settings_of_one_variant_are_named_where_they_have_no_effect(capsys):
     err = capsys.readouterr().err
     assert "--model.speech-encoder has no effect: variant brewclip reads what was extracted" in err
     assert "--data.crop-samples has no effect" in err
+    parse_command_line(None, Config, ["scenes", "--data.cache-layers", "--data.cache-directory", "/tmp/layers"])
+    assert "--data.cache-layers has no effect" in capsys.readouterr().err
     words = ["--data.transcript", "ground_truth", "--model.prompt-length", "2", "--loss.alpha", "0.5"]
     parse_command_line(None, Config, ["scenes_speechclip", *words, "--data.crop-samples", "100"])
     err = capsys.readouterr().err

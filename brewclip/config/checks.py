@@ -56,6 +56,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             f"{config.model.adaptation} nor --model.fusion {config.model.fusion}, leave out both",
         ),
         (
+            data.cache_layers and not data.cache_directory,
+            "--data.cache-layers stores layers in a folder of this machine: give one with --data.cache-directory",
+        ),
+        (
             optim.warmup_steps > optim.total_steps,
             f"--optim.warmup-steps {optim.warmup_steps} must be 0..{optim.total_steps}, the total steps",
         ),
@@ -127,6 +131,7 @@ def _settings_of_speechclip(config: Config) -> list[str]:
     changed = {
         "--model.speech-encoder": config.model.speech_encoder != ModelConfig().speech_encoder,
         "--data.crop-samples": config.data.crop_samples != DataConfig().crop_samples,
+        "--data.cache-layers": config.data.cache_layers,
     }
     why = f"variant {config.model.variant} reads what was extracted"
     return [f"{flag} has no effect: {why}" for flag, is_changed in changed.items() if is_changed]

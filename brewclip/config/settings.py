@@ -57,6 +57,9 @@ class DataConfig:
     """Decoding threads of one worker."""
     cache_directory: str = ""
     """Folder that caches whole shards after their first use; empty reads byte ranges from storage."""
+    cache_layers: bool = False
+    """Store the frozen layers that variant speechclip reads in `cache_directory`, so that each recording is encoded
+    once; 1 MB for a caption with Whisper base. Crops of longer ones then start at multiples of half their length."""
     max_bad_fraction: Annotated[float, FRACTION] = 0.01
     """Largest share of undecodable samples before the run stops, in 0..1."""
     retry_seconds: Annotated[float, Range(0, 7 * 86_400)] = 180.0

@@ -19,7 +19,9 @@ _RUN = (
     *("run.log_every_steps", "run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints"),
 )
 _WORKERS = (*("cluster.num_workers", "cluster.min_workers", "cluster.resize_every_seconds", "cluster.max_failures"),)
-_STREAM = ("data.memory_bytes", "data.cache_directory", "data.retry_seconds", "data.crop_samples")
+_STREAM = (
+    *("data.memory_bytes", "data.cache_directory", "data.retry_seconds", "data.crop_samples", "data.cache_layers"),
+)
 
 IGNORED_BY_TRAINING = (*_EXTRACTION, "model.language")
 IGNORED_BY_SWEEPS = (*IGNORED_BY_TRAINING, "cluster.max_failures")  # --sweep.max-failures is for trials

@@ -62,15 +62,19 @@ class RandomCrop:
     Attributes:
         num_samples: of a crop; a recording that is not longer stays whole. 0 crops none.
         seed: of the run.
+        step: samples between the starts of crops, the last of which ends with the recording; the fewer starts, the
+            more often a crop repeats.
     """
 
     num_samples: int
     seed: int
+    step: int = 1
 
     def __call__(self, pair: Pair, position: int) -> Pair:
         """Crop the waveform of a pair at a position of the order, which counts from the start of training."""
         spare = len(pair.audio) - self.num_samples
         if not self.num_samples or spare <= 0:
             return pair
-        start = int(np.random.default_rng([self.seed, position]).integers(spare + 1))
+        number = int(np.random.default_rng([self.seed, position]).integers(-(-spare // self.step) + 1))
+        start = min(number * self.step, spare)
         return replace(pair, audio=pair.audio[start : start + self.num_samples].copy())  # and free the rest

@@ -1,6 +1,10 @@
 """SpeechCLIP's parallel branch: one transformer layer over a weighted sum of the layers of a frozen speech encoder."""
 
+from typing import Protocol
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,6 +13,16 @@ from brewclip.models.speech_encoders import SpeechEncoder
 
 # Encoded together; 40 crops of 6.4 s. The first convolution of HuBERT large then takes 1.7 GB in float32.
 _SAMPLES_AT_ONCE = 2**22
+
+
+class LayerCache(Protocol):
+    """Stored layers of waveforms (samples,), normalised: (layers, frames, width)."""
+
+    def get(self, waveform: NDArray[np.float32]) -> NDArray[np.float16] | None:
+        """Return the layers of a waveform, or None."""
+
+    def put(self, waveform: NDArray[np.float32], layers: NDArray[np.float16]) -> None:
+        """Store the layers of a waveform."""
 
 
 class SpeechCLIPEncoder(AcousticEncoder):
@@ -24,6 +38,10 @@ class SpeechCLIPEncoder(AcousticEncoder):
         speech_encoder: frozen.
         embed_dim: of the output, CLIP's.
         num_layers, num_heads, ff_dim, dropout, cls_std: as in `AcousticEncoder`.
+
+    Attributes:
+        layer_cache: where the normalised layers are looked up and stored, as float16, so that those read and those just
+            computed are equal to the bit; None computes all of them.
 
     Raises:
         ValueError: if a number is out of range.
@@ -43,6 +61,7 @@ class SpeechCLIPEncoder(AcousticEncoder):
         super().__init__(width, width, embed_dim, num_layers, num_heads, ff_dim, dropout, cls_std, projects=False)
         self.layer_weights = nn.Parameter(torch.zeros(speech_encoder.num_layers))
         self.speech_encoder = speech_encoder
+        self.layer_cache: LayerCache | None = None
 
     def forward(
         self,
@@ -84,9 +103,31 @@ class SpeechCLIPEncoder(AcousticEncoder):
         order = torch.argsort(lengths, stable=True)
         parts = []
         for rows in order.split(max(1, _SAMPLES_AT_ONCE // max(1, int(lengths.max())))):
-            with torch.no_grad():
-                hidden = self.speech_encoder(waveforms[rows], lengths[rows])  # (b, L, t, D)
-                hidden = F.layer_norm(hidden.float(), hidden.shape[-1:])
+            hidden = self._normalised_layers(waveforms[rows], lengths[rows])  # (b, L, t, D)
             frames = torch.einsum("l,bltd->btd", self.layer_weights.softmax(dim=0), hidden)
             parts.append(F.pad(frames, (0, 0, 0, num_frames - frames.shape[1])))
         return torch.cat(parts)[torch.argsort(order)]
+
+    @torch.no_grad()
+    def _normalised_layers(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Return the hidden states normalised over their width, (b, L, t, D) float32, from the cache if there."""
+        if self.layer_cache is None:
+            return self._encode(waveforms, lengths)
+        cache, counts = self.layer_cache, self.speech_encoder.num_frames(lengths).tolist()
+        keys = [row[:length].float().cpu().numpy() for row, length in zip(waveforms, lengths.tolist(), strict=True)]
+        shapes = [(self.speech_encoder.num_layers, count, self.audio_dim) for count in counts]
+        found = [cache.get(key) for key in keys]
+        missing = [n for n, layers in enumerate(found) if layers is None or layers.shape != shapes[n]]
+        if missing:
+            rows = torch.tensor(missing, device=waveforms.device)
+            for n, layers in zip(missing, self._encode(waveforms[rows], lengths[rows]).half().cpu(), strict=True):
+                found[n] = layers[:, : counts[n]].numpy()
+                cache.put(keys[n], found[n])
+        padded = torch.zeros(len(found), self.speech_encoder.num_layers, max(counts), self.audio_dim)
+        for n, layers in enumerate(found):
+            padded[n, :, : counts[n]] = torch.from_numpy(layers)
+        return padded.to(waveforms.device)
+
+    def _encode(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        hidden = self.speech_encoder(waveforms, lengths)
+        return F.layer_norm(hidden.float(), hidden.shape[-1:])

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from brewclip.config import Config
 from brewclip.data.batches import Batch, EmbeddingDecoder, Pair, collate, collate_embeddings
+from brewclip.data.layer_cache import LayerFolder
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import Sample
@@ -22,14 +24,17 @@ from brewclip.factory import (
     check_images,
     load_own_speech_encoder,
     open_embeddings,
+    precision_on,
 )
 from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
+from brewclip.models.speechclip import SpeechCLIPEncoder
 from brewclip.pretrained.clip_identity import ClipIdentity, identify_clip
 from brewclip.pretrained.load import LoadedClip, load_clip
 from brewclip.pretrained.speech_encoders import LoadedSpeechEncoder
 from brewclip.training.compiled import compile_encoders
 from brewclip.training.optimizer import build_optimizer
+from brewclip.version import __version__
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,14 @@ def _parts_of_waveforms(config: Config, device: torch.device, train: Manifest, d
     model = build_model(config, build_towers(config, clip), audio_dim, speech).to(device)
     decoder = build_waveform_decoder(config, clip, cache_bytes=_cache_bytes(config, train))
     parts = _parts_of_images(config, device, train, dev, clip, model, audio_dim, decoder)
-    return replace(parts, speech_encoder=speech, at_position=RandomCrop(config.data.crop_samples, config.run.seed))
+    crop = RandomCrop(config.data.crop_samples, config.run.seed)
+    if config.data.cache_layers:
+        assert isinstance(model.acoustic, SpeechCLIPEncoder)
+        folder = Path(config.data.cache_directory).expanduser() / "layers"
+        what = (__version__, speech.name, speech.sha256, precision_on(device, config), device.type)
+        model.acoustic.layer_cache = LayerFolder(folder, what)
+        crop = replace(crop, step=max(1, crop.num_samples // 2))
+    return replace(parts, speech_encoder=speech, at_position=crop)
 
 
 def _parts_of_images(

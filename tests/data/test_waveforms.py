@@ -67,6 +67,12 @@ def test_every_start_of_a_crop_is_possible_and_short_recordings_stay_whole():
         assert whole(pair, 1) is pair
 
 
+def test_crops_with_few_starts_repeat_and_reach_the_end():
+    pair = Pair("a-0", "a", BLANK, torch.zeros(1), np.arange(9500, dtype=np.float32), "")
+    starts = [int(RandomCrop(4000, seed=3, step=2000)(pair, position).audio[0]) for position in range(200)]
+    assert {start: starts.count(start) > 30 for start in starts} == {0: True, 2000: True, 4000: True, 5500: True}
+
+
 def test_a_recording_is_decoded_and_truncated_to_two_minutes_or_what_is_set():
     sound = np.linspace(-0.5, 0.5, 1000, dtype=np.float32)
     facts = {"image_id": "a", "text": "a line"}

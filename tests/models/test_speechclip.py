@@ -71,6 +71,35 @@ def test_memory_bounds_what_is_encoded_together_and_changes_nothing(monkeypatch)
     assert seen == [[90, 1501], [2777, 4000]]
 
 
+class Cache:
+    """Layers by waveform, in memory."""
+
+    def __init__(self):
+        self.stored = {}
+
+    def get(self, waveform):
+        return self.stored.get(waveform.tobytes())
+
+    def put(self, waveform, layers):
+        self.stored[waveform.tobytes()] = layers.copy()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cached_layers_are_those_computed_to_the_bit_and_are_computed_once(form, monkeypatch):
+    model, (waveforms, mask) = build(form).eval(), make_waveforms(LENGTHS)
+    plain, seen, encode = model(waveforms, mask), [], model.speech_encoder.forward
+    monkeypatch.setattr(model.speech_encoder, "forward", lambda w, n: (seen.append(n.tolist()), encode(w, n))[1])
+    model.layer_cache = cache = Cache()
+    computed = model(waveforms, mask)
+    torch.testing.assert_close(computed, plain, rtol=2e-3, atol=2e-3)  # float16
+    assert torch.equal(model(waveforms, mask), computed) and seen == [sorted(LENGTHS)]
+    frames = model.speech_encoder.num_frames(torch.tensor(LENGTHS)).tolist()
+    assert [len(layers[0]) for layers in cache.stored.values()] == sorted(frames)
+    torch.testing.assert_close(model(waveforms[2:], mask[2:]), computed[2:], rtol=1e-5, atol=1e-5)
+    cache.stored = {key: layers[:, :0] for key, layers in cache.stored.items()}  # of another encoder, or damaged
+    assert torch.equal(model(waveforms, mask), computed) and seen == [sorted(LENGTHS)] * 2
+
+
 def test_dropout_belongs_to_the_sample():
     model, (waveforms, mask) = build(dropout=0.3).train(), make_waveforms(LENGTHS)
     seeds, order = torch.tensor([5, -9, 2**40, 7]), torch.tensor([2, 0, 3, 1])

@@ -40,12 +40,12 @@ def storage(tmp_path_factory):
 class Run:
     """One process's parts of a run, and what it recorded."""
 
-    def __init__(self, storage, variant="brewclip", **optim):
+    def __init__(self, storage, variant="brewclip", cache="", **optim):
         settings = {"peak_lr": 1e-3, "warmup_steps": 2, "total_steps": STEPS} | optim
         encoder = f"whisper-{storage}/tiny.pt"
         self.config = Config(
             storage=storage.as_uri(),
-            data=DataConfig(crop_samples=4000),
+            data=DataConfig(crop_samples=4000, cache_layers=bool(cache), cache_directory=cache),
             model=ModelConfig(variant=variant, clip="scenes", ff_dim=64, speech_encoder=encoder),
             optim=OptimConfig(**settings),
             run=RunConfig(global_batch_size=8, log_every_steps=1, eval_every_steps=4, checkpoint_every_steps=5),
@@ -111,17 +111,19 @@ def test_the_loss_falls_and_frozen_weights_stay(storage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["brewclip", "speechclip"])
-def test_going_on_equals_never_having_stopped(storage, variant):
-    """Inside an epoch, to the bit; of speechclip with the same crops."""
-    straight = Run(storage, variant)
+@pytest.mark.parametrize("form", ["brewclip", "speechclip", "speechclip, cached"])
+def test_going_on_equals_never_having_stopped(storage, form, tmp_path):
+    """Inside an epoch, to the bit; of speechclip with the same crops, and layers that are computed or cached."""
+    variant, cached = form.split(", ")[0], form.endswith("cached")
+    straight = Run(storage, variant, cache=str(tmp_path / "one") if cached else "")
     straight.go()
-    first = Run(storage, variant)
+    cache = str(tmp_path / "other") if cached else ""
+    first = Run(storage, variant, cache)
     first.stop_at = 6  # the request is met after the step that was about to start
     assert first.go().problem == STOP_REQUESTED
     assert first.saved[-1] == (7, False)
 
-    second = Run(storage, variant)
+    second = Run(storage, variant, cache)
     names = list(second.model.trained_parameters())
     second.model.load_trained_state(first.model.trained_state())
     load_optimizer_state(second.optimizer, names, optimizer_state(first.optimizer, names))
