@@ -15,7 +15,7 @@ from brewclip.config.whisper_names import WHISPER
 
 Variant = Literal["brewclip", "acoustic", "pipeline", "zero_shot", "speechclip"]
 Adaptation = Literal["prompts", "adapter"]
-Fusion = Literal["sum", "confidence"]
+Fusion = Literal["sum", "confidence", "gate"]
 Transcript = Literal["asr", "asr_unfiltered", "asr_greedy", "asr_mean", "ground_truth"]
 ImageTransform = Literal["crop", "letterbox"]
 LongText = Literal["truncate", "chunks"]
@@ -77,8 +77,9 @@ class ModelConfig:
     """What is trained of text and images: prompts inside CLIP's towers (paper), or an adapter on cached embeddings of
     any CLIP, which the extraction computes once."""
     fusion: Fusion = "sum"
-    """How text and sound become one vector: their sum, trained jointly (paper), or each channel trained alone and sound
-    added by weights that are chosen on dev, where the transcript is doubtful."""
+    """How text and sound become one vector: their sum, trained jointly (paper); each channel trained alone and sound
+    added by weights that are chosen on dev, where the transcript is doubtful; or the paper's sum with such weights
+    on sound, trained jointly."""
     whisper: Annotated[str, WHISPER] = "base"
     """Name of a Whisper model as openai-whisper knows it."""
     speech_encoder: Annotated[str, SPEECH_ENCODER] = "hubert_large_ll60k"

@@ -119,7 +119,7 @@ class BrewCLIP(nn.Module):
         self.clip = clip
         if isinstance(clip, EmbeddingAdapter):
             clip.residual.requires_grad_(variant in ("brewclip", "pipeline"))
-        self.fusion = Fusion(fusion)
+        self.fusion = Fusion(fusion).requires_grad_(variant == "brewclip")
         self.prompts = SharedPrompts(prompt_length if prompted else 0, clip.text_width, clip.vision_width)
         self.acoustic: AcousticEncoder | None = None
         if variant in ("brewclip", "acoustic"):
@@ -264,15 +264,15 @@ class BrewCLIP(nn.Module):
     def chosen_weights(self) -> dict[str, Tensor]:
         """Return the weights that are chosen on dev instead of trained, by name: of the fusion, and of the adapter."""
         chosen = {}
-        if self.fusion.kind != "sum" and self.variant == "brewclip":
+        if self.fusion.kind == "confidence" and self.variant == "brewclip":
             chosen["fusion.weights"] = self.fusion.weights
-        if self.fusion.kind != "sum" and self.reads_text and isinstance(self.clip, EmbeddingAdapter):
+        if self.fusion.kind == "confidence" and self.reads_text and isinstance(self.clip, EmbeddingAdapter):
             chosen["clip.strength"] = self.clip.strength
         return chosen
 
     def described_weights(self) -> dict[str, float]:
-        """Return the weights that are chosen on dev by names for metrics."""
-        chosen, named = self.chosen_weights(), {}
+        """Return the weights of adapter and fusion by names for metrics."""
+        chosen, named = self.chosen_weights() | self._gate(), {}
         if "clip.strength" in chosen:
             named["adapter_strength"] = chosen["clip.strength"].item()
         if "fusion.weights" in chosen:
@@ -301,6 +301,9 @@ class BrewCLIP(nn.Module):
         with torch.no_grad():
             for name, tensor in stored.items():
                 tensor.copy_(state[name])
+
+    def _gate(self) -> dict[str, Tensor]:
+        return {"fusion.weights": self.fusion.weights} if self.fusion.kind == "gate" else {}
 
     def _stored(self) -> dict[str, Tensor]:
         return self.trained_parameters() | self.chosen_weights()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FUSIONS = ("sum", "confidence")
+FUSIONS = ("sum", "confidence", "gate")
 
 
 class Fusion(nn.Module):
@@ -14,6 +14,8 @@ class Fusion(nn.Module):
     - `confidence`: normalize(t + (w0 + w1 (1 - p)) a), with t and a of unit length and p the confidence of the
       transcript, 0 where there is none. Both weights are 0 at first and chosen on dev (`choose_weights`), so that a
       channel that does not help is left out: the result is then the text alone. It stays one vector for a recording.
+    - `gate`: F_T + (w0 + w1 (1 - p)) F_A, with both weights trained jointly with the channels, from 0: the first step
+      has the text alone.
 
     Args:
         kind: one of `FUSIONS`.
@@ -31,6 +33,8 @@ class Fusion(nn.Module):
         self.kind = kind
         if kind == "confidence":
             self.register_buffer("weights", torch.zeros(2))
+        elif kind == "gate":
+            self.weights = nn.Parameter(torch.zeros(2))
 
     def forward(self, text: Tensor, acoustic: Tensor, confidence: Tensor | None = None) -> Tensor:
         """Fuse both channels.
@@ -49,17 +53,24 @@ class Fusion(nn.Module):
         if self.kind == "sum":
             return acoustic + text
         if confidence is None:
-            raise ValueError("fusion by confidence needs the confidence of each transcript")
+            raise ValueError(f"fusion {self.kind!r} needs the confidence of each transcript")
+        if self.kind == "gate":
+            return text + _weight(self.weights, confidence, text)[:, None] * acoustic
         return fuse(text, acoustic, confidence, self.weights)
 
     def acoustic_weight(self, text: Tensor, acoustic: Tensor, confidence: Tensor) -> Tensor:
         """Return the weight w (B,) with which `forward` has the direction of t + w a, t and a of unit length."""
-        if self.kind == "sum":
-            return acoustic.norm(dim=-1) / text.norm(dim=-1)
-        return self.weights[0] + self.weights[1] * (1 - confidence.to(text.dtype))
+        if self.kind == "confidence":
+            return _weight(self.weights, confidence, text)
+        longer = acoustic.norm(dim=-1) / text.norm(dim=-1)
+        return longer if self.kind == "sum" else longer * _weight(self.weights, confidence, text)
 
 
 def fuse(text: Tensor, acoustic: Tensor, confidence: Tensor, weights: Tensor) -> Tensor:
     """Return normalize(t + (w0 + w1 (1 - p)) a), see `Fusion`; `weights` are w0 and w1."""
-    weight = weights[0] + weights[1] * (1 - confidence.to(text.dtype))
+    weight = _weight(weights, confidence, text)
     return F.normalize(F.normalize(text, dim=-1) + weight[:, None] * F.normalize(acoustic, dim=-1), dim=-1)
+
+
+def _weight(weights: Tensor, confidence: Tensor, text: Tensor) -> Tensor:
+    return weights[0] + weights[1] * (1 - confidence.to(text.dtype))

@@ -121,8 +121,8 @@ class SpeechCLIPEncoder(AcousticEncoder):
         if missing:
             rows = torch.tensor(missing, device=waveforms.device)
             for n, layers in zip(missing, self._encode(waveforms[rows], lengths[rows]).half().cpu(), strict=True):
-                found[n] = layers[:, : counts[n]].numpy()
-                cache.put(keys[n], found[n])
+                found[n] = own = layers[:, : counts[n]].numpy()
+                cache.put(keys[n], own)
         padded = torch.zeros(len(found), self.speech_encoder.num_layers, max(counts), self.audio_dim)
         for n, layers in enumerate(found):
             padded[n, :, : counts[n]] = torch.from_numpy(layers)

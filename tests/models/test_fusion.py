@@ -47,6 +47,28 @@ def test_a_certain_transcript_is_left_alone_by_the_weight_of_doubt(channels):
     torch.testing.assert_close(fusion(0.0, 4.0)(text, acoustic, torch.ones(4)), F.normalize(text, dim=1))
 
 
+def test_a_gate_starts_with_the_text_and_is_trained(channels):
+    text, acoustic = channels
+    gate, confidence = Fusion("gate"), torch.tensor([0.0, 0.25, 0.9, 1.0])
+    assert torch.equal(gate(text, acoustic, confidence), text)
+    gate(text, acoustic, confidence).sum().backward()
+    of_sound = acoustic.sum(dim=1)
+    torch.testing.assert_close(gate.weights.grad, torch.stack([of_sound.sum(), (of_sound * (1 - confidence)).sum()]))
+    with torch.no_grad():
+        gate.weights.copy_(torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(gate(text, acoustic, confidence)[1], text[1] + 2.0 * acoustic[1])
+    weight = gate.acoustic_weight(text, acoustic, confidence)
+    torch.testing.assert_close(weight[1], 2.0 * acoustic[1].norm() / text[1].norm())
+
+
+def test_only_a_model_of_both_channels_trains_a_gate():
+    trained = {}
+    for variant in ("brewclip", "pipeline", "acoustic"):
+        model = BrewCLIP(PromptedCLIP(build_clip()), variant=variant, audio_dim=10, ff_dim=32, fusion="gate")
+        trained[variant] = "fusion.weights" in model.trained_parameters()
+    assert trained == {"brewclip": True, "pipeline": False, "acoustic": False}
+
+
 @pytest.mark.parametrize("channel", ["acoustic", "text"])
 def test_one_channel_of_a_model_alone(channel):
     model = BrewCLIP(PromptedCLIP(build_clip()), variant="brewclip", audio_dim=10, ff_dim=32, fusion="confidence")
@@ -57,7 +79,7 @@ def test_one_channel_of_a_model_alone(channel):
 
 
 def test_mistakes(channels):
-    with pytest.raises(ValueError, match="unknown fusion 'gate'; choose one of sum, confidence"):
-        Fusion("gate")
+    with pytest.raises(ValueError, match="unknown fusion 'mean'; choose one of sum, confidence, gate"):
+        Fusion("mean")
     with pytest.raises(ValueError, match="needs the confidence of each transcript"):
         Fusion("confidence")(*channels)
