@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from brewclip.config import Config, ModelConfig, Transcript, Variant, by_confidence, for_variant
+from brewclip.config import Config, Fusion, ModelConfig, Transcript, Variant, by_confidence, for_variant
 from brewclip.config.speech_encoders import WHISPER_PREFIX
 from brewclip.evaluation.published import CORPORA, Recalls, find_cross_corpus, find_recalls
 from brewclip.evaluation.ranks import Ranking
@@ -36,7 +36,7 @@ class Row:
         variant: variant of the model.
         train_transcript: transcript that its pipeline reads in training.
         test_transcript: transcript that it reads in the test.
-        beyond: whether it has the adapter, and the fusion by confidence, instead of the paper's prompts and sum.
+        beyond: its fusion, if it has that and the adapter instead of the paper's sum and prompts.
         channel: `acoustic` or `text` for that channel alone, or empty.
     """
 
@@ -44,7 +44,7 @@ class Row:
     variant: Variant
     train_transcript: Transcript = "asr"
     test_transcript: Transcript = "asr"
-    beyond: bool = False
+    beyond: Fusion | None = None
     channel: str = ""
 
 
@@ -56,15 +56,16 @@ PIPELINE_FED = Row("prompted pipeline, trained on ASR, fed ground truth", "pipel
 ZERO = Row("zero-shot pipeline", "zero_shot")
 SPEECHCLIP = Row("SpeechCLIP-P", "speechclip")
 ZERO_TRUTH = Row("zero-shot pipeline on ground truth", "zero_shot", "asr", "ground_truth")
-CONFIDENCE = Row("BrewCLIP by confidence", "brewclip", beyond=True)
-ITS_TEXT = Row("its text alone", "brewclip", beyond=True, channel="text")
-ITS_SOUND = Row("its acoustic channel alone", "brewclip", beyond=True, channel="acoustic")
+CONFIDENCE = Row("BrewCLIP by confidence", "brewclip", beyond="confidence")
+ITS_TEXT = Row("its text alone", "brewclip", beyond="confidence", channel="text")
+ITS_SOUND = Row("its acoustic channel alone", "brewclip", beyond="confidence", channel="acoustic")
+GATE = Row("BrewCLIP by a gate, trained jointly", "brewclip", beyond="gate")
 
 ZERO_TRUSTED = Row("zero-shot pipeline, rejected transcripts left empty", "zero_shot")
 # Of recordings whose transcript fails Whisper's checks, too: on dev of scenes_noisy R@10 was 49.2 against 48.5 %.
 ON_GREEDY_TEXT = tuple(
     replace(row, train_transcript="asr_greedy", test_transcript="asr_greedy")
-    for row in (ZERO, FULL, CONFIDENCE, ITS_TEXT, ITS_SOUND)
+    for row in (ZERO, FULL, CONFIDENCE, ITS_TEXT, ITS_SOUND, GATE)
 )
 
 _ALL = (READ, FREE, MISHEARD)
@@ -143,8 +144,13 @@ TABLES: dict[str, Table] = {
                   ZERO.title, (MISHEARD,), (1, 10)),
             Claim("by confidence it is not below the paper's sum", CONFIDENCE.title, FULL.title, _BEYOND, (1, 10),
                   not_below=True),
-            Claim("the paper's sum is not below the zero-shot pipeline", FULL.title, ZERO.title, _BEYOND, (1, 10),
+            Claim("by confidence it is not below a gate", CONFIDENCE.title, GATE.title, _BEYOND, (1, 10),
                   not_below=True),
+            *(
+                Claim(f"{name} is not below the zero-shot pipeline", row.title, ZERO.title, _BEYOND, (1, 10),
+                      not_below=True)
+                for name, row in (("the paper's sum", FULL), ("a gate", GATE))
+            ),
         ),
     ),
     "table5": Table("Table 5: every training corpus against every test corpus", (ZERO,)),
@@ -164,8 +170,8 @@ def plan_grid(name: str, configs: Mapping[str, Config], seeds: Sequence[int], sp
     for corpus, test in configs.items():
         grid[corpus] = {
             row.title: plan_cells(
-                by_confidence(test) if row.beyond else test, test, row.variant, row.train_transcript,
-                row.test_transcript, seeds, split, row.channel,
+                _settings_of(row, test), test, row.variant, row.train_transcript, row.test_transcript, seeds, split,
+                row.channel,
             )
             for row in TABLES[name].rows
         }  # fmt: skip
@@ -173,6 +179,13 @@ def plan_grid(name: str, configs: Mapping[str, Config], seeds: Sequence[int], sp
             for source, train in configs.items():
                 grid[corpus][trained_on(source)] = plan_cells(train, test, "brewclip", "asr", "asr", seeds, split)
     return grid
+
+
+def _settings_of(row: Row, test: Config) -> Config:
+    if row.beyond is None:
+        return test
+    config = by_confidence(test)
+    return replace(config, model=replace(config.model, fusion=row.beyond))
 
 
 def shown_title(title: str, config: Config) -> str:

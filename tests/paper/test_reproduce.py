@@ -103,6 +103,7 @@ def test_beyond_the_paper_has_one_run_for_both_channels_and_their_fusion():
         "BrewCLIP by confidence": beyond,
         "its text alone": beyond,
         "its acoustic channel alone": beyond,
+        "BrewCLIP by a gate, trained jointly": [one.replace("confidence", "gate") for one in beyond],
     }
     names = [cells[0].name for cells in rows.values()]
     assert len(set(names)) == len(names), "each has its own cached ranks"
