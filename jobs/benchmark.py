@@ -18,7 +18,7 @@ from brewclip.config import exit_on_user_error, parse_options
 from brewclip.errors import UserError
 
 BENCHMARKS = (
-    *("adaptation", "all", "extract", "index", "loss", "recall"),
+    *("adaptation", "all", "extract", "extract_workers", "index", "loss", "recall"),
     *("reading", "recipes", "scaling", "serve", "startup", "stream", "train"),
 )
 """Names of the modules of brewclip.benchmarks that can be run; each has `Options` and `run`."""

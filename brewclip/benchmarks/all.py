@@ -20,7 +20,7 @@ from brewclip.benchmarks.summary import put_between_markers, read_records, rende
 from brewclip.errors import UserError
 
 BENCHMARKS = (
-    *("stream", "reading", "recipes", "extract", "train"),
+    *("stream", "reading", "recipes", "extract", "extract_workers", "train"),
     *("scaling", "loss", "recall", "index", "serve", "startup"),
 )
 """Modules of this package that can be run; each has `Options` and `run`."""

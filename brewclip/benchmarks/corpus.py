@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from brewclip.audio import decode_audio
+from brewclip.audio import decode_audio, encode_flac
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
@@ -85,6 +85,20 @@ def write_features(url: str, split: str, num_pairs: int) -> None:
     finish_split(
         storage, [record], corpus="benchmark", split=split, kind="features", num_images=num_pairs, details=details
     )
+
+
+def write_captions(url: str, split: str, count: int, samples_per_shard: int = 96) -> None:
+    """Write a split of spoken captions below `url`, as a recipe would; 64 are distinct."""
+    storage, made = open_storage(f"{url}/{split}"), make_recordings(min(count, _DISTINCT))
+    image = _make_parts(0)[1]
+    samples = [
+        Sample(f"{split}{n:06d}-0", _metadata(split, n, one.text), image, audio=encode_flac(one.waveform))
+        for n, one in ((n, made[n % len(made)]) for n in range(count))
+    ]
+    shards = [samples[first : first + samples_per_shard] for first in range(0, count, samples_per_shard)]
+    records = [write_shard(storage, shard_name(split, 0, n), 0, part) for n, part in enumerate(shards)]
+    whole = [record for record in records if record is not None]
+    finish_split(storage, whole, corpus="benchmark", split=split, kind="recordings", num_images=count)
 
 
 def _caption(index: int) -> str:

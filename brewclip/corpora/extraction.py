@@ -57,7 +57,7 @@ def extract_splits(config: Config, image_side_pixels: int) -> dict[str, dict[str
     summaries = {}
     try:
         for split, (task, source) in tasks.items():
-            done = list(_run_parts(f"extract {config.data.corpus}/{split}", task, parts[split], actors))
+            done = list(run_parts(f"extract {config.data.corpus}/{split}", task, parts[split], actors))
             summaries[split] = _finish(config, task, source, done)
     except KeyboardInterrupt:
         _interrupt(actors)
@@ -124,7 +124,7 @@ def _unfinished_tasks(config: Config, image_side_pixels: int) -> dict[str, tuple
     tasks = {}
     for split in splits_to_extract(config):
         source = open_manifest(f"{config.corpus_url}/{split}")
-        task = _task(config, source, image_side_pixels)
+        task = task_of(config, source, image_side_pixels)
         if _is_done(task, overwrite=config.extraction.overwrite):
             print(f"extract {config.data.corpus}/{split}: already done at {task.target_url}", flush=True)
         else:
@@ -132,7 +132,8 @@ def _unfinished_tasks(config: Config, image_side_pixels: int) -> dict[str, tuple
     return tasks
 
 
-def _task(config: Config, source: Manifest, image_side_pixels: int) -> ExtractionTask:
+def task_of(config: Config, source: Manifest, image_side_pixels: int) -> ExtractionTask:
+    """Return what workers are given of the settings to extract a split."""
     return ExtractionTask(
         source_url=source.url,
         source_sha256=source.sha256,
@@ -182,7 +183,7 @@ def _settings(task: ExtractionTask) -> dict[str, Any]:
     return {name: value for name, value in asdict(task).items() if name not in left_out}
 
 
-def _run_parts(
+def run_parts(
     label: str, task: ExtractionTask, parts: list[Part], actors: list[Any]
 ) -> Iterator[tuple[ShardRecord | None, dict[str, Any]]]:
     """Schedule parts one by one on free workers, and yield their results."""

@@ -16,7 +16,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from brewclip.audio import encode_flac
 from brewclip.config import Config, DataConfig, ExtractionConfig
-from brewclip.corpora.extraction import _is_done, _task, plan_parts, splits_to_extract
+from brewclip.corpora.extraction import _is_done, plan_parts, splits_to_extract, task_of
 from brewclip.data.manifest import open_manifest
 from brewclip.data.schema import Sample
 from brewclip.data.shards import finish_split, shard_name, write_shard
@@ -88,7 +88,7 @@ def test_features_of_other_settings_or_another_corpus_are_not_reused(tmp_path, c
     config = Config(storage=storage, data=DataConfig(corpus="mine"))
 
     def task(side=224, **changes):
-        return replace(_task(config, open_manifest(f"{storage}/mine/train"), side), **changes)
+        return replace(task_of(config, open_manifest(f"{storage}/mine/train"), side), **changes)
 
     def write_features(one):
         target = open_storage(one.target_url)

@@ -1,0 +1,134 @@
+"""Benchmark the extraction's workers on Ray: two against one, their memory, and what a killed one costs.
+
+    python jobs/benchmark.py extract_workers
+
+Spoken captions are extracted by one worker and by two in turn, each with one CPU thread and Whisper loaded before. Then
+one of two workers is killed in the middle: Ray starts it again, and it does the part again that it had. What that costs
+is wall time, given in recordings that a worker extracts meanwhile.
+"""
+
+import os
+import statistics
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+
+from brewclip.benchmarks.corpus import write_captions
+from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, Limit, print_limit
+from brewclip.config import Config, preset
+from brewclip.config.ranges import Range
+from brewclip.corpora.actors import start_actor
+from brewclip.corpora.extraction import plan_parts, run_parts, task_of
+from brewclip.corpora.extraction_worker import Extractor, Part
+from brewclip.data.manifest import Manifest, open_manifest
+
+_LEAST_SCALING = 1.8
+_MOST_GROWTH_MB = 50.0
+_SIDE_PIXELS = 192
+
+
+@dataclass(frozen=True)
+class Options(BenchmarkOptions):
+    """Size, and number of runs."""
+
+    num_recordings: Annotated[int, Range(64, 10**6)] = 192
+    """Spoken captions of about 3 s."""
+    num_pairs: Annotated[int, Range(1, 100)] = 3
+    """Runs of one worker, and as many of two."""
+
+
+@dataclass
+class _Extraction:
+    """Repeated extraction of a split to a new place, so that nothing is reused.
+
+    Attributes:
+        config: of the split.
+        source: the split.
+        parts: of it.
+        actors: two, with Whisper loaded.
+        num_runs: done so far.
+    """
+
+    config: Config
+    source: Manifest
+    parts: list[Part]
+    actors: list[Any]
+    num_runs: int = 0
+
+    def run(self, num_workers: int, parts: list[Part] | None = None) -> float:
+        """Extract by some of the actors; return seconds."""
+        self.num_runs += 1
+        task = task_of(self.config, self.source, _SIDE_PIXELS)
+        task = replace(task, target_url=f"{task.target_url}-{self.num_runs}")
+        started = time.perf_counter()
+        for _ in run_parts(f"run {self.num_runs}", task, parts or self.parts, self.actors[:num_workers]):
+            pass
+        return time.perf_counter() - started
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes of the actors, which run on this machine."""
+        import ray
+
+        pids = ray.get([actor.__ray_call__.remote(lambda extractor: os.getpid()) for actor in self.actors])
+        return [psutil.Process(pid) for pid in pids]
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Run the benchmark, print the results, and return them for the JSON file.
+
+    Raises:
+        UserError: if Ray cannot be started.
+    """
+    from brewclip.cluster import connect
+
+    with tempfile.TemporaryDirectory(prefix="brewclip-benchmark-") as folder:
+        start = preset("scenes")
+        config = replace(start, storage=Path(folder).as_uri(), data=replace(start.data, corpus="benchmark"))
+        write_captions(config.corpus_url, "train", options.num_recordings)
+        connect()
+        source = open_manifest(f"{config.corpus_url}/train")
+        work = _Extraction(config, source, plan_parts(source), [start_actor(Extractor, config) for _ in range(2)])
+        work.run(2, work.parts[:2])  # loads Whisper
+        before = _memory_mb(work)
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for pair in range(options.num_pairs):
+            for num_workers in (1, 2) if pair % 2 == 0 else (2, 1):
+                rates[num_workers].append(options.num_recordings / work.run(num_workers))
+        growth = max(after - one for after, one in zip(_memory_mb(work), before, strict=True))
+        undisturbed = options.num_recordings / statistics.median(rates[2])
+        killed = _timed_with_kill(work, undisturbed / 2)
+    batch = config.extraction.batch_size
+    lost = (killed - undisturbed) * statistics.median(rates[2])
+    comparison = Comparison(
+        "extraction by two workers, against one", tuple(rates[2]), tuple(rates[1]), "recordings/s", _LEAST_SCALING
+    )
+    print(comparison.line(), flush=True)
+    limits = [
+        Limit("growth of a worker's memory over all runs", (growth,), "MB", _MOST_GROWTH_MB),
+        Limit("a killed worker of two costs the time of", (lost,), "recordings", batch),
+        Limit("a killed worker of two costs", (killed - undisturbed,), "s"),
+    ]
+    return {
+        "comparisons": [comparison.record()],
+        "limits": [print_limit(limit).record() for limit in limits],
+    }
+
+
+def _memory_mb(work: _Extraction) -> list[float]:
+    return [process.memory_info().rss / 1e6 for process in work.processes()]
+
+
+def _timed_with_kill(work: _Extraction, after_seconds: float) -> float:
+    """Return the seconds of a run by two workers, one of which is killed after a while."""
+    victim = work.processes()[0]
+    timer = threading.Timer(after_seconds, victim.kill)
+    timer.start()
+    try:
+        return work.run(2)
+    finally:
+        timer.cancel()
