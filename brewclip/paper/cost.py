@@ -83,11 +83,17 @@ def costs_of(cells: Sequence[Cell], *, only_cached: bool = False) -> list[Cost |
         connect()
         gpus = 1 if uses_gpu(missing[0].cluster) and available("GPU") else 0
         check_resources(Demand("the cost of a training", 1, 1, gpus))
-        plain = [replace(config, tracking=replace(config.tracking, uri="")) for config in missing]
+        plain = [_measured(config) for config in missing]
         found = ray.get(ray.remote(measure_all).options(num_cpus=1, num_gpus=gpus).remote(plain))
         for config, cost in zip(missing, found, strict=True):
             ResultCache(config, _STUDY).save(config.run_name, _identity(config), json.dumps(asdict(cost)).encode())
     return [_load(cell, check=not only_cached) for cell in cells]
+
+
+def _measured(config: Config) -> Config:
+    """Return the settings of a measurement: not recorded, and with every recording encoded in its step."""
+    data = replace(config.data, cache_layers=False)
+    return replace(config, tracking=replace(config.tracking, uri=""), data=data)
 
 
 def _load(cell: Cell, *, check: bool) -> Cost | None:
@@ -97,7 +103,7 @@ def _load(cell: Cell, *, check: bool) -> Cost | None:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    return {name: value for name, value in flatten(_measured(config)).items() if not name.startswith(_FREE)}
 
 
 def cost_section(costs: Mapping[str, Mapping[str, Sequence[Cost]]]) -> Section:
@@ -115,6 +121,7 @@ def cost_section(costs: Mapping[str, Mapping[str, Sequence[Cost]]]) -> Section:
     ]
     text = (
         "Forward and backward of a training step with its frozen parts, and decoding, on one worker. BrewCLIP and the "
-        "pipeline read what Whisper extracted once, which is not counted; SpeechCLIP-P encodes each recording again."
+        "pipeline read what Whisper extracted once, which is not counted; SpeechCLIP-P encodes each recording "
+        "again, as it does without --data.cache-layers."
     )
     return Section("Cost", text, rows)
