@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -300,6 +301,16 @@ def test_index_and_search_from_the_command_line_with_a_real_recording(built, sha
     assert [line.split()[0] for line in (first, second)] == ["1", "2"]
     assert float(first.split()[1]) >= float(second.split()[1])
     assert Path(first.split()[2]).is_file()
+
+
+def test_a_reader_that_ends_early_is_no_error():
+    """As in `brewclip search ... | head`: neither a traceback nor a line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "brewclip", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=CHECKOUT, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_commands_speak_json(built, images, capsys):
