@@ -6,16 +6,15 @@ brewclip serve --index INDEX                 the same as a page and an API
 brewclip --version                           versions of this package and of what it runs on
 
 `brewclip COMMAND --help` lists the settings of a command. Exit codes: 0, 1 if nothing is above --threshold, 2 for a
-mistake, which is explained in one line.
+mistake, which is explained in one line, 141 if what reads the output has ended.
 """
 
-import contextlib
 import importlib
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from brewclip.config import exit_on_user_error
+from brewclip.config.command_line import ending_with_its_reader
 from brewclip.errors import UserError
 from brewclip.version import describe_versions
 
@@ -29,7 +28,7 @@ COMMANDS = {
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command named by the first word, and exit."""
-    with exit_on_user_error(), _ending_with_its_reader():
+    with exit_on_user_error(), ending_with_its_reader():
         name, *rest = (sys.argv[1:] if words is None else list(words)) or [""]
         if name in ("-h", "--help"):
             print((__doc__ or "").strip())
@@ -44,19 +43,6 @@ def main(words: Sequence[str] | None = None) -> None:
             raise SystemExit(code)
         else:
             raise UserError(f"no command {name!r}: there are {', '.join(COMMANDS)} (brewclip index --help)")
-
-
-@contextlib.contextmanager
-def _ending_with_its_reader() -> Iterator[None]:
-    """End without a traceback when what reads the output has ended, as in `brewclip search ... | head`."""
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        raise SystemExit(128 + 13) from None  # as a program that SIGPIPE ends
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from brewclip.checkpoints.facts import Checkpoint
 from brewclip.config import Config
 from brewclip.data.batches import PairDecoder
 from brewclip.data.embeddings import EmbeddingKey, SplitEmbeddings
+from brewclip.data.layer_cache import LayerFolder
 from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
@@ -19,10 +21,12 @@ from brewclip.errors import ManifestError, UserError
 from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP, why_no_prompts
+from brewclip.models.speechclip import SpeechCLIPEncoder
 from brewclip.models.towers import FrozenTowers
-from brewclip.pretrained.clip_identity import ClipIdentity
+from brewclip.pretrained.clip_identity import ClipIdentity, weights_sha256
 from brewclip.pretrained.load import LoadedClip, shipped_sha256
 from brewclip.pretrained.speech_encoders import LoadedSpeechEncoder, load_speech_encoder
+from brewclip.version import __version__
 
 # Resize mode of a CLIP -> what `--data.image-transform crop` means for it.
 _OWN_TRANSFORM = {"shortest": "crop", "squash": "squash", "longest": "letterbox"}
@@ -69,6 +73,20 @@ def load_own_speech_encoder(config: Config) -> LoadedSpeechEncoder | None:
         UserError, ValueError, FileNotFoundError: as `load_speech_encoder`.
     """
     return load_speech_encoder(config.model.speech_encoder) if config.model.variant == "speechclip" else None
+
+
+def attach_layer_cache(model: BrewCLIP, config: Config, device: torch.device) -> bool:
+    """Let a model read and store its frozen layers as the settings say; return whether it does.
+
+    Raises:
+        StorageError: if the folder cannot be made.
+    """
+    if not config.data.cache_layers or not isinstance(model.acoustic, SpeechCLIPEncoder):
+        return False
+    encoder = model.acoustic.speech_encoder
+    what = (__version__, type(encoder).__name__, weights_sha256(encoder), precision_on(device, config), device.type)
+    model.acoustic.layer_cache = LayerFolder(Path(config.data.cache_directory).expanduser() / "layers", what)
+    return True
 
 
 def build_towers(config: Config, clip: LoadedClip) -> PromptedCLIP | EmbeddingAdapter:

@@ -230,6 +230,8 @@ def test_settings_of_one_variant_are_named_where_they_have_no_effect(capsys):
     assert "--data.crop-samples has no effect" in err
     parse_command_line(None, Config, ["scenes", "--data.cache-layers", "--data.cache-directory", "/tmp/layers"])
     assert "--data.cache-layers has no effect" in capsys.readouterr().err
+    parse_command_line(None, Config, ["scenes", "--model.variant", "pipeline", "--model.fusion", "gate"])
+    assert "--model.fusion gate has no effect: variant pipeline has one channel" in capsys.readouterr().err
     words = ["--data.transcript", "ground_truth", "--model.prompt-length", "2", "--loss.alpha", "0.5"]
     parse_command_line(None, Config, ["scenes_speechclip", *words, "--data.crop-samples", "100"])
     err = capsys.readouterr().err

@@ -3,11 +3,10 @@
     python jobs/benchmark.py extract_workers
 
 Spoken captions are extracted by one worker and by two in turn, each with one CPU thread and Whisper loaded before. Then
-one of two workers is killed in the middle: Ray starts it again, and it does the part again that it had. What that costs
-is wall time, given in recordings that a worker extracts meanwhile.
+one of two workers is killed in the middle: Ray starts it again, it loads Whisper, and does the part of 32 recordings
+again that it had. What that costs is wall time, given in recordings that one worker extracts meanwhile.
 """
 
-import os
 import statistics
 import tempfile
 import threading
@@ -70,12 +69,18 @@ class _Extraction:
             pass
         return time.perf_counter() - started
 
-    def processes(self) -> list[psutil.Process]:
-        """Return the processes of the actors, which run on this machine."""
+    def end(self) -> None:
+        """End the actors."""
         import ray
 
-        pids = ray.get([actor.__ray_call__.remote(lambda extractor: os.getpid()) for actor in self.actors])
-        return [psutil.Process(pid) for pid in pids]
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def memory_mb(self) -> list[float]:
+        """Return the resident memory of each actor's process, in MB."""
+        import ray
+
+        return list(ray.get([actor.__ray_call__.remote(_memory_mb) for actor in self.actors]))
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -84,26 +89,30 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         UserError: if Ray cannot be started.
     """
-    from brewclip.cluster import connect
+    from brewclip.cluster import check_resources, connect, demand_of
 
     with tempfile.TemporaryDirectory(prefix="brewclip-benchmark-") as folder:
         start = preset("scenes")
         config = replace(start, storage=Path(folder).as_uri(), data=replace(start.data, corpus="benchmark"))
         write_captions(config.corpus_url, "train", options.num_recordings)
         connect()
+        check_resources(demand_of("the benchmark", config.cluster, 2))
         source = open_manifest(f"{config.corpus_url}/train")
         work = _Extraction(config, source, plan_parts(source), [start_actor(Extractor, config) for _ in range(2)])
-        work.run(2)  # loads Whisper
-        before = _memory_mb(work)
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        for pair in range(options.num_pairs):
-            for num_workers in (1, 2) if pair % 2 == 0 else (2, 1):
-                rates[num_workers].append(options.num_recordings / work.run(num_workers))
-        growth = max(after - one for after, one in zip(_memory_mb(work), before, strict=True))
-        undisturbed = options.num_recordings / statistics.median(rates[2])
-        killed = _timed_with_kill(work, undisturbed / 2)
+        try:
+            work.run(2)  # loads Whisper
+            before = work.memory_mb()
+            rates: dict[int, list[float]] = {1: [], 2: []}
+            for pair in range(options.num_pairs):
+                for num_workers in (1, 2) if pair % 2 == 0 else (2, 1):
+                    rates[num_workers].append(options.num_recordings / work.run(num_workers))
+            growth = max(after - one for after, one in zip(work.memory_mb(), before, strict=True))
+            undisturbed = options.num_recordings / statistics.median(rates[2])
+            killed = _timed_with_kill(work, undisturbed / 2)
+        finally:
+            work.end()
     batch = config.extraction.batch_size
-    lost = (killed - undisturbed) * statistics.median(rates[2])
+    lost = (killed - undisturbed) * statistics.median(rates[1])
     comparison = Comparison(
         "extraction by two workers, against one", tuple(rates[2]), tuple(rates[1]), "recordings/s", _LEAST_SCALING
     )
@@ -119,14 +128,15 @@ def run(options: Options) -> dict[str, Any]:
     }
 
 
-def _memory_mb(work: _Extraction) -> list[float]:
-    return [process.memory_info().rss / 1e6 for process in work.processes()]
+def _memory_mb(extractor: Extractor) -> float:
+    return float(psutil.Process().memory_info().rss / 1e6)
 
 
 def _timed_with_kill(work: _Extraction, after_seconds: float) -> float:
     """Return the seconds of a run by two workers, one of which is killed after a while."""
-    victim = work.processes()[0]
-    timer = threading.Timer(after_seconds, victim.kill)
+    import ray
+
+    timer = threading.Timer(after_seconds, lambda: ray.kill(work.actors[0], no_restart=False))
     timer.start()
     try:
         return work.run(2)

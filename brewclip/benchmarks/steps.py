@@ -166,7 +166,7 @@ def compute_loss(config: Config, model: BrewCLIP, batch: Batch) -> Tensor:
         )  # fmt: skip
     losses = brewclip_loss(
         features, batch.image_ids, model.logit_scale, config.loss.alpha, lambda rows: rows,
-        separate_channels=config.model.fusion == "confidence",
+        separate_channels=config.model.trains_channels_apart,
     )  # fmt: skip
     return losses["loss"]
 

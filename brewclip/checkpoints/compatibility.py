@@ -17,6 +17,7 @@ _FREE_SETTINGS = (
     *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction", "model.recompute"),
     *("sweep.num_trials", "sweep.max_concurrent", "sweep.max_failures", "sweep.register_as"),
 )
+_OF_SPEECHCLIP = ("data.crop_samples", "data.cache_layers", "model.speech_encoder")  # other variants read none of them
 _NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.task", "model.cls_std", "model.recompute")
 
 
@@ -59,8 +60,9 @@ def check_same_run(config: Config, facts: CheckpointFacts) -> None:
         CheckpointError: naming the first setting that changed what the run is.
     """
     now = flatten(config)
+    free = _FREE_SETTINGS if config.model.variant == "speechclip" else (*_FREE_SETTINGS, *_OF_SPEECHCLIP)
     for name, before in (flatten(Config()) | facts.config).items():
-        if name.startswith(_FREE_SETTINGS) or name not in now or now[name] == before:
+        if name.startswith(free) or name not in now or now[name] == before:
             continue
         flag = f"--{name.replace('_', '-')}"
         raise CheckpointError(

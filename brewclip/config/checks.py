@@ -119,8 +119,10 @@ def ignored_settings(config: Config) -> list[str]:
         lines.append("--run.compile has no effect: variant speechclip is not compiled")
     if model.recompute and not config.num_prompts:
         lines.append("--model.recompute has no effect: without prompts nothing flows back through the towers")
-    if model.fusion == "confidence" and variant == "brewclip" and config.loss.alpha != LossConfig().alpha:
+    if model.trains_channels_apart and config.loss.alpha != LossConfig().alpha:
         lines.append(f"--loss.alpha has no effect: --model.fusion {model.fusion} trains each channel alone")
+    if model.fusion == "gate" and variant != "brewclip":
+        lines.append(f"--model.fusion gate has no effect: variant {variant} has one channel")
     if variant != "speechclip":
         lines += _settings_of_speechclip(config)
     return lines

@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -173,15 +174,35 @@ def _with_gpu_value(words: list[str]) -> list[str]:
     return spelled
 
 
+@contextlib.contextmanager
+def ending_with_its_reader() -> Iterator[None]:
+    """End without a traceback if what reads the output has ended, as in `brewclip search ... | head`.
+
+    The exit code is 141 then, that of a program that SIGPIPE ends. Other broken pipes are raised.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout, select.POLLOUT)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):  # another pipe
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        raise SystemExit(141) from None
+
+
 def _end_help(form: type) -> NoReturn:
     """Print the ranges of numbers and exit, also if the output is closed early, as in `--help | head`."""
     ranges = {f"--{name.replace('_', '-')}": range_of(kind) for name, _, kind in settings_of(form) if is_number(kind)}
     width = max(map(len, ranges), default=0)
     lines = ["ranges of numbers:", *(f"  {flag:<{width}}  {allowed}" for flag, allowed in ranges.items())]
-    try:
-        print("\n".join(lines if ranges else []), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+    with ending_with_its_reader():
+        print("\n".join(lines if ranges else []))
     raise SystemExit(0)
 
 

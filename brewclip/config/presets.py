@@ -177,7 +177,8 @@ def for_variant(config: Config, variant: Variant, seed: int) -> Config:
     if variant == "acoustic" and config.model.clip == "scenes" and optim.peak_lr == usual.peak_lr:
         optim = replace(optim, peak_lr=1e-3, prompt_lr_scale=10.0)
     model, run = replace(config.model, variant=variant), replace(config.run, seed=seed, name="")
-    return replace(config, model=model, run=run, optim=optim)
+    data = replace(config.data, cache_layers=config.data.cache_layers and variant == "speechclip")
+    return replace(config, data=data, model=model, run=run, optim=optim)
 
 
 def _on(config: Config, corpus: str) -> Config:

@@ -58,8 +58,8 @@ class DataConfig:
     cache_directory: str = ""
     """Folder that caches whole shards after their first use; empty reads byte ranges from storage."""
     cache_layers: bool = False
-    """Store the frozen layers that variant speechclip reads in `cache_directory`, so that each recording is encoded
-    once; 1 MB for a caption with Whisper base. Crops of longer ones then start at multiples of half their length."""
+    """Store the frozen layers that variant speechclip reads in `cache_directory`, as float16, so that each recording is
+    encoded once; 1 MB for a caption with Whisper base. Crops then start at multiples of half their length."""
     max_bad_fraction: Annotated[float, FRACTION] = 0.01
     """Largest share of undecodable samples before the run stops, in 0..1."""
     retry_seconds: Annotated[float, Range(0, 7 * 86_400)] = 180.0
@@ -107,6 +107,11 @@ class ModelConfig:
     takes a fraction of the memory, and a step a third more time. Gradients are the same."""
     cls_std: Annotated[float, Range(0, 100)] = 0.02
     """Standard deviation of the initial CLS vector of the acoustic channel: 0.02 as in CLIP, 1 (release)."""
+
+    @property
+    def trains_channels_apart(self) -> bool:
+        """Whether text and sound are trained each alone, and the weights of their fusion are chosen afterwards."""
+        return self.variant == "brewclip" and self.fusion == "confidence"
 
     @property
     def reads_text(self) -> bool:
@@ -270,7 +275,7 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        """Name of the run, given or derived: CORPUS-VARIANT[-adapter][-confidence][-translate][-TRANSCRIPT]-SEED."""
+        """Name of the run, given or derived: CORPUS-VARIANT[-adapter][-FUSION][-translate][-TRANSCRIPT]-SEED."""
         model, parts = self.model, [self.data.corpus, self.model.variant]
         parts += [model.adaptation] if model.adaptation != "prompts" else []
         parts += [model.fusion] if model.fusion != "sum" else []

@@ -19,18 +19,17 @@ _RUN = (
     *("run.log_every_steps", "run.eval_every_steps", "run.checkpoint_every_steps", "run.keep_checkpoints"),
 )
 _WORKERS = (*("cluster.num_workers", "cluster.min_workers", "cluster.resize_every_seconds", "cluster.max_failures"),)
-_STREAM = (
-    *("data.memory_bytes", "data.cache_directory", "data.retry_seconds", "data.crop_samples", "data.cache_layers"),
-)
+_STREAM = ("data.memory_bytes", "data.retry_seconds", "data.crop_samples")
+_CACHE = ("data.cache_directory", "data.cache_layers")
 
 IGNORED_BY_TRAINING = (*_EXTRACTION, "model.language")
 IGNORED_BY_SWEEPS = (*IGNORED_BY_TRAINING, "cluster.max_failures")  # --sweep.max-failures is for trials
 # Systems bring the settings of their checkpoints; zero_shot needs --model.clip and --run.precision alone.
 IGNORED_BY_STUDIES = (
     *("optim.", "loss.", "data.train_split", "data.dev_split", "tracking.parent_run", "cluster.cpus_per_worker"),
-    *(*_MODEL_OF_CHECKPOINTS, *_RUN, *_WORKERS, *_STREAM, *_EXTRACTION),
+    *(*_MODEL_OF_CHECKPOINTS, *_RUN, *_WORKERS, *_STREAM, *_CACHE, *_EXTRACTION),
 )
-IGNORED_BY_EVALUATION = (*IGNORED_BY_STUDIES, "data.num_threads")
+IGNORED_BY_EVALUATION = (*(one for one in IGNORED_BY_STUDIES if one not in _CACHE), "data.num_threads")
 IGNORED_BY_EMOTION = (
     *(one for one in IGNORED_BY_STUDIES if one not in ("data.train_split", "cluster.cpus_per_worker", *_WORKERS)),
     *("cluster.", "data.transcript"),
@@ -39,7 +38,7 @@ IGNORED_BY_EXTRACTION = (
     *("optim.", "loss.", "run.", "tracking.parent_run"),
     *(one for one in _MODEL_OF_CHECKPOINTS if one not in ("model.language", "model.task")),
     *("data.train_split", "data.dev_split", "data.max_audio_frames"),
-    *("data.num_threads", "data.max_bad_fraction", *_STREAM, *_WORKERS),
+    *("data.num_threads", "data.max_bad_fraction", *_STREAM, *_CACHE, *_WORKERS),
 )
 
 

@@ -17,6 +17,7 @@ from brewclip.errors import ManifestError, UserError
 from brewclip.evaluation.embed import Embeddings, embed_split, join_embeddings
 from brewclip.evaluation.systems import System, SystemResult, load_system
 from brewclip.factory import (
+    attach_layer_cache,
     audio_dim_of,
     build_autocast,
     build_decoder,
@@ -30,6 +31,7 @@ from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
 
 _RECORDINGS_PER_TASK = 2_000
+_ENCODED_PER_TASK = 200  # of a system that encodes waveforms
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def evaluate_system(system: System, split: str) -> SystemResult:
         raise UserError(f"{manifest.url} holds no recordings: write and extract the split again")
     gpus = available("GPU") if uses_gpu(system.config.cluster) else 0
     check_resources(Demand("evaluation", 1, 1, 1 if gpus else 0))
-    world_size = max(1, min(gpus or available("CPU"), -(-len(manifest) // _RECORDINGS_PER_TASK)))
+    per_task = _ENCODED_PER_TASK if system.config.model.variant == "speechclip" else _RECORDINGS_PER_TASK
+    world_size = max(1, min(gpus or available("CPU"), -(-len(manifest) // per_task)))
     task = ray.remote(embed_share).options(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=3)
     shares = ray.get([task.remote(system, split, rank, world_size) for rank in range(world_size)])
     return rank_shares(system, manifest, shares)
@@ -107,6 +110,7 @@ def _open_inputs(system: System, manifest: Manifest, device: torch.device) -> _I
     config = system.config
     if config.model.variant == "speechclip":
         model, clip = load_system(system, audio_dim=0)
+        attach_layer_cache(model, config, device)
         decode = build_waveform_decoder(config, clip)
         return _Inputs(model, SplitReader(manifest), decode, lambda pairs: collate(pairs, clip.mean, clip.std, device))
     audio_dim = audio_dim_of(manifest)

@@ -272,7 +272,9 @@ class BrewCLIP(nn.Module):
 
     def described_weights(self) -> dict[str, float]:
         """Return the weights of adapter and fusion by names for metrics."""
-        chosen, named = self.chosen_weights() | self._gate(), {}
+        chosen, named = self.chosen_weights(), {}
+        if self.fusion.kind == "gate" and self.variant == "brewclip":
+            chosen["fusion.weights"] = self.fusion.weights
         if "clip.strength" in chosen:
             named["adapter_strength"] = chosen["clip.strength"].item()
         if "fusion.weights" in chosen:
@@ -301,9 +303,6 @@ class BrewCLIP(nn.Module):
         with torch.no_grad():
             for name, tensor in stored.items():
                 tensor.copy_(state[name])
-
-    def _gate(self) -> dict[str, Tensor]:
-        return {"fusion.weights": self.fusion.weights} if self.fusion.kind == "gate" else {}
 
     def _stored(self) -> dict[str, Tensor]:
         return self.trained_parameters() | self.chosen_weights()

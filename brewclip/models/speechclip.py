@@ -113,20 +113,18 @@ class SpeechCLIPEncoder(AcousticEncoder):
         """Return the hidden states normalised over their width, (b, L, t, D) float32, from the cache if there."""
         if self.layer_cache is None:
             return self._encode(waveforms, lengths)
-        cache, counts = self.layer_cache, self.speech_encoder.num_frames(lengths).tolist()
-        keys = [row[:length].float().cpu().numpy() for row, length in zip(waveforms, lengths.tolist(), strict=True)]
-        shapes = [(self.speech_encoder.num_layers, count, self.audio_dim) for count in counts]
-        found = [cache.get(key) for key in keys]
-        missing = [n for n, layers in enumerate(found) if layers is None or layers.shape != shapes[n]]
-        if missing:
-            rows = torch.tensor(missing, device=waveforms.device)
-            for n, layers in zip(missing, self._encode(waveforms[rows], lengths[rows]).half().cpu(), strict=True):
-                found[n] = own = layers[:, : counts[n]].numpy()
-                cache.put(keys[n], own)
-        padded = torch.zeros(len(found), self.speech_encoder.num_layers, max(counts), self.audio_dim)
-        for n, layers in enumerate(found):
-            padded[n, :, : counts[n]] = torch.from_numpy(layers)
-        return padded.to(waveforms.device)
+        counts, on_host = self.speech_encoder.num_frames(lengths).tolist(), waveforms.float().cpu().numpy()
+        num_layers, width = self.speech_encoder.num_layers, self.audio_dim
+        padded = torch.zeros(len(counts), num_layers, max(counts), width, dtype=torch.float16)
+        for n, (count, length) in enumerate(zip(counts, lengths.tolist(), strict=True)):
+            layers = self.layer_cache.get(on_host[n, :length])
+            if layers is None or layers.shape != (num_layers, count, width):
+                # Alone, so that what is stored does not depend on the batch: products differ in their last bits.
+                encoded = self._encode(waveforms[n : n + 1, : max(1, length)], lengths[n : n + 1])
+                layers = encoded[0, :, :count].half().cpu().numpy()
+                self.layer_cache.put(on_host[n, :length], layers)
+            padded[n, :, :count] = torch.from_numpy(layers)
+        return padded.to(waveforms.device).float()
 
     def _encode(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         hidden = self.speech_encoder(waveforms, lengths)

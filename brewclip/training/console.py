@@ -18,7 +18,7 @@ def describe_run(config: Config, step: int, world_size: int, device: str, num_pa
         num_pairs: pairs of the training split.
         num_trained: trained parameters.
     """
-    separate = config.model.fusion == "confidence" and config.model.variant == "brewclip"
+    separate = config.model.trains_channels_apart
     chance = loss_of_chance(config.run.global_batch_size, config.loss.reduction, separate_channels=separate)
     return (
         f"train {config.run_name}: step {step} of {config.optim.total_steps}, {world_size} workers on {device}, "

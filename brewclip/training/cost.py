@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +17,8 @@ from torch.utils.flop_counter import flop_registry
 from brewclip.data.batches import Batch
 from brewclip.models.brewclip import BrewCLIP
 from brewclip.models.clip import PromptedCLIP
+from brewclip.models.speech_encoders import SpeechEncoder
+from brewclip.models.speechclip import SpeechCLIPEncoder
 
 _ROWS = 2
 _FRAMES_STEP = 64  # of lengths counted alike: a frame is a small part of the operations, as one row attends to it
@@ -136,7 +140,7 @@ class StepCost:
     def _encode(self, batch: Batch) -> Tensor:
         """Return a number that depends on all features of the first rows."""
         rows = slice(_ROWS)
-        with self._autocast():
+        with self._autocast(), _with_layers_read(self._model):
             speech = self._model.encode_speech(
                 batch.tokens[rows], batch.audio[rows], batch.audio_mask[rows], torch.zeros_like(batch.image_ids[rows]),
                 batch.confidence[rows], batch.num_tokens,
@@ -157,6 +161,34 @@ class _Operations(TorchDispatchMode):
         count = flop_registry.get(function._overloadpacket)
         self.flops += count(*args, **(kwargs or {}), out_val=out) if count else 0
         return out
+
+
+@contextlib.contextmanager
+def _with_layers_read(model: BrewCLIP) -> Iterator[None]:
+    """Let a cache of layers have those of every recording, as it has after an epoch, and keep it as it is."""
+    acoustic = model.acoustic
+    if not isinstance(acoustic, SpeechCLIPEncoder) or acoustic.layer_cache is None:
+        yield
+        return
+    cache, acoustic.layer_cache = acoustic.layer_cache, _BlankLayers(acoustic.speech_encoder)
+    try:
+        yield
+    finally:
+        acoustic.layer_cache = cache
+
+
+class _BlankLayers:
+    """A cache with zeros for every recording."""
+
+    def __init__(self, encoder: SpeechEncoder) -> None:
+        self._encoder = encoder
+
+    def get(self, waveform: NDArray[np.float32]) -> NDArray[np.float16]:
+        num_frames = int(self._encoder.num_frames(torch.tensor([len(waveform)])))
+        return np.zeros((self._encoder.num_layers, num_frames, self._encoder.width), np.float16)
+
+    def put(self, waveform: NDArray[np.float32], layers: NDArray[np.float16]) -> None:
+        raise AssertionError("it has all layers")
 
 
 @contextlib.contextmanager

@@ -112,7 +112,7 @@ def train(
             )
         losses = brewclip_loss(
             features, batch.image_ids, model.logit_scale, config.loss.alpha, gather, config.loss.reduction,
-            separate_channels=config.model.fusion == "confidence", all_ids=shared.numbers(), first_row=gather.first_row,
+            separate_channels=config.model.trains_channels_apart, all_ids=shared.numbers(), first_row=gather.first_row,
         )  # fmt: skip
 
         # ---- step: gradients summed over workers; from the first one that is not finite on, none is taken

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from brewclip.config import Config
 from brewclip.data.batches import Batch, EmbeddingDecoder, Pair, collate, collate_embeddings
-from brewclip.data.layer_cache import LayerFolder
 from brewclip.data.manifest import Manifest, open_manifest
 from brewclip.data.reader import SplitReader
 from brewclip.data.schema import Sample
 from brewclip.data.waveforms import RandomCrop
 from brewclip.errors import UserError
 from brewclip.factory import (
+    attach_layer_cache,
     audio_dim_of,
     build_decoder,
     build_model,
@@ -24,17 +23,14 @@ from brewclip.factory import (
     check_images,
     load_own_speech_encoder,
     open_embeddings,
-    precision_on,
 )
 from brewclip.models.adapter import EmbeddingAdapter
 from brewclip.models.brewclip import BrewCLIP
-from brewclip.models.speechclip import SpeechCLIPEncoder
 from brewclip.pretrained.clip_identity import ClipIdentity, identify_clip
 from brewclip.pretrained.load import LoadedClip, load_clip
 from brewclip.pretrained.speech_encoders import LoadedSpeechEncoder
 from brewclip.training.compiled import compile_encoders
 from brewclip.training.optimizer import build_optimizer
-from brewclip.version import __version__
 
 
 @dataclass(frozen=True)
@@ -115,11 +111,7 @@ def _parts_of_waveforms(config: Config, device: torch.device, train: Manifest, d
     decoder = build_waveform_decoder(config, clip, cache_bytes=_cache_bytes(config, train))
     parts = _parts_of_images(config, device, train, dev, clip, model, audio_dim, decoder)
     crop = RandomCrop(config.data.crop_samples, config.run.seed)
-    if config.data.cache_layers:
-        assert isinstance(model.acoustic, SpeechCLIPEncoder)
-        folder = Path(config.data.cache_directory).expanduser() / "layers"
-        what = (__version__, speech.name, speech.sha256, precision_on(device, config), device.type)
-        model.acoustic.layer_cache = LayerFolder(folder, what)
+    if attach_layer_cache(model, config, device):
         crop = replace(crop, step=max(1, crop.num_samples // 2))
     return replace(parts, speech_encoder=speech, at_position=crop)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from brewclip.data.layer_cache import LayerFolder
+from brewclip.errors import StorageError
 
 SOUND = np.linspace(-1, 1, 500, dtype=np.float32)
 LAYERS = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
@@ -25,25 +26,36 @@ def test_layers_are_found_by_the_content_of_the_waveform(tmp_path):
     assert (tmp_path / "new" / "cache").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01", None])
+def flipped(at):
+    return lambda data: data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "short": lambda data: data[:-1],
+    "long": lambda data: data + b"0",
+    "sum": flipped(0),
+    "shape": flipped(8),
+    "value": flipped(30),
+    "another file": lambda data: b"PK" + bytes(60),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_replaced(damage, tmp_path):
     folder = LayerFolder(tmp_path, ["hubert"])
     folder.put(SOUND, LAYERS)
     (path,) = files_in(tmp_path)
-    path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
     assert folder.get(SOUND) is None
     folder.put(SOUND, LAYERS)
     np.testing.assert_array_equal(folder.get(SOUND), LAYERS)
 
 
-def test_pickled_objects_and_other_types_are_not_read(tmp_path):
-    folder = LayerFolder(tmp_path, ["hubert"])
-    folder.put(SOUND, LAYERS)
-    (path,) = files_in(tmp_path)
-    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    assert folder.get(SOUND) is None
-    np.save(path, LAYERS.astype(np.float64))
-    assert folder.get(SOUND) is None
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"the folder of cached layers .*/file/layers cannot be made"):
+        LayerFolder(tmp_path / "file" / "layers", ["hubert"])
 
 
 def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path, capsys):

@@ -65,8 +65,9 @@ def test_only_a_model_of_both_channels_trains_a_gate():
     trained = {}
     for variant in ("brewclip", "pipeline", "acoustic"):
         model = BrewCLIP(PromptedCLIP(build_clip()), variant=variant, audio_dim=10, ff_dim=32, fusion="gate")
-        trained[variant] = "fusion.weights" in model.trained_parameters()
-    assert trained == {"brewclip": True, "pipeline": False, "acoustic": False}
+        trained[variant] = "fusion.weights" in model.trained_parameters(), sorted(model.described_weights())
+    named = ["acoustic_weight", "acoustic_weight_of_doubt"]
+    assert trained == {"brewclip": (True, named), "pipeline": (False, []), "acoustic": (False, [])}
 
 
 @pytest.mark.parametrize("channel", ["acoustic", "text"])

@@ -1,5 +1,6 @@
 """SpeechCLIP's parallel branch against a plain reference: weighted layers, transformer layer, padding, gradients."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,12 +93,29 @@ def test_cached_layers_are_those_computed_to_the_bit_and_are_computed_once(form,
     model.layer_cache = cache = Cache()
     computed = model(waveforms, mask)
     torch.testing.assert_close(computed, plain, rtol=2e-3, atol=2e-3)  # float16
-    assert torch.equal(model(waveforms, mask), computed) and seen == [sorted(LENGTHS)]
+    alone = [[length] for length in sorted(LENGTHS)]
+    assert torch.equal(model(waveforms, mask), computed) and seen == alone
     frames = model.speech_encoder.num_frames(torch.tensor(LENGTHS)).tolist()
     assert [len(layers[0]) for layers in cache.stored.values()] == sorted(frames)
     torch.testing.assert_close(model(waveforms[2:], mask[2:]), computed[2:], rtol=1e-5, atol=1e-5)
     cache.stored = {key: layers[:, :0] for key, layers in cache.stored.items()}  # of another encoder, or damaged
-    assert torch.equal(model(waveforms, mask), computed) and seen == [sorted(LENGTHS)] * 2
+    assert torch.equal(model(waveforms, mask), computed) and seen == alone * 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_cached_does_not_depend_on_the_batch(form):
+    """Nor on its padding; in bfloat16, where products differ most."""
+    model, (waveforms, mask) = build(form).eval(), make_waveforms(LENGTHS)
+    stored = []
+    for batches in ([[0, 1, 2, 3]], [[3, 1], [2], [0]]):
+        model.layer_cache = Cache()
+        with torch.autocast("cpu", torch.bfloat16):
+            for rows in batches:
+                model(waveforms[rows], mask[rows])
+        stored.append(model.layer_cache.stored)
+    one, other = stored
+    assert one.keys() == other.keys() and len(one) == len(LENGTHS)
+    assert all(np.array_equal(one[key], other[key]) for key in one)
 
 
 def test_dropout_belongs_to_the_sample():

@@ -19,6 +19,7 @@ from brewclip.__main__ import main
 from brewclip.checkpoints.checkpoint import save_checkpoint
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import flatten, preset
+from brewclip.config.command_line import ending_with_its_reader
 from brewclip.data.images import decode_image
 from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
@@ -311,6 +312,13 @@ def test_a_reader_that_ends_early_is_no_error():
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=CHECKOUT, timeout=60, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_is_an_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb", buffering=0) as pipe, pytest.raises(BrokenPipeError), ending_with_its_reader():
+        pipe.write(b"lost")
 
 
 def test_commands_speak_json(built, images, capsys):

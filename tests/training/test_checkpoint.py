@@ -127,6 +127,18 @@ def test_other_settings_are_refused_and_harmless_ones_are_not():
         check_same_run(Config(), CheckpointFacts(**{**vars(facts), "config": now | {"optim.peak_lr": 1}}))
 
 
+def test_settings_of_speechclip_matter_to_it_alone():
+    facts = checkpoint_at(1).facts
+    for variant, matters in (("brewclip", False), ("speechclip", True)):
+        config = Config(model=ModelConfig(variant=variant))
+        before = CheckpointFacts(**{**vars(facts), "config": flatten(config) | {"data.cache_layers": True}})
+        if matters:
+            with pytest.raises(CheckpointError, match=r"was started with --data\.cache-layers True, now it is False"):
+                check_same_run(config, before)
+        else:
+            check_same_run(config, before)
+
+
 def test_a_setting_that_a_checkpoint_does_not_know_had_its_default():
     before = {name: value for name, value in flatten(Config()).items() if name != "loss.reduction"}
     facts = CheckpointFacts(**{**vars(checkpoint_at(1).facts), "config": before})

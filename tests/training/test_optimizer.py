@@ -22,10 +22,11 @@ def test_no_warm_up():
 
 
 def test_groups():
-    names = ("prompts.text", "acoustic.cls", "logit_scale")
+    names = ("prompts.text", "acoustic.cls", "logit_scale", "fusion.weights")
     parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in names}
     optimizer = build_optimizer(parameters, OptimConfig(prompt_lr_scale=10.0, weight_decay=0.5))
     set_learning_rate(optimizer, 0.1)
     rates = {id(group["params"][0]): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
     found = {name: rates[id(parameter)] for name, parameter in parameters.items()}
-    assert found == {"prompts.text": (1.0, 0.5), "acoustic.cls": (0.1, 0.5), "logit_scale": (0.1, 0.0)}
+    expected = {"prompts.text": (1.0, 0.5), "acoustic.cls": (0.1, 0.5), "logit_scale": (0.1, 0.0)}
+    assert found == expected | {"fusion.weights": (1.0, 0.0)}
