@@ -9,12 +9,14 @@ import torch
 
 from brewclip.config import DataConfig, ModelConfig, OptimConfig, RunConfig, unflatten
 from brewclip.config.settings import Config
+from brewclip.data.layer_cache import LayerFolder
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections
 from brewclip.data.stream import Stream
 from brewclip.errors import UserError
 from brewclip.factory import build_autocast
 from brewclip.pretrained.clip_identity import weights_sha256
+from brewclip.training.cost import StepCost
 from brewclip.training.loop import train
 from brewclip.training.optimizer import load_optimizer_state, optimizer_state
 from brewclip.training.parts import build_parts
@@ -132,6 +134,20 @@ def test_going_on_equals_never_having_stopped(storage, form, tmp_path):
     assert first.losses | second.losses == straight.losses
     for name, tensor in straight.model.trained_state().items():
         assert torch.equal(tensor, second.model.trained_state()[name]), name
+
+
+def test_a_step_on_cached_layers_is_counted_without_the_encoder(storage, tmp_path):
+    """As it is once they are cached; counting stores none."""
+    flops = {}
+    for cache in ("", str(tmp_path / "cache")):
+        run = Run(storage, "speechclip", cache)
+        cost = StepCost(run.model, run.autocast, 8)
+        batch, _ = next(run.batches())
+        flops[bool(cache)] = cost.flops(batch)
+        assert cost.kept_bytes(batch) > 0
+    assert 0 < flops[True] < 0.9 * flops[False]
+    assert not [path for path in (tmp_path / "cache" / "layers").rglob("*") if path.is_file()]
+    assert isinstance(run.model.acoustic.layer_cache, LayerFolder)
 
 
 def test_the_best_of_dev_is_marked_and_the_last_step_is_saved(storage):
