@@ -78,9 +78,9 @@ def costs_of(cells: Sequence[Cell], *, only_cached: bool = False) -> list[Cost |
     """
     missing = [cell.train for cell in cells if not only_cached and _load(cell, check=True) is None]
     if missing:
-        import ray
-
         connect()
+        import ray  # after it: a head of its own listens on loopback, which ray must know when it is imported
+
         gpus = 1 if uses_gpu(missing[0].cluster) and available("GPU") else 0
         check_resources(Demand("the cost of a training", 1, 1, gpus))
         plain = [_measured(config) for config in missing]
