@@ -37,7 +37,7 @@ class Options(BenchmarkOptions):
 
     num_recordings: Annotated[int, Range(64, 10**6)] = 64
     """Spoken captions of about 3 s."""
-    num_pairs: Annotated[int, Range(1, 100)] = 2
+    num_pairs: Annotated[int, Range(2, 100)] = 2
     """Runs of one worker, and as many of two."""
 
 
@@ -101,11 +101,12 @@ def run(options: Options) -> dict[str, Any]:
         work = _Extraction(config, source, plan_parts(source), [start_actor(Extractor, config) for _ in range(2)])
         try:
             work.run(2)  # loads Whisper
-            before = work.memory_mb()
+            before: list[float] = []
             rates: dict[int, list[float]] = {1: [], 2: []}
             for pair in range(options.num_pairs):
                 for num_workers in (1, 2) if pair % 2 == 0 else (2, 1):
                     rates[num_workers].append(options.num_recordings / work.run(num_workers))
+                before = before or work.memory_mb()  # once the first worker has met all lengths
             growth = max(after - one for after, one in zip(work.memory_mb(), before, strict=True))
             undisturbed = options.num_recordings / statistics.median(rates[2])
             killed = _timed_with_kill(work, undisturbed / 2)
@@ -118,7 +119,7 @@ def run(options: Options) -> dict[str, Any]:
     )
     print(comparison.line(), flush=True)
     limits = [
-        Limit("growth of a worker's memory over all runs", (growth,), "MB", _MOST_GROWTH_MB),
+        Limit("growth of a worker's memory after the first runs", (growth,), "MB", _MOST_GROWTH_MB),
         Limit("a killed worker of two costs the time of", (lost,), "recordings", batch),
         Limit("a killed worker of two costs", (killed - undisturbed,), "s"),
     ]
