@@ -175,10 +175,13 @@ def _with_gpu_value(words: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def ending_with_its_reader() -> Iterator[None]:
+def ending_with_its_reader(code: int = 141) -> Iterator[None]:
     """End without a traceback if what reads the output has ended, as in `brewclip search ... | head`.
 
-    The exit code is 141 then, that of a program that SIGPIPE ends. Other broken pipes are raised.
+    Other broken pipes are raised.
+
+    Args:
+        code: the exit code then; by default that of a program that SIGPIPE ends.
     """
     try:
         try:
@@ -193,7 +196,7 @@ def ending_with_its_reader() -> Iterator[None]:
         if not any(event & select.POLLERR for _, event in poll.poll(0)):  # another pipe
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        raise SystemExit(141) from None
+        raise SystemExit(code) from None
 
 
 def _end_help(form: type) -> NoReturn:
@@ -201,7 +204,7 @@ def _end_help(form: type) -> NoReturn:
     ranges = {f"--{name.replace('_', '-')}": range_of(kind) for name, _, kind in settings_of(form) if is_number(kind)}
     width = max(map(len, ranges), default=0)
     lines = ["ranges of numbers:", *(f"  {flag:<{width}}  {allowed}" for flag, allowed in ranges.items())]
-    with ending_with_its_reader():
+    with ending_with_its_reader(code=0):
         print("\n".join(lines if ranges else []))
     raise SystemExit(0)
 
