@@ -84,7 +84,7 @@ def attach_layer_cache(model: BrewCLIP, config: Config, device: torch.device) ->
     if not config.data.cache_layers or not isinstance(model.acoustic, SpeechCLIPEncoder):
         return False
     encoder = model.acoustic.speech_encoder
-    what = (__version__, type(encoder).__name__, weights_sha256(encoder), precision_on(device, config), device.type)
+    what = (__version__, type(encoder).__name__, weights_sha256(encoder), precision_of(config, device), device.type)
     model.acoustic.layer_cache = LayerFolder(Path(config.data.cache_directory).expanduser() / "layers", what)
     return True
 
@@ -190,11 +190,11 @@ def open_embeddings(config: Config, manifest: Manifest, cache_directory: str = "
 
 def build_autocast(config: Config, device: torch.device) -> torch.autocast:
     """Build the autocast context of a run on a device."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision_on(device, config) == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision_of(config, device) == "bfloat16")
 
 
-def precision_on(device: torch.device, config: Config) -> str:
-    """Return the precision of a run: bfloat16 if set, or if `auto` and the device supports it, else float32."""
+def precision_of(config: Config, device: torch.device) -> str:
+    """Return a run's precision on a device: bfloat16 if set, or if `auto` and the device supports it, else float32."""
     if config.run.precision != "auto":
         return config.run.precision
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

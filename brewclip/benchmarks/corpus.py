@@ -4,6 +4,7 @@ Features are random numbers of the size of Whisper base's, so that a split is wr
 """
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,32 +74,30 @@ def load_recordings(url: str, count: int) -> list[Recording]:
 
 def write_features(url: str, split: str, num_pairs: int) -> None:
     """Write a split of features below `url`, in one round."""
-    storage = open_storage(f"{url}/{split}")
     parts = [_make_parts(index) for index in range(min(num_pairs, _DISTINCT))]
     samples = (
         Sample(f"{split}{n:06d}-0", _metadata(split, n, text), image, features=features)
         for n, (text, image, features) in ((n, parts[n % len(parts)]) for n in range(num_pairs))
     )
-    record = write_shard(storage, shard_name(split, 0, 0), 0, samples)
-    assert record is not None
-    details = {"image_side_pixels": _SIDE_PIXELS}
-    finish_split(
-        storage, [record], corpus="benchmark", split=split, kind="features", num_images=num_pairs, details=details
-    )
+    _write_split(url, split, "features", samples, num_pairs, image_side_pixels=_SIDE_PIXELS)
 
 
-def write_captions(url: str, split: str, count: int, samples_per_shard: int = 96) -> None:
-    """Write a split of spoken captions below `url`, as a recipe would; 64 are distinct."""
-    storage, made = open_storage(f"{url}/{split}"), make_recordings(min(count, _DISTINCT))
-    image = _make_parts(0)[1]
-    samples = [
+def write_captions(url: str, split: str, count: int) -> None:
+    """Write a split of spoken captions below `url`, as a recipe would, in one round; 64 are distinct."""
+    made, image = make_recordings(min(count, _DISTINCT)), _make_parts(0)[1]
+    samples = (
         Sample(f"{split}{n:06d}-0", _metadata(split, n, one.text), image, audio=encode_flac(one.waveform))
         for n, one in ((n, made[n % len(made)]) for n in range(count))
-    ]
-    shards = [samples[first : first + samples_per_shard] for first in range(0, count, samples_per_shard)]
-    records = [write_shard(storage, shard_name(split, 0, n), 0, part) for n, part in enumerate(shards)]
-    whole = [record for record in records if record is not None]
-    finish_split(storage, whole, corpus="benchmark", split=split, kind="recordings", num_images=count)
+    )
+    _write_split(url, split, "recordings", samples, count)
+
+
+def _write_split(url: str, split: str, kind: str, samples: Iterable[Sample], count: int, **details: int) -> None:
+    """Write a split of one shard, each of whose samples has its own image."""
+    storage = open_storage(f"{url}/{split}")
+    record = write_shard(storage, shard_name(split, 0, 0), 0, samples)
+    assert record is not None
+    finish_split(storage, [record], corpus="benchmark", split=split, kind=kind, num_images=count, details=details)
 
 
 def _caption(index: int) -> str:

@@ -11,14 +11,14 @@ import statistics
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
 
 from brewclip.benchmarks.corpus import write_captions
-from brewclip.benchmarks.measure import BenchmarkOptions, Comparison, Limit, print_limit
+from brewclip.benchmarks.measure import BenchmarkOptions, Limit, compare_in_turn, print_limit
 from brewclip.config import Config, preset
 from brewclip.config.ranges import Range
 from brewclip.corpora.actors import start_actor
@@ -49,8 +49,9 @@ class _Extraction:
         config: of the split.
         source: the split.
         parts: of it.
-        actors: two, with Whisper loaded.
+        actors: two; each loads Whisper in its first run.
         num_runs: done so far.
+        memory_mb: resident memory of each actor's process, after each run.
     """
 
     config: Config
@@ -58,16 +59,21 @@ class _Extraction:
     parts: list[Part]
     actors: list[Any]
     num_runs: int = 0
+    memory_mb: list[list[float]] = field(default_factory=list)
 
     def run(self, num_workers: int) -> float:
         """Extract by some of the actors; return seconds."""
+        import ray
+
         self.num_runs += 1
         task = task_of(self.config, self.source, _SIDE_PIXELS)
         task = replace(task, target_url=f"{task.target_url}-{self.num_runs}")
         started = time.perf_counter()
         for _ in run_parts(f"run {self.num_runs}", task, self.parts, self.actors[:num_workers]):
             pass
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.memory_mb.append(ray.get([actor.__ray_call__.remote(_memory_mb) for actor in self.actors]))
+        return seconds
 
     def end(self) -> None:
         """End the actors."""
@@ -75,12 +81,6 @@ class _Extraction:
 
         for actor in self.actors:
             ray.kill(actor)
-
-    def memory_mb(self) -> list[float]:
-        """Return the resident memory of each actor's process, in MB."""
-        import ray
-
-        return list(ray.get([actor.__ray_call__.remote(_memory_mb) for actor in self.actors]))
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -100,24 +100,21 @@ def run(options: Options) -> dict[str, Any]:
         source = open_manifest(f"{config.corpus_url}/train")
         work = _Extraction(config, source, plan_parts(source), [start_actor(Extractor, config) for _ in range(2)])
         try:
-            work.run(2)  # loads Whisper
-            before: list[float] = []
-            rates: dict[int, list[float]] = {1: [], 2: []}
-            for pair in range(options.num_pairs):
-                for num_workers in (1, 2) if pair % 2 == 0 else (2, 1):
-                    rates[num_workers].append(options.num_recordings / work.run(num_workers))
-                before = before or work.memory_mb()  # once the first worker has met all lengths
-            growth = max(after - one for after, one in zip(work.memory_mb(), before, strict=True))
-            undisturbed = options.num_recordings / statistics.median(rates[2])
+            comparison = compare_in_turn(
+                "extraction by two workers, against one",
+                lambda: options.num_recordings / work.run(2),
+                lambda: options.num_recordings / work.run(1),
+                num_pairs=options.num_pairs,
+                unit="recordings/s",
+                target=_LEAST_SCALING,
+            )
+            growth = max(after - before for after, before in zip(work.memory_mb[-1], work.memory_mb[1], strict=True))
+            undisturbed = options.num_recordings / statistics.median(comparison.ours)
             killed = _timed_with_kill(work, undisturbed / 2)
         finally:
             work.end()
     batch = config.extraction.batch_size
-    lost = (killed - undisturbed) * statistics.median(rates[1])
-    comparison = Comparison(
-        "extraction by two workers, against one", tuple(rates[2]), tuple(rates[1]), "recordings/s", _LEAST_SCALING
-    )
-    print(comparison.line(), flush=True)
+    lost = (killed - undisturbed) * statistics.median(comparison.theirs)
     limits = [
         Limit("growth of a worker's memory after the first runs", (growth,), "MB", _MOST_GROWTH_MB),
         Limit("a killed worker of two costs the time of", (lost,), "recordings", batch),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, flatten
+from brewclip.config.settings import ONLY_OF_SPEECHCLIP
 from brewclip.errors import CheckpointError
 
 if TYPE_CHECKING:  # it loads open_clip, which reading a checkpoint does not need
@@ -17,7 +18,6 @@ _FREE_SETTINGS = (
     *("data.num_threads", "data.cache_directory", "data.retry_seconds", "data.max_bad_fraction", "model.recompute"),
     *("sweep.num_trials", "sweep.max_concurrent", "sweep.max_failures", "sweep.register_as"),
 )
-_OF_SPEECHCLIP = ("data.crop_samples", "data.cache_layers", "model.speech_encoder")  # other variants read none of them
 _NOT_OF_THE_SHAPE = ("model.dropout", "model.language", "model.task", "model.cls_std", "model.recompute")
 
 
@@ -60,7 +60,7 @@ def check_same_run(config: Config, facts: CheckpointFacts) -> None:
         CheckpointError: naming the first setting that changed what the run is.
     """
     now = flatten(config)
-    free = _FREE_SETTINGS if config.model.variant == "speechclip" else (*_FREE_SETTINGS, *_OF_SPEECHCLIP)
+    free = _FREE_SETTINGS if config.model.variant == "speechclip" else (*_FREE_SETTINGS, *ONLY_OF_SPEECHCLIP)
     for name, before in (flatten(Config()) | facts.config).items():
         if name.startswith(free) or name not in now or now[name] == before:
             continue

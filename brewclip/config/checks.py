@@ -1,9 +1,10 @@
 """Validation of settings: ranges, combinations that cannot work, and settings without effect in a combination."""
 
 from brewclip.config.addresses import tracking_problem
+from brewclip.config.flat import flatten
 from brewclip.config.names import FOLDER, is_test
 from brewclip.config.ranges import check_ranges, show
-from brewclip.config.settings import Config, DataConfig, LossConfig, ModelConfig, RunConfig
+from brewclip.config.settings import ONLY_OF_SPEECHCLIP, Config, LossConfig, ModelConfig, RunConfig
 from brewclip.config.whisper_names import language_problem, task_problem
 
 
@@ -130,10 +131,8 @@ def ignored_settings(config: Config) -> list[str]:
 
 def _settings_of_speechclip(config: Config) -> list[str]:
     """Return a line for each changed setting that only variant speechclip uses."""
-    changed = {
-        "--model.speech-encoder": config.model.speech_encoder != ModelConfig().speech_encoder,
-        "--data.crop-samples": config.data.crop_samples != DataConfig().crop_samples,
-        "--data.cache-layers": config.data.cache_layers,
-    }
+    given, usual = flatten(config), flatten(Config())
     why = f"variant {config.model.variant} reads what was extracted"
-    return [f"{flag} has no effect: {why}" for flag, is_changed in changed.items() if is_changed]
+    return [
+        f"--{name.replace('_', '-')} has no effect: {why}" for name in ONLY_OF_SPEECHCLIP if given[name] != usual[name]
+    ]

@@ -24,6 +24,8 @@ Reduction = Literal["sum", "mean"]
 AudioFrames = Literal["speech", "first_30_seconds"]
 Precision = Literal["auto", "bfloat16", "float32"]
 UseGpu = bool | Literal["auto"]
+ONLY_OF_SPEECHCLIP = ("model.speech_encoder", "data.crop_samples", "data.cache_layers")
+"""Settings that no other variant reads, by their dotted names."""
 _ALTERNATIVES = 3  # R@10 through babble: one adds 3.9 points, three 5.0, five 6.1, see docs/LOG.md
 
 
