@@ -23,8 +23,9 @@ from brewclip.benchmarks.steps import count_flops
 from brewclip.config import Config, TrackingConfig, preset
 from brewclip.config.ranges import THREADS, Range
 from brewclip.config.submitted import default_storage
+from brewclip.training.parts import build_parts
 from brewclip.training.state import TrainState
-from brewclip.training.worker import Worker
+from brewclip.training.worker import Worker, worker_device
 
 _METRIC = "dev/mean_recall"
 
@@ -116,7 +117,7 @@ class _MeasuredWorker(Worker):
     """A worker outside of Ray that keeps dev recall with the seconds of training, and writes no checkpoint."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
+        super().__init__(config, build_parts(config, worker_device(config)))
         self._points: list[tuple[int, float, float]] = []
         self._started = self._paused = 0.0
 

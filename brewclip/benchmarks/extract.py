@@ -43,6 +43,7 @@ from brewclip.pretrained.whisper import load_whisper
 _LEAST_RATIOS = {"whisper.transcribe": 3.0, "faster-whisper float32": 2.0}
 _OURS = "extraction"
 _MOST_EXTRA_WER = 0.5  # points
+_NUM_WARM_UP = 2  # recordings that each side reads before it is timed
 _MOST_GROWTH_MB = 50.0
 
 
@@ -107,15 +108,19 @@ def _compare(
     reader: SpeechReader, recordings: list[Recording], transcripts: dict[str, list[str]], options: Options
 ) -> list[Comparison]:
     """Compare with each peer; `transcripts` gets the texts of all by name."""
-    ways = {_OURS: lambda: _read(reader, recordings)}
-    ways["whisper.transcribe"] = lambda: transcribe_each(reader.model, recordings)
+    ways: dict[str, Callable[[list[Recording]], list[str]]] = {
+        _OURS: functools.partial(_read, reader),
+        "whisper.transcribe": functools.partial(transcribe_each, reader.model),
+    }
     if options.faster_whisper and not torch.cuda.is_available():
         for compute_type in COMPUTE_TYPES:
             peer = load_peer(compute_type, options.num_threads)
-            ways[f"faster-whisper {compute_type}"] = functools.partial(transcribe_with_peer, peer, recordings)
+            ways[f"faster-whisper {compute_type}"] = functools.partial(transcribe_with_peer, peer)
+    for way in ways.values():
+        way(recordings[:_NUM_WARM_UP])
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     ours, *peers = (
-        Peer(name, functools.partial(_rate, name, way, transcripts, clock), _LEAST_RATIOS.get(name, 0.0))
+        Peer(name, functools.partial(_rate, name, way, recordings, transcripts, clock), _LEAST_RATIOS.get(name, 0.0))
         for name, way in ways.items()
     )
     return compare_with_peers(
@@ -123,6 +128,7 @@ def _compare(
         ours.run,
         peers,
         num_rounds=options.num_pairs,
+        warm_up=False,
         unit="recordings/s" if torch.cuda.is_available() else "recordings/CPU-s",
     )
 
@@ -163,10 +169,14 @@ def transcribe_each(model: whisper.Whisper, recordings: list[Recording]) -> list
 
 
 def _rate(
-    name: str, read: Callable[[], list[str]], transcripts: dict[str, list[str]], clock: Callable[[], float]
+    name: str,
+    read: Callable[[list[Recording]], list[str]],
+    recordings: list[Recording],
+    transcripts: dict[str, list[str]],
+    clock: Callable[[], float],
 ) -> float:
     started = clock()
-    transcripts[name] = read()
+    transcripts[name] = read(recordings)
     return len(transcripts[name]) / (clock() - started)
 
 

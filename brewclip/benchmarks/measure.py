@@ -143,11 +143,15 @@ def compare_in_turn(
 
 
 def compare_with_peers(
-    name: str, ours: Callable[[], float], peers: Sequence[Peer], *, num_rounds: int, unit: str
+    name: str,
+    ours: Callable[[], float],
+    peers: Sequence[Peer],
+    *,
+    num_rounds: int,
+    unit: str,
+    warm_up: bool = True,
 ) -> list[Comparison]:
     """Run our implementation and each peer in turn, with the order reversed from round to round; print nothing.
-
-    One warm-up run of each comes first.
 
     Args:
         name: what is measured; `, against PEER` is appended for a peer with a name.
@@ -155,13 +159,15 @@ def compare_with_peers(
         peers: what it is compared with.
         num_rounds: measured runs of each.
         unit: of the rates.
+        warm_up: run each once before, without measuring it.
 
     Returns:
         One comparison for each peer, all with the same runs of ours.
     """
     sides = [ours, *(peer.run for peer in peers)]
-    for side in sides:
-        side()
+    if warm_up:
+        for side in sides:
+            side()
     rates: list[list[float]] = [[] for _ in sides]
     for number in range(num_rounds):
         places = range(len(sides))

@@ -57,7 +57,7 @@ class Options(BenchmarkOptions):
     """Samples per tar, for both sides."""
     num_pairs: Annotated[int, Range(1, 1000)] = 5
     """Measured runs of each side."""
-    memory_samples: Annotated[int, Range(0, 10**8)] = 100_000
+    memory_samples: Annotated[int, Range(0, 10**8)] = 30_000
     """Tiny samples written in sequence to see whether memory grows; 0 skips it."""
     memory_samples_per_shard: Annotated[int, Range(1, 10**6)] = 1000
     """Samples per tar of these."""

@@ -142,12 +142,12 @@ def measure_worker(settings: dict[str, Any]) -> None:
     from brewclip.factory import build_decoder
     from brewclip.pretrained.load import load_clip
     from brewclip.training.assignment import Assignment
-    from brewclip.training.worker import Worker
+    from brewclip.training.worker import build_worker
 
     started = time.time()
     os.environ.update(settings["environment"])
     config = unflatten(settings["config"])
-    worker = Worker(config, Assignment(settings["config"], submitted=settings["submitted"]))
+    worker = build_worker(config, Assignment(settings["config"], submitted=settings["submitted"]))
     built = time.time()
     batches = worker.iter_batches()
     first = next(batches)

@@ -32,7 +32,7 @@ from brewclip.data.stream import Stream
 from brewclip.errors import UserError
 from brewclip.local import S3Server
 
-_SHARES = {"small": 1.0, "large": 1 / 12}  # of --num-samples
+_SHARES = {"small": 1.0, "large": 1 / 8}  # of --num-samples
 _TARGETS = {("small", "raw"): 5.0, ("large", "decoded"): 1.3}
 _MIB = 2**20
 
@@ -43,11 +43,11 @@ class Options(BenchmarkOptions):
 
     sizes: tuple[str, ...] = ("small", "large")
     """Samples: `small` (3 kB: tar handling dominates), `large` (90 kB, as after extraction: bytes and decoding)."""
-    num_samples: Annotated[int, Range(1, 10**8)] = 18_000
-    """Samples of the small split, enough to average over the start; the large one has a twelfth."""
+    num_samples: Annotated[int, Range(1, 10**8)] = 12_000
+    """Samples of the small split, enough to average over the start; the large one has an eighth."""
     samples_per_shard: Annotated[int, Range(1, 10**6)] = 500
     """Samples per shard."""
-    num_pairs: Annotated[int, Range(1, 1000)] = 4
+    num_pairs: Annotated[int, Range(1, 1000)] = 3
     """Measured runs of each side."""
     num_epochs: Annotated[int, Range(1, 1000)] = 2
     """Epochs per run; each run starts with an empty cache."""
@@ -59,7 +59,7 @@ class Options(BenchmarkOptions):
     """Bound of the stream's raw bytes; below the split's size it reads shuffle windows instead of the split once."""
     webdataset_workers: Annotated[int, Range(0, 256)] = 0
     """Processes of WebDataset's loader; 0 reads in this process, as the stream does."""
-    memory_epochs: Annotated[int, Range(0, 10_000)] = 20
+    memory_epochs: Annotated[int, Range(0, 10_000)] = 10
     """Epochs over the small split after which memory is compared with that after two; 0 skips it."""
 
 

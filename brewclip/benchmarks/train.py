@@ -45,6 +45,7 @@ from brewclip.config.settings import Precision
 from brewclip.data.batches import Batch
 from brewclip.errors import UserError
 from brewclip.models.whisper import SpeechReader
+from brewclip.pretrained.precision import resolve_precision
 from brewclip.pretrained.whisper import load_whisper
 from brewclip.training.compiled import compile_encoders
 from brewclip.training.cost import kept_bytes
@@ -159,9 +160,12 @@ def _check(options: Options) -> None:
 
 
 def _compare_switch(name: str, trainee: Trainee, batches: list[Batch], options: Options) -> Comparison | None:
-    switch, changed_trainee = SWITCHES[name], trainee
+    switch, changed_trainee, device = SWITCHES[name], trainee, batches[0].images.device
+    if switch.precision != "float32" and resolve_precision("auto", device) == "float32":
+        print(f"step with {name}: not measured, as this processor does not multiply in it", flush=True)
+        return None
     if switch.compiled:
-        changed_trainee = build_trainee(trainee.config, batches[0].images.device)
+        changed_trainee = build_trainee(trainee.config, device)
         compile_encoders(changed_trainee.model)
     off = changed(batches, switch.off)
 

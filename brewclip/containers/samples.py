@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from webdataset.tariterators import base_plus_ext
 
 from brewclip.audio import MAX_BYTES
 from brewclip.containers.sources import split_name
@@ -157,6 +156,8 @@ class SampleFinder:
 
     def _kind_of(self, name: str) -> tuple[str | None, str, str]:
         """Return key, suffix and kind of a member; no key for one that WebDataset skips."""
+        from webdataset.tariterators import base_plus_ext  # with torch, which --help does not need
+
         key, suffix = (None, None) if _META.match(name) else base_plus_ext(name)
         if key is None or suffix is None:
             return None, "", ""

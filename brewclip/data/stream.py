@@ -16,7 +16,7 @@ from brewclip.data.order import Extent, Place, SampleOrder
 from brewclip.data.prefetch import RawSamples, RawSource, open_source
 from brewclip.data.reader import RawSample, Rejections, SplitReader
 from brewclip.data.schema import BadSample, Sample
-from brewclip.errors import ManifestError
+from brewclip.errors import ManifestError, UserError
 
 Decoded = TypeVar("Decoded")
 Item = TypeVar("Item")
@@ -54,8 +54,8 @@ class Stream(Generic[Decoded]):
             a batch is made of, such as a random crop; where it is decoded, and the same on any worker.
 
     Raises:
-        ValueError: if there are fewer samples than a batch, more workers than lanes, or too little memory for
-            one shuffle window of each lane.
+        UserError: if there is too little memory for one shuffle window of each lane.
+        ValueError: if there are fewer samples than a batch, or more workers than lanes.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Stream(Generic[Decoded]):
         self.slots = order.slots_of(rank, world_size)
         num_lanes = len(np.unique(self.slots % order.num_lanes))
         if num_lanes * order.shuffle_window_bytes > memory_bytes:
-            raise ValueError(
+            raise UserError(
                 f"--data.memory-bytes {memory_bytes} cannot hold one shuffle window of {order.shuffle_window_bytes} "
                 f"bytes for each of {num_lanes} lanes: at least {num_lanes * order.shuffle_window_bytes}, "
                 "or more workers"

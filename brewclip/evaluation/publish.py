@@ -78,11 +78,14 @@ def publish(config: Config, folder: ResultFolder, publication: Publication) -> s
 
 
 def log_to_training_run(system: System, metrics: Mapping[str, float]) -> None:
-    """Log metrics to the MLflow run of a system's training, at its step; do nothing if it has none."""
+    """Log metrics to the MLflow run of a system's training, at its step; do nothing if it has none.
+
+    The run is the one that its checkpoint names, in whichever experiment; its status stays.
+    """
     tracking = system.config.tracking
     if not system.mlflow_run_id or not metrics:
         return
-    run_url = system.url.rstrip("/").partition("/checkpoints/")[0]  # identifies the run in MLflow
-    tracker = Tracker(tracking.uri, tracking.experiment, system.name, run_url)
+    run_url = system.url.rstrip("/").partition("/checkpoints/")[0]
+    tracker = Tracker(tracking.uri, tracking.experiment, system.name, run_url, run_id=system.mlflow_run_id)
     tracker.log_metrics(metrics, system.step)
-    tracker.finish()
+    tracker.finish(status="")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brewclip.config import Config
+from brewclip.corpora.extraction import plan_parts
 from brewclip.data.manifest import open_manifest
 from brewclip.data.order import Extent
 from brewclip.data.reader import SplitReader
@@ -32,11 +33,15 @@ class QuerySamples:
     def __init__(self, config: Config, split: str) -> None:
         self.features = SplitReader(open_manifest(f"{config.splits_url}/{split}"))
         self.recordings: SplitReader | None = None
-        self._shard_of_name: dict[str, int] = {}
+        self._source_of: dict[str, Extent] = {}
         with contextlib.suppress(ManifestError):  # recordings may be removed after extraction
             manifest = open_manifest(f"{config.corpus_url}/{split}", retry_seconds=10)
             self.recordings = SplitReader(manifest)
-            self._shard_of_name = {manifest.name_of(shard): shard for shard in range(manifest.summary.num_shards)}
+            if config.splits_url == config.corpus_url:  # a system that reads recordings
+                counts = enumerate(manifest.num_samples.tolist())
+                self._source_of = {manifest.name_of(shard): Extent(shard, 0, count) for shard, count in counts}
+            else:
+                self._source_of = {part.name: part.extent for part in plan_parts(manifest)}
 
     def iter_samples(self, places: Iterable[Place]) -> Iterator[tuple[Place, Sample]]:
         """Yield the extracted samples at the given places, in sorted order; damaged ones are skipped."""
@@ -53,17 +58,16 @@ class QuerySamples:
     def sound(self, place: Place, key: str) -> bytes:
         """Return the FLAC of a recording, or b"" if it no longer exists.
 
-        Extraction preserves the name and order of a shard but skips recordings that it cannot use, so in the corpus a
-        recording has the same index or a slightly larger one.
+        A shard of features has the samples of its part of the corpus in their order, without the recordings that
+        extraction could not use: in the corpus a recording has the same index or a slightly larger one.
         """
         manifest, reader = self.features.manifest, self.recordings
-        shard = self._shard_of_name.get(manifest.name_of(place[0]))
-        if reader is None or shard is None:
+        source = self._source_of.get(manifest.name_of(place[0]))
+        if reader is None or source is None:
             return b""
-        count = int(reader.manifest.num_samples[shard])
-        num_left_out = count - int(manifest.num_samples[place[0]])
-        for index in range(place[1], min(count, place[1] + num_left_out + 1)):
-            for _, sample in reader.load(Extent(shard, index, 1)):
+        num_left_out = source.count - int(manifest.num_samples[place[0]])
+        for index in range(place[1], min(source.count, place[1] + num_left_out + 1)):
+            for _, sample in reader.load(Extent(source.shard, source.first + index, 1)):
                 if isinstance(sample, Sample) and sample.key == key:
                     return sample.audio or b""
         return b""

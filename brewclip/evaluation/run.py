@@ -78,10 +78,14 @@ def evaluate_and_record(
 
 
 def record_metrics(one: SystemResult, split: str) -> None:
-    """Log metrics to a system's training run in MLflow, prefixed by the split, and by the corpus if it differs."""
+    """Log metrics to a system's training run in MLflow.
+
+    Their prefix is the split, with the corpus, the transcript and the channel where they are not those of training.
+    """
     data = one.system.config.data
     prefix = split if data.corpus == one.system.trained_on else f"{data.corpus}_{split}"
     prefix += "" if data.transcript == "asr" else f"_{data.transcript}"
+    prefix += f"_{one.system.channel}" if one.system.channel else ""
     log_to_training_run(one.system, {f"{prefix}/{name}": value for name, value in one.metrics.items()})
 
 

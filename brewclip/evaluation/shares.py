@@ -88,11 +88,14 @@ def embed_share(system: System, split: str, rank: int, world_size: int) -> Share
         truncation.add(pair.lengths for pair in pairs)
         return inputs.collate(pairs)
 
-    with build_autocast(system.config, device):
-        share = embed_split(
-            inputs.model.to(device), inputs.reader, inputs.decode, to_batch, rejections, rank=rank,
-            world_size=world_size,
-        )  # fmt: skip
+    try:
+        with build_autocast(system.config, device):
+            share = embed_split(
+                inputs.model.to(device), inputs.reader, inputs.decode, to_batch, rejections, rank=rank,
+                world_size=world_size,
+            )  # fmt: skip
+    except UserError as error:  # such as a shard that is not the one of the manifest
+        return Share(problem=str(error))
     return Share(share, rejections.counts, rejections.listed, truncation)
 
 

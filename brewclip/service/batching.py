@@ -58,10 +58,15 @@ class Batcher(Generic[Item, Result]):
     async def submit(self, item: Item) -> Batched[Result]:
         """Return the result of an item; one whose caller is cancelled before its batch begins is dropped."""
         future: asyncio.Future[Batched[Result]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, time.monotonic(), future))
+        entry = (item, time.monotonic(), future)
+        self._waiting.append(entry)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:  # an item may hold a recording of several MB
+            self._waiting = deque(one for one in self._waiting if one is not entry)
+            raise
 
     async def _run(self) -> None:
         while batch := self._take():

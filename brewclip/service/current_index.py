@@ -24,7 +24,7 @@ _MAGIC = {
 
 
 class CurrentIndex:
-    """Opens an index and follows its replacement on disk; thread-safe.
+    """Opens an index and follows its replacement on disk or in a bucket; thread-safe, and nobody waits for it.
 
     Args:
         open_index: opens the index as it is now.
@@ -45,19 +45,25 @@ class CurrentIndex:
     ) -> None:
         self._open, self._read_mark, self._check = open_index, mark, check
         self._every_seconds = look_every_seconds
-        self._lock = threading.Lock()
+        self._looking = threading.Lock()
         self._mark = mark()
         self._looked_at = time.monotonic()
         self._index = open_index()
         check(self._index)
 
     def get(self) -> ServedIndex:
-        """Return the index; whether it was replaced is looked for now and then."""
-        with self._lock:
-            if time.monotonic() - self._looked_at >= self._every_seconds:
-                self._look()
-                self._looked_at = time.monotonic()
-            return self._index
+        """Return the current index without waiting; now and then, a thread looks whether it was replaced."""
+        is_due = time.monotonic() - self._looked_at >= self._every_seconds
+        if is_due and self._looking.acquire(blocking=False):
+            threading.Thread(target=self._look_once, name="index", daemon=True).start()
+        return self._index
+
+    def _look_once(self) -> None:
+        try:
+            self._look()
+        finally:
+            self._looked_at = time.monotonic()
+            self._looking.release()
 
     def _look(self) -> None:
         try:

@@ -40,6 +40,10 @@ class Tracker:
         run_name: name of the run.
         run_url: where the run stores its files; a run of the same URL is resumed.
         tags: further tags of the run.
+        run_id: id of the run, if it exists; its status is left as it is until `finish`.
+
+    Attributes:
+        run_id: id of the run, empty until it is known.
     """
 
     def __init__(
@@ -50,10 +54,11 @@ class Tracker:
         run_url: str,
         *,
         tags: Mapping[str, str] | None = None,
+        run_id: str = "",
     ) -> None:
         self.uri, self.experiment, self.run_name, self.run_url = uri, experiment, run_name, run_url
         self.tags = dict(tags or {})
-        self.run_id = ""
+        self.run_id = run_id
         self._is_refused = False
         self._actions: queue.Queue[Action | None] = queue.Queue()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
@@ -103,12 +108,13 @@ class Tracker:
         """Deliver pending records, close the run, and return the number of records that could not be delivered.
 
         Args:
-            status: `FINISHED`, `FAILED` or `KILLED`.
+            status: `FINISHED`, `FAILED` or `KILLED`; empty leaves it as it is.
             wait_seconds: how long to wait for an unavailable server.
         """
         if not self.uri:
             return 0
-        self._put(lambda client, run_id: client.set_terminated(run_id, status))
+        if status:
+            self._put(lambda client, run_id: client.set_terminated(run_id, status))
         self._actions.put(None)
         self._thread.join(wait_seconds)
         left = self._actions.qsize()
@@ -122,7 +128,7 @@ class Tracker:
 
     def _deliver(self) -> None:
         client = self._persist(lambda: open_client(self.uri))
-        self.run_id = self._persist(lambda: self._find_or_create(client)) or ""
+        self.run_id = self.run_id or self._persist(lambda: self._find_or_create(client)) or ""
         if not self.run_id:
             self._is_refused = True
             print(f"tracking: nothing of {self.run_name} is recorded in MLflow", file=sys.stderr, flush=True)

@@ -171,7 +171,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     """
     gc.disable()  # a seventh of the imports' time is a search for garbage among objects that stay
     try:
-        from brewclip.training.worker import run_worker
+        from brewclip.training.entry import run_worker
     finally:
         gc.enable()
     run_worker(settings)

@@ -29,6 +29,10 @@ SETTLE_SECONDS = 1.0
 STALE_SECONDS = 10.0
 
 
+class LeaseLost(UserError):
+    """Another driver took the run over."""
+
+
 @dataclass(frozen=True)
 class Fence:
     """What the workers of a driver check before they change the run.
@@ -52,13 +56,13 @@ class Fence:
         """Return if the lease is still held.
 
         Raises:
-            UserError: if another driver took the run over.
+            LeaseLost: if another driver took the run over.
             StorageError: if storage does not answer.
         """
         found = _leases(storage)
         owner = _owner(_read(storage, found[-1])) if found else "a driver that has ended"
         if not found or found[-1] != self.name or owner != self.owner:
-            raise UserError(
+            raise LeaseLost(
                 f"run {self.run_name!r} was taken over by another program ({owner}) while this one was stopped or cut "
                 "off: this one ends, and its steps since the last checkpoint are lost"
             )
@@ -69,7 +73,7 @@ class Fence:
             self.check(storage)
         except StorageError:
             return True
-        except UserError:
+        except LeaseLost:
             return False
         return True
 

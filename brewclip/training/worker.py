@@ -1,12 +1,9 @@
 """One worker of a training run: its parts, and the hooks that the loop calls."""
 
-import contextlib
 import functools
-import json
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,110 +12,62 @@ import torch.distributed as dist
 from torch import Tensor
 
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
-from brewclip.config import Config, flatten, unflatten
+from brewclip.config import Config, flatten
 from brewclip.config.masking import without_secrets
 from brewclip.data.batches import Batch, Pair
 from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections
-from brewclip.data.storage import exists, open_storage
+from brewclip.data.storage import open_storage
 from brewclip.data.stream import Stream, one_ahead
 from brewclip.data.transfer import CopyStream, to_device
 from brewclip.data.truncation import TruncationCounts
-from brewclip.distributed import agree_on_problem, sum_over_workers, world_rank, world_size
-from brewclip.errors import UserError
+from brewclip.distributed import sum_over_workers, world_rank, world_size
 from brewclip.evaluation.choose import choose_weights, fuse_channels, mean_recall
 from brewclip.evaluation.embed import Embeddings, embed_split, gather_embeddings
 from brewclip.factory import build_autocast
-from brewclip.training.assignment import RESULT, Assignment
+from brewclip.training.assignment import Assignment
 from brewclip.training.console import describe_memory, describe_run, describe_start, describe_step
 from brewclip.training.cost import StepCost, peak_memory_bytes, peak_tflops
 from brewclip.training.exported import ExportedMetrics
-from brewclip.training.lease import Fence
+from brewclip.training.lease import LeaseLost
 from brewclip.training.loop import train
 from brewclip.training.optimizer import optimizer_state
-from brewclip.training.parts import build_parts
+from brewclip.training.parts import Parts, build_parts
 from brewclip.training.record import RunRecord
 from brewclip.training.resume import resume
 from brewclip.training.state import TrainState, report_of
 from brewclip.training.stop import StopFlag
 from brewclip.training.upload import CheckpointSaver, PendingCheckpoint
 
-# Ray starts a group again when a worker dies or raises; these would be raised again.
-_NOT_WORTH_A_RETRY = (
-    TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError, NotImplementedError,
-)  # fmt: skip
 
-
-def run_worker(settings: dict[str, Any]) -> None:
-    """Build one worker's parts, train, and write the result to the run.
-
-    What one rank alone raises would leave the others waiting for it. It writes the result and raises, so that Ray ends
-    the group; the workers of the next attempt find the result and return at once.
-
-    Args:
-        settings: an `Assignment` as a dictionary.
-    """
-    fence = Fence(**settings["fence"]) if settings.get("fence") else None
-    assignment = Assignment(**(settings | {"fence": fence}))
-    config, state, run_id, is_bug = unflatten(assignment.config), TrainState(), "", False
-    storage = open_storage(config.run_url)
-    if exists(storage, RESULT):
-        return
-    raised: Exception | None = None
-    try:
-        with _built_worker(config, assignment) as (worker, problem):
-            state = TrainState(problem=problem) if worker is None else worker.run()
-            run_id = worker.record.tracker.run_id if worker is not None else ""
-    except UserError as error:
-        state.problem, raised = str(error), error
-    except _NOT_WORTH_A_RETRY as error:
-        traceback.print_exc()
-        state.problem, is_bug, raised = f"{type(error).__name__}: {error}", True, error
-    alone = raised is not None and world_size() > 1
-    if (world_rank() == 0 or alone) and (fence is None or fence.is_held(storage)):
-        result = {
-            "step": state.step,
-            "best": state.best,
-            "problem": f"worker {world_rank()}: {state.problem}" if alone else state.problem,
-            "is_bug": is_bug,
-            "mlflow_run_id": run_id,
-        }
-        storage.write(RESULT, json.dumps(result).encode())
-    if alone and raised is not None:
-        raised.add_note(f"raised by worker {world_rank()}")
-        raise raised
-
-
-@contextlib.contextmanager
-def _built_worker(config: Config, assignment: Assignment) -> Iterator[tuple["Worker | None", str]]:
-    """Build a worker; if any of the group cannot be built, all give up with the same problem."""
-    worker, problem = None, ""
-    try:
-        worker = Worker(config, assignment)
-    except (UserError, ValueError, FileNotFoundError) as error:
-        problem = str(error)
-    problem = agree_on_problem(problem)
-    try:
-        yield (None if problem else worker), problem
-    finally:
-        if worker is not None:
-            worker.close()
-
-
-class Worker:
-    """The parts of one worker, and the loop's hooks over them (`LoopHooks`).
+def build_worker(config: Config, assignment: Assignment | None = None) -> "Worker":
+    """Build the parts of one worker, and the worker over them.
 
     Raises:
         UserError, ValueError, FileNotFoundError: if settings, data, weights and checkpoint do not fit together.
     """
+    return Worker(config, build_parts(config, worker_device(config)), assignment)
 
-    def __init__(self, config: Config, assignment: Assignment | None = None) -> None:
+
+class Worker:
+    """One worker of a run, resumed where the run stands, and the loop's hooks over its parts (`LoopHooks`).
+
+    Args:
+        config: of the run.
+        parts: of this worker.
+        assignment: from the driver; None: one worker that reports to nobody.
+
+    Raises:
+        UserError, ValueError: if the checkpoint does not fit settings, data and weights.
+    """
+
+    def __init__(self, config: Config, parts: Parts, assignment: Assignment | None = None) -> None:
         self.config, self.started = config, time.time()
         self.assignment = assignment or Assignment(flatten(config))
         self.rank, self.world_size = world_rank(), world_size()
         self.storage = open_storage(config.run_url, retry_seconds=config.data.retry_seconds)
-        self.parts = build_parts(config, _device(config))
-        self.state = resume(config, self.storage, self.parts)
+        self.parts = parts
+        self.state = resume(config, self.storage, parts)
         self.first_step = self.state.step
         self.rejections = Rejections(self.parts.manifest.url, config.data.max_bad_fraction)
         self.truncation = TruncationCounts()
@@ -136,7 +85,7 @@ class Worker:
         self.built = time.time()
 
     def run(self) -> TrainState:
-        """Train from where the run stands."""
+        """Train from the current step."""
         parts = self.parts
         if self.rank == 0:
             num_trained = sum(parameter.numel() for parameter in parts.model.trained_parameters().values())
@@ -279,9 +228,15 @@ class Worker:
         return True
 
     def close(self) -> None:
-        """Upload queued checkpoints, then deliver the record."""
+        """Upload queued checkpoints, then deliver the record, also if the upload failed."""
         self.stop_flag.set()
-        self.saver.close()
+        try:
+            self.saver.close()
+        except LeaseLost:  # the record is that of another driver now
+            raise
+        except Exception:
+            self.record.finish(self.storage, done=False)
+            raise
         self.record.finish(self.storage, done=self.state.step >= self.config.optim.total_steps)
 
 

@@ -19,6 +19,10 @@ def test_what_a_script_loads_is_seen(tmp_path: Path) -> None:
     assert time_help(script)[1] == ["mlflow"]
 
 
+def test_the_help_of_a_recipe_that_reads_shards_needs_no_torch() -> None:
+    assert time_help(Path(__file__).parents[2] / "datasets" / "shards.py")[1] == []
+
+
 def test_a_failing_script_is_reported(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text("this is no Python")

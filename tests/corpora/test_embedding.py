@@ -19,7 +19,7 @@ from brewclip.data.storage import open_storage
 from brewclip.errors import UserError
 from brewclip.factory import build_decoder, check_alternatives, embedding_keys, open_embeddings
 from brewclip.pretrained.load import load_clip
-from brewclip.training.worker import Worker
+from brewclip.training.worker import build_worker
 from tests.corpora.cached import embed, manifest_of
 from tests.training.features import write_features
 
@@ -149,7 +149,7 @@ def test_a_run_on_cached_embeddings_is_resumed(config, ray_head, capfd):
 
 def trained(config: Config, stop_after: int = 0) -> dict[str, torch.Tensor]:
     """Train in this process, and return what the checkpoint would hold."""
-    worker = Worker(config)
+    worker = build_worker(config)
     worker.preempted = lambda: False  # which asks Ray Train
     try:
         if stop_after:

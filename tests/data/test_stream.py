@@ -8,7 +8,7 @@ from brewclip.data.order import SampleOrder
 from brewclip.data.reader import Rejections, SplitReader, iter_split
 from brewclip.data.schema import BadSample
 from brewclip.data.stream import Stream, one_ahead
-from brewclip.errors import ManifestError, TooManyBadSamples
+from brewclip.errors import ManifestError, TooManyBadSamples, UserError
 from tests.data.splits import write_split
 
 ROUNDS = [[37, 5, 61, 1], [30, 40]]
@@ -66,7 +66,7 @@ def test_memory_stays_within_its_bound(tmp_path):
 
 
 def test_too_little_memory_is_refused(manifest):
-    with pytest.raises(ValueError, match=r"--data\.memory-bytes 10 cannot hold one shuffle window"):
+    with pytest.raises(UserError, match=r"--data\.memory-bytes 10 cannot hold one shuffle window"):
         stream_of(manifest, memory_bytes=10)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from brewclip.audio import SAMPLE_RATE_HZ, encode_flac
+from brewclip.corpora.extraction import plan_parts
+from brewclip.data.manifest import open_manifest
 from brewclip.data.schema import Sample
 from brewclip.data.shards import finish_split, shard_name, write_shard
 from brewclip.data.storage import open_storage
@@ -40,12 +42,19 @@ def write_spoken(
     recordings = [
         Sample(one.key, one.metadata, one.image, audio=encode_flac(_tone(number))) for number, one in enumerate(made)
     ]
-    heard = [one for number, one in enumerate(made) if number not in unheard]
-    for kind, folder, samples in (("recordings", url, recordings), ("features", f"{url}/whisper-base", heard)):
-        storage = open_storage(f"{folder}/{split}")
-        record = write_shard(storage, shard_name(split, 0, 0), 0, samples)
-        assert record is not None
-        finish_split(storage, [record], corpus="scenes", split=split, kind=kind, num_images=len(samples))
+    _write(f"{url}/{split}", split, "recordings", {shard_name(split, 0, 0): recordings})
+    features = {}
+    for part in plan_parts(open_manifest(f"{url}/{split}")):
+        numbers = range(part.extent.first, part.extent.first + part.extent.count)
+        features[part.name] = [made[number] for number in numbers if number not in unheard]
+    _write(f"{url}/whisper-base/{split}", split, "features", features)
+
+
+def _write(url: str, split: str, kind: str, shards: dict[str, list[Sample]]) -> None:
+    storage = open_storage(url)
+    records = [write_shard(storage, name, 0, samples) for name, samples in shards.items()]
+    num_images = sum(map(len, shards.values()))
+    finish_split(storage, records, corpus="scenes", split=split, kind=kind, num_images=num_images)
 
 
 def _tone(number: int) -> np.ndarray:

@@ -118,6 +118,17 @@ def test_the_sound_belongs_to_the_query(page):
         assert seconds == pytest.approx(0.5 + 0.1 * image, abs=0.01)
 
 
+def test_the_sound_is_found_where_the_extraction_divided_a_shard(tmp_path):
+    """70 recordings of one shard become two of features, of which the second lacks one."""
+    config = replace(preset("scenes"), storage=tmp_path.as_uri())
+    write_spoken(config.corpus_url, "test", 70, unheard=[50])
+    samples = QuerySamples(config, "test")
+    assert samples.features.manifest.num_samples.tolist() == [35, 34]
+    for shard, index, image in ((0, 0, 0), (0, 34, 34), (1, 0, 35), (1, 14, 49), (1, 15, 51), (1, 33, 69)):
+        seconds = len(decode_audio(samples.sound((shard, index), f"test{image}-0"))) / 16_000
+        assert seconds == pytest.approx(0.5 + 0.1 * image, abs=0.01)
+
+
 def test_sounds_that_do_not_fit_are_left_out_evenly_with_a_note(config, results, monkeypatch):
     sizes = [len(QuerySamples(config, "test").sound((0, row), results[0].embeddings.keys[row])) for row in range(29)]
     monkeypatch.setattr(report, "SOUND_BYTES", sum(sizes) // 2)

@@ -21,7 +21,7 @@ from brewclip.evaluation.report import build_report
 from brewclip.evaluation.shares import embed_share, rank_shares
 from brewclip.evaluation.systems import check_reads_features, describe_systems, open_systems
 from brewclip.studies.truncation import untruncated_inputs
-from brewclip.training.worker import Worker
+from brewclip.training.worker import build_worker
 from tests.training.features import write_features
 from tests.training.recordings import save_tiny_whisper, write_recordings
 
@@ -52,7 +52,7 @@ def config(tmp_path_factory) -> Config:
 @pytest.fixture(scope="module")
 def trained(config) -> Config:
     """The settings, when the run is at its end."""
-    worker = Worker(config)
+    worker = build_worker(config)
     state = worker.run()
     worker.close()
     assert (state.step, state.problem) == (6, "") and "dev/speech_to_image/R1" in state.best
@@ -62,11 +62,11 @@ def trained(config) -> Config:
 def test_an_interrupted_run_ends_with_the_same_weights(trained):
     """Asked to stop in the middle of an epoch, and resumed from its checkpoint by a new worker: equal to the bit."""
     other = replace(trained, run=replace(trained.run, name="interrupted"))
-    first = Worker(other)
+    first = build_worker(other)
     first.stop_requested = lambda: first.state.step >= 3  # met after the step that was about to start
     first.run()
     first.close()
-    second = Worker(other)
+    second = build_worker(other)
     assert second.state.step == 4
     second.run()
     second.close()

@@ -170,7 +170,7 @@ def test_the_best_checkpoint_is_opened_and_trained_on_by_name(records, storage, 
 
     from brewclip.evaluation.systems import describe_system
     from brewclip.training.launch import prepare
-    from brewclip.training.worker import Worker
+    from brewclip.training.worker import build_worker
 
     uri, name = mlflow_server.tracking_uri, "models:/brewclip@best"
     best = records[1].data.tags["brewclip.best_trial"]
@@ -188,7 +188,7 @@ def test_the_best_checkpoint_is_opened_and_trained_on_by_name(records, storage, 
     prepare(config)
     with pytest.raises(ValueError, match=r"is a model with --model\.ff-dim 64, here it is 1024"):
         prepare(replace(config, model=scenes.model))
-    worker = Worker(replace(config, tracking=scenes.tracking))
+    worker = build_worker(replace(config, tracking=scenes.tracking))
     worker.close()
     assert worker.state.step == 0
     for key, tensor in worker.parts.model.trained_state().items():

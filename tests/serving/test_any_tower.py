@@ -24,7 +24,7 @@ from brewclip.factory import embedding_keys
 from brewclip.pretrained.load import load_clip
 from brewclip.pretrained.whisper import load_whisper
 from brewclip.serving import embedder, speech_readers
-from brewclip.training.worker import Worker
+from brewclip.training.worker import build_worker
 from tests.corpora.cached import write_embeddings
 from tests.pretrained.test_towers import FAMILIES, FROM_A_HUB
 from tests.training import features
@@ -61,7 +61,7 @@ def test_from_embeddings_to_search(family, tmp_path, shared_directory, monkeypat
     for split in ("train", "dev"):
         write_features(config.features_url, split, 4, rounds=1)
         write_embeddings(config, split)
-    worker = Worker(config)
+    worker = build_worker(config)
     worker.preempted = lambda: False  # which asks Ray Train
     worker.run()
     worker.close()

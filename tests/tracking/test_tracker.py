@@ -62,6 +62,18 @@ def test_a_restarted_run_is_continued_and_a_fresh_one_is_new(mlflow_server, tmp_
     assert len(runs_of(mlflow_server, url)[1]) == 2
 
 
+def test_metrics_are_added_to_a_run_by_its_id_and_its_status_stays(mlflow_server):
+    uri, url = mlflow_server.tracking_uri, "file:///trained"
+    trained = Tracker(uri, "tracking", "trained", url)
+    trained.log_metrics({"loss": 1.0}, 1)
+    trained.finish("KILLED")
+    later = Tracker(uri, "elsewhere", "trained", url, run_id=trained.run_id)
+    later.log_metrics({"test/R1": 50.0}, 1)
+    assert later.finish(status="") == 0
+    _, (run,) = runs_of(mlflow_server, url)
+    assert run.info.status == "KILLED" and run.data.metrics["test/R1"] == 50.0
+
+
 def test_what_never_arrives_is_counted(capsys):
     tracker = Tracker("http://127.0.0.1:9", "tracking", "nowhere", "file:///nowhere")
     tracker.log_metrics({"loss": 1.0}, 1)

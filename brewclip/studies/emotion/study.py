@@ -199,8 +199,11 @@ def _finetune(learner: Learner, clips: ClipSplit) -> _Fold:
 
 
 def channels_to_probe(system: System) -> tuple[str, ...]:
-    """Return the channels of a system to probe or to finetune."""
-    return {"brewclip": ("acoustic", "speech"), "acoustic": ("acoustic",)}.get(system.config.model.variant, ("text",))
+    """Return the channels of a system to probe or to finetune; F_L only where it is the sum F_A + F_T."""
+    model = system.config.model
+    if model.variant == "brewclip":
+        return ("acoustic", "speech") if model.fusion == "sum" else ("acoustic",)
+    return ("acoustic",) if model.variant == "acoustic" else ("text",)
 
 
 def hears(system: System) -> bool:
