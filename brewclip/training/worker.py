@@ -244,7 +244,7 @@ def _without_secrets(value: Any) -> Any:
     return without_secrets(value) if isinstance(value, str) else value
 
 
-def _device(config: Config) -> torch.device:
+def worker_device(config: Config) -> torch.device:
     """Return this worker's device; on a CPU, torch gets the worker's share of the cores."""
     import ray.train.torch
 
