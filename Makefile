@@ -24,7 +24,7 @@ demo: $(INSTALLED) ## run the main job end to end on this machine: data, extract
 search: $(INSTALLED) ## speak, and see the images of `make demo`: a page on this machine, until Ctrl-C
 	@$(BIN)/python jobs/search.py
 
-sweep: $(INSTALLED) ## sweep over settings on the data of `make demo`, with one interruption: table, images, best model
+sweep: $(INSTALLED) ## sweep over settings on the data of `make demo`, with one interruption: table, figures, best model
 	@$(BIN)/python jobs/demo_sweep.py
 
 services: $(INSTALLED) ## start the S3 server, Ray and MLflow over the data of `make demo`, until Ctrl-C

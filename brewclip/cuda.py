@@ -1,4 +1,4 @@
-"""Why a machine that has a GPU for Ray has none for torch: the driver, the device plugin, or the image.
+"""Diagnosis of nodes where Ray grants a GPU that torch cannot use: driver, device plugin or image.
 
 Ray counts a GPU as soon as Kubernetes grants one; torch needs its device files, the driver's library and a build for
 CUDA that the driver knows. It is found out before workers start, on a machine that will run one.

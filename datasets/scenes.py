@@ -9,7 +9,7 @@ Needs the packages of the extra `demo`. The same flags write the same bytes.
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from brewclip.audio import SAMPLE_RATE_HZ, encode_flac
 from brewclip.config import exit_on_user_error, parse_options
 from brewclip.config.ranges import Range
+from brewclip.config.submitted import default_storage
 from brewclip.corpora.options import WriteOptions
 from brewclip.corpora.recipe import exit_on_interrupt, print_summary, write_corpus
 from brewclip.data.schema import Sample
@@ -37,8 +38,9 @@ EMOTION_SPEAKERS = {"train": voices.SPEAKERS[:8], "dev": voices.SPEAKERS[8:9], "
 class ScenesOptions(WriteOptions):
     """Flags of the scenes corpus."""
 
-    dest: str = "file:///tmp/brewclip/scenes"
-    """URL of the corpus, s3://bucket/corpus or file:///folder: splits are stored below it."""
+    dest: str = field(default_factory=lambda: f"{default_storage().rstrip('/')}/scenes")
+    """URL of the corpus, s3://bucket/corpus or file:///folder: splits are stored below it. By default `scenes` in the
+    storage of the jobs: BREWCLIP_STORAGE, else the folder ./storage."""
     samples_per_shard: Annotated[int, Range(0, 10**6)] = 100
     """Samples of one shard, the last of a round excepted."""
     num_train: Annotated[int, Range(0, 10**6)] = 400

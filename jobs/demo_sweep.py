@@ -22,6 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for jobs.demo
 from jobs.demo import CHECKOUT, DemoOptions, MemoryWatch, Stages, print_times, run_unwinding, say, submit_data
 
 NAME = "sweep-quick-scenes"
+EVALUATION = (
+    "ray job submit --working-dir . -- python jobs/evaluate.py scenes --systems zero_shot models:/brewclip@best"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def run(options: SweepDemoOptions) -> None:
     print_times(stages, time.monotonic() - began, memory)
     print(f"table and figures:  {folder}")
     print("MLflow:             make services, then open the address it prints")
-    print("evaluate the best:  python jobs/evaluate.py scenes --systems zero_shot models:/brewclip@best", flush=True)
+    print("evaluate the best:  make services, and in a second terminal:")
+    print(f". {options.state / 'environment.sh'} && {EVALUATION}", flush=True)
 
 
 def sweep(stages: Stages, options: SweepDemoOptions) -> None:

@@ -4,8 +4,9 @@
     python jobs/evaluate.py scenes --split test --systems zero_shot scenes-pipeline-0 scenes-brewclip-0
     python jobs/evaluate.py scenes --systems scenes-pipeline-0 scenes-pipeline-0@ground_truth
 
-A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint; the suffix `@asr` or
-`@ground_truth` gives the text of the pipeline if it is not --data.transcript. Each evaluation has its own folder below
+A system is `zero_shot`, the name of a run, or the URL of a run or checkpoint. The suffix `@asr`, `@asr_unfiltered`,
+`@asr_greedy`, `@asr_mean` or `@ground_truth` gives the text of the pipeline if it is not --data.transcript; `@acoustic`
+or `@text`, before it, takes one channel of a full model. Each evaluation has its own folder below
 STORAGE/evaluations/CORPUS-SPLIT-TRANSCRIPT, reused for the same systems, split and settings; latest.json next to the
 folders names the last one. A folder holds results.json, table.md, report.html and the ranks per query; metrics are
 logged to the systems' MLflow runs.

@@ -4,7 +4,7 @@
     python jobs/index.py s3://bucket/images 's3://bucket/more/*.jpg' --out s3://bucket/index --checkpoint s3://bucket/runs/NAME
 
 The same as `brewclip index` does on one machine: only files that are new or changed are read, and an interrupted job
-goes on where it stopped. Images, index and checkpoint must be where all workers reach them.
+resumes where it stopped. Images, index and checkpoint must be where all workers reach them.
 """
 
 from dataclasses import dataclass

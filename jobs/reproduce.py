@@ -9,7 +9,7 @@ First the table, then the presets of the corpora; further flags are those of job
 table1: retrieval. table2: ablation of the channels. table3: emotion. table4: ASR against ground truth, zero-shot.
 table5: every training corpus against every test corpus. beyond: adapter and fusion by confidence against the paper's
 sum, a gate and zero-shot. The corpora must have been extracted (jobs/extract.py), for `beyond` with
---model.adaptation adapter.
+--model.adaptation adapter --data.transcript asr_greedy (docs/adapter.md).
 real_speech: word errors on a folder of real recordings compared with whisper.transcribe, and emotions by speaker; it
 takes one preset for Whisper and CLIP, and no corpus.
 Finished runs and evaluated cells are reused, so a second call only prints. Writes table.md, results.json, a figure

@@ -3,7 +3,8 @@
     ray job submit --working-dir . -- python jobs/train.py flickr8k --storage s3://bucket --optim.peak-lr 3e-4
     python jobs/train.py scenes --model.variant pipeline
 
-The corpus must have been extracted (jobs/extract.py). All files of the run are stored below STORAGE/runs/NAME.
+The corpus must have been extracted (jobs/extract.py); --model.variant speechclip reads it as its recipe wrote it. All
+files of the run are stored below STORAGE/runs/NAME.
 """
 
 from brewclip.config import Config, exit_on_user_error, parse_command_line

@@ -17,7 +17,7 @@ from brewclip.config.ranges import THREADS
 class VerifyOptions:
     """Options of the verification."""
 
-    url: str = "file:///tmp/brewclip/scenes/train"
+    url: str
     """Folder of the split, s3://bucket/corpus/split or file:///folder."""
     num_threads: Annotated[int, THREADS] = 4
     """Shards checked in parallel; each takes 64 MiB of memory."""

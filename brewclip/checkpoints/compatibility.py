@@ -54,7 +54,7 @@ def check_frozen(checkpoint: Checkpoint, clip: "ClipIdentity", others: Mapping[s
 
 
 def check_same_run(config: Config, facts: CheckpointFacts) -> None:
-    """Refuse to go on with a run under other settings; one that did not exist yet had its default.
+    """Refuse to resume a run under other settings; a setting that did not exist yet had its default.
 
     Raises:
         CheckpointError: naming the first setting that changed what the run is.

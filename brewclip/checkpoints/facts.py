@@ -1,4 +1,4 @@
-"""checkpoint.json: what a checkpoint says of itself, and the checks on it before a model is built from it.
+"""checkpoint.json: metadata of a checkpoint, validated before a model is built from it.
 
 Everything that is read is checked before it is used: size, types, finite numbers. What does not fit is a
 `CheckpointError` of one line.

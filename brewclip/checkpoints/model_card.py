@@ -93,7 +93,7 @@ def _metrics(facts: CheckpointFacts) -> str:
 
 
 def _speech_part(facts: CheckpointFacts, model: ModelConfig) -> str:
-    """Return the line on the frozen part that hears."""
+    """Return the licence line of the frozen speech encoder."""
     if model.variant != "speechclip":
         return f"Whisper `{model.whisper}`: MIT"
     name = model.speech_encoder

@@ -7,7 +7,7 @@ from brewclip.data.storage import Storage, exists
 
 
 def begin_removal(storage: Storage) -> None:
-    """Decide that every checkpoint of a run is removed; from now on the run starts anew, whatever interrupts it."""
+    """Mark all checkpoints of a run for removal; from then on the run starts from step 0, even if interrupted."""
     storage.write(REMOVAL, b"")
 
 

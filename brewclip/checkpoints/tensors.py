@@ -69,7 +69,7 @@ def tensors_from_bytes(data: bytes, url: str) -> "dict[str, Tensor]":
 
 
 def check_optimizer(model: Mapping[str, tuple[int, ...]], optimizer: Mapping[str, tuple[int, ...]], url: str) -> None:
-    """Compare the shapes of Adam's state with those of what it trains; state that is not there yet is none.
+    """Check that the shapes of Adam's state match the model's tensors; an empty state is accepted.
 
     Names of the state are in the order of the model's tensors, the state itself in that of Adam's groups (prompts,
     scale, the rest), so a name may have the shape of another tensor; all shapes together are the model's.

@@ -3,7 +3,7 @@
 brewclip index IMAGES... --out INDEX [--checkpoint s3://bucket/runs/NAME]
 
 IMAGES are folders, files, globs in quotes, or s3:// prefixes. The same command again reads only files that are new or
-changed; an interrupted one goes on where it stopped.
+changed; an interrupted one resumes where it stopped.
 """
 
 import json

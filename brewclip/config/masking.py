@@ -1,4 +1,4 @@
-"""Secrets out of what is printed, recorded or raised: credentials in URLs, and the keys of the environment."""
+"""Masking of secrets in printed, recorded and raised text: credentials in URLs and keys in environment variables."""
 
 import os
 import re

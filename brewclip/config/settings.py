@@ -26,7 +26,7 @@ Precision = Literal["auto", "bfloat16", "float32"]
 UseGpu = bool | Literal["auto"]
 ONLY_OF_SPEECHCLIP = ("model.speech_encoder", "data.crop_samples", "data.cache_layers")
 """Settings that no other variant reads, by their dotted names."""
-_ALTERNATIVES = 3  # R@10 through babble: one adds 3.9 points, three 5.0, five 6.1, see docs/LOG.md
+_ALTERNATIVES = 3  # R@10 through babble: one adds 3.9 points, three 4.6, five 5.4, see docs/adapter.md
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class DataConfig:
     dev_split: Annotated[str, FOLDER] = "dev"
     """Split for selecting the best checkpoint. `test` is refused."""
     transcript: Transcript = "asr"
-    """Text of the pipeline channel: Whisper's transcript, the same with text that its checks reject as it was decoded
-    last or first (greedily), the mean of its alternatives' embeddings, or the text that the speaker read."""
+    """Text of the pipeline channel: `asr` is Whisper's transcript, empty where its checks reject it; `asr_unfiltered`
+    keeps rejected text as it was decoded last, `asr_greedy` as it was decoded first, without sampling; `asr_mean` is
+    the mean of the embeddings of the greedy text and its alternatives; `ground_truth` is what the speaker read."""
     long_text: LongText = "truncate"
     """A text of more tokens than CLIP reads is truncated, or encoded in chunks whose features are averaged."""
     max_audio_frames: Annotated[int, Range(0, 10**7)] = 6000
@@ -50,8 +51,8 @@ class DataConfig:
     """Longest recording in training with variant speechclip, in samples at 16 kHz; of a longer one a random crop is
     taken. 0 crops none."""
     image_transform: ImageTransform = "crop"
-    """CLIP's own transform, for most models the center square of an image (some were trained on images squashed to a
-    square), or the whole image with padding."""
+    """`crop` is CLIP's own transform, for most models the center square of an image (some were trained on images
+    squashed to a square); `letterbox` is the whole image with padding."""
     memory_bytes: Annotated[int, Range(2**20, 2**40)] = 512 * 2**20
     """Upper bound of the raw bytes that one worker caches or prefetches; a split that fits is read once, and its images
     are decoded once as far as they fit, too."""
@@ -73,17 +74,18 @@ class ModelConfig:
     """The two-channel model (paper section 3.3) and its frozen parts."""
 
     variant: Variant = "brewclip"
-    """Full model, acoustic channel alone, prompted pipeline alone, the untrained pipeline, or the baseline
-    SpeechCLIP-P, which hears recordings as the corpus stores them (docs/baselines.md)."""
+    """`brewclip` is the full model, `acoustic` the acoustic channel alone, `pipeline` the prompted pipeline alone,
+    `zero_shot` the untrained pipeline. `speechclip` is the baseline SpeechCLIP-P, which reads recordings as the corpus
+    stores them (docs/baselines.md)."""
     adaptation: Adaptation = "prompts"
     """What is trained of text and images: prompts inside CLIP's towers (paper), or an adapter on cached embeddings of
     any CLIP, which the extraction computes once."""
     fusion: Fusion = "sum"
-    """How text and sound become one vector: their sum, trained jointly (paper); each channel trained alone and sound
-    added by weights that are chosen on dev, where the transcript is doubtful; or the paper's sum with such weights
-    on sound, trained jointly."""
+    """How text and sound become one vector: `sum` adds them, trained jointly (paper); `confidence` trains each channel
+    alone and adds sound where the transcript is doubtful, by weights that are chosen on dev; `gate` is the sum with
+    such weights on sound, trained jointly."""
     whisper: Annotated[str, WHISPER] = "base"
-    """Name of a Whisper model as openai-whisper knows it."""
+    """Name of a Whisper model as openai-whisper knows it, or the path of a .pt file."""
     speech_encoder: Annotated[str, SPEECH_ENCODER] = "hubert_large_ll60k"
     """Frozen encoder of variant speechclip: hubert_large_ll60k, hubert_base_ls960, the folder of another HuBERT, or
     whisper-NAME for the layers of Whisper's encoder."""
@@ -95,7 +97,7 @@ class ModelConfig:
     """open_clip architecture and weights as ARCHITECTURE/TAG (docs/towers.md) or ARCHITECTURE/FILE, or `scenes` for the
     small one in this package."""
     prompt_length: Annotated[int, Range(0, 512)] = 4
-    """Number M of prompt vectors shared by text, audio and image; 0 disables prompting, and so does an adapter."""
+    """Number M of prompt vectors shared by text, audio and image; 0 disables prompting. An adapter replaces them."""
     num_layers: Annotated[int, Range(1, 64)] = 1
     """Transformer layers of the acoustic channel."""
     num_heads: Annotated[int, Range(1, 128)] = 8
@@ -105,8 +107,8 @@ class ModelConfig:
     dropout: Annotated[float, FRACTION_BELOW_1] = 0.1
     """Dropout of the acoustic channel, in 0..1."""
     recompute: bool = False
-    """Compute the blocks of CLIP's towers again in the backward pass instead of keeping what they computed: a batch
-    takes a fraction of the memory, and a step a third more time. Gradients are the same."""
+    """Recompute the activations of CLIP's towers in the backward pass instead of storing them: a batch takes a fraction
+    of the memory, and a step a third more time. Gradients are the same."""
     cls_std: Annotated[float, Range(0, 100)] = 0.02
     """Standard deviation of the initial CLS vector of the acoustic channel: 0.02 as in CLIP, 1 (release)."""
 
@@ -160,7 +162,8 @@ class RunConfig:
     """Name, batch size, precision and cadence of a run."""
 
     name: str = ""
-    """Name of the run; the same name resumes it. Empty: corpus-variant[-transcript]-seed."""
+    """Name of the run; the same name resumes it. Empty:
+    CORPUS-VARIANT[-adapter][-FUSION][-translate][-TRANSCRIPT]-SEED, a part in brackets if it is not the default."""
     fresh: bool = False
     """Start over under the same name; earlier checkpoints of the run are removed."""
     init_from: str = ""
@@ -170,7 +173,7 @@ class RunConfig:
     global_batch_size: Annotated[int, Range(2, 2**20, note="1 leaves no negatives")] = 32
     """Pairs per step over all workers."""
     precision: Precision = "auto"
-    """Precision of the towers: `auto` is bfloat16 where the device supports it at full speed, else float32."""
+    """Precision of the towers: `auto` is bfloat16 on GPUs that support it, else float32."""
     compile: bool = False
     """Compile the encoders by `torch.compile`: fewer and larger kernels in a step, after minutes of compiling. Texts
     and speech are padded to a few lengths, each of which is compiled once."""
@@ -215,14 +218,14 @@ class ExtractionConfig:
     batch_size: Annotated[int, Range(1, 4096)] = 16
     """Chunks of recordings per decoding batch."""
     precision: Precision = "float32"
-    """Precision of Whisper's encoder; `auto` is bfloat16 on a GPU and on processors that multiply it (AMX or
-    AVX-512 BF16), else float32."""
+    """Precision of Whisper's encoder: `auto` is bfloat16 on GPUs (float16 on those without it) and on CPUs with AMX or
+    AVX-512 BF16, else float32."""
     retries: Annotated[int, Range(0, 5)] = 5
-    """How often text that fails Whisper's checks is decoded again with sampling, 0 to 5; of unclear speech this takes
-    most of the time."""
+    """How often text that fails Whisper's checks is decoded again with sampling, 0 to 5. For unclear speech
+    this takes most of the time."""
     alternatives: Annotated[int, Range(0, 20, note="0 samples 3 where --data.transcript asr_mean reads them")] = 0
-    """Other texts that Whisper samples of each recording whose greedy text is not certain; each takes as long as
-    decoding a text. 0 samples 3 if --data.transcript is asr_mean."""
+    """Number of other texts that Whisper samples for each recording whose greedy text is uncertain; each takes as long
+    as decoding the recording once. 0 samples none, or 3 with --data.transcript asr_mean."""
     image_side_pixels: Annotated[int, Range(0, 8192, note="0 takes what the CLIP model needs")] = 0
     """Short side of stored images; 0 takes what the CLIP model needs."""
     keep_original_images: bool = False

@@ -1,4 +1,4 @@
-"""Actors of long frozen work, Whisper's and CLIP's: how many fit, their start, and the results of their calls."""
+"""Ray actors that run frozen Whisper or CLIP: how many fit, starting them, collecting their results."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar

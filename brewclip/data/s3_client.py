@@ -1,7 +1,7 @@
 """The boto3 client of a process, with limits on the time that a connection, an answer and each part of it may take.
 
-boto3 has a limit on the silence between two bytes, but none on an answer that drips. The connections of this client
-give up an answer whose bytes, headers included, come too slowly.
+boto3 limits the pause between two bytes, not the total time of a slow response. Here a response, headers included, is
+aborted below a minimum rate.
 """
 
 import functools

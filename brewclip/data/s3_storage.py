@@ -86,7 +86,7 @@ class S3Storage:
         def put() -> None:
             try:
                 s3_client().upload_file(str(path), **self._place(name), Config=_transfer_config())
-            except KeyError as error:  # boto3's answer to a cut one
+            except KeyError as error:  # boto3's answer to a truncated one
                 raise UnfinishedAnswer(f"the answer to the upload lacks its {error}") from error
             size = path.stat().st_size
             if size >= _PART_BYTES and _unless_missing(lambda: self._head(name)) != size:

@@ -1,4 +1,4 @@
-"""What a model reads of a sample: its text, or several readings of one recording, and how certain they are."""
+"""Text input of a sample: its transcript, or several alternatives, with their confidence."""
 
 import math
 

@@ -125,9 +125,9 @@ def describe_system(config: Config, name: str) -> System:
 
     Args:
         config: settings of the evaluation; its storage, data and model names apply unless the checkpoint sets them.
-        name: `zero_shot`, the name of a run below STORAGE/runs, or the URL of a run or checkpoint; a suffix `@asr` or
-            `@ground_truth` overrides `--data.transcript`, and `@acoustic` or `@text` before it takes one channel of a
-            full model.
+        name: `zero_shot`, the name of a run below STORAGE/runs, or the URL of a run or checkpoint; a suffix
+            `@TRANSCRIPT` (any value of `--data.transcript`) overrides that setting, and `@acoustic` or `@text` before
+            it takes one channel of a full model.
 
     Raises:
         UserError: if there is no such checkpoint, it was trained on another CLIP or Whisper, or has no such channel.

@@ -114,7 +114,7 @@ class AcousticEncoder(nn.Module):
     def _before_last_layer(
         self, features: Tensor, mask: Tensor, prompts: Tensor | None, masks: SampleDropout | None
     ) -> tuple[Tensor, Tensor, nn.Linear | None]:
-        """Return CLS with prompts (B, 1 + M, D), the frames, and the projection that is still due to the frames."""
+        """Return CLS with prompts (B, 1 + M, D), the frames, and the projection not yet applied to the frames."""
         batch_size, num_frames, _ = features.shape
         tokens = self.cls[None] if prompts is None else torch.cat([self.cls[None], prompts])
         prefix = tokens.expand(batch_size, -1, -1)

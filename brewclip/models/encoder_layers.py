@@ -1,6 +1,6 @@
-"""All layers of Whisper's encoder over a recording, pooled over its frames: what a recording sounds like.
+"""Pooled hidden states of all layers of Whisper's encoder.
 
-The middle layers know more of a voice than the last one, which the decoder reads (measured in docs/LOG.md).
+Middle layers encode more about the voice than the last one (docs/LOG.md).
 """
 
 from typing import Literal, get_args

@@ -189,7 +189,7 @@ def _settings_of(row: Row, test: Config) -> Config:
 
 
 def shown_title(title: str, config: Config) -> str:
-    """Return the title that a row has on the page of a corpus: that of SpeechCLIP-P says what else it hears with."""
+    """Return a row's title on the page of a corpus; SpeechCLIP-P's names its speech encoder if that is not HuBERT."""
     if title != SPEECHCLIP.title:
         return title
     encoder = for_variant(config, SPEECHCLIP.variant, 0).model.speech_encoder

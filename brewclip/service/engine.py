@@ -56,7 +56,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Transcription:
-    """What a recording was heard to say."""
+    """Transcription of a recording."""
 
     transcript: str
     language: str

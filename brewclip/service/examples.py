@@ -1,4 +1,4 @@
-"""Recordings that the page offers to click on, for who has no microphone: the sound files of a folder.
+"""Recordings that the page offers to click on, for users without a microphone: the sound files of a folder.
 
 NAME.txt beside a recording has the title that is shown, such as the words that are spoken.
 """

@@ -1,4 +1,4 @@
-"""What every request passes: who may ask, headers of every response, the access log, and its metrics."""
+"""ASGI middleware for every request: authentication, response headers, access log, metrics."""
 
 import base64
 import binascii

@@ -14,7 +14,7 @@ from brewclip.pretrained.whisper import load_whisper
 def heard_as(model: ModelConfig, task: str, language: str | None) -> tuple[Task, str]:
     """Resolve task and language of a recording: "" and None are the system's own.
 
-    Who asks for a translation and gives no language has it detected, unless the system translates already.
+    Without a language, a translation detects it, unless the system itself translates.
     """
     if task not in ("", "transcribe", "translate"):
         raise ValueError(f"task is {task!r}; it must be transcribe or translate")

@@ -1,4 +1,4 @@
-"""What the driver gives to the workers, and the name of what they give back; light to import, for both."""
+"""Message from driver to workers (settings, environment, lease), and the name of their result file; light to import."""
 
 import time
 from dataclasses import dataclass, field

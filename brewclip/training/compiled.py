@@ -1,4 +1,4 @@
-"""Encoders compiled by `torch.compile` for training, with inputs padded to few lengths so that few are compiled."""
+"""Encoders compiled by `torch.compile`, with inputs padded to a few lengths to bound recompilation."""
 
 from typing import Any
 

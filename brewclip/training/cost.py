@@ -165,7 +165,7 @@ class _Operations(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _with_layers_read(model: BrewCLIP) -> Iterator[None]:
-    """Let a cache of layers have those of every recording, as it has after an epoch, and keep it as it is."""
+    """Replace the layer cache by one that returns zeros, so that the encoder is not counted; restore it afterwards."""
     acoustic = model.acoustic
     if not isinstance(acoustic, SpeechCLIPEncoder) or acoustic.layer_cache is None:
         yield

@@ -39,10 +39,10 @@ class LoopHooks(Protocol):
         """Record metrics of a step."""
 
     def observe(self, batch: Batch) -> None:
-        """Take note of the shape of a step's batch."""
+        """Record the shape of a step's batch, for FLOP counts."""
 
     def achieved(self, seconds: float) -> dict[str, float]:
-        """Return metrics of what the device did since the last call, in this time."""
+        """Return throughput and memory metrics since the last call, `seconds` ago."""
 
     def count_bad(self) -> dict[str, float]:
         """Return metrics of samples that could not be used, on rank 0; collective."""

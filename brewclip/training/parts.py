@@ -1,4 +1,4 @@
-"""What one worker trains with: data, frozen CLIP, model and optimiser, built in this order."""
+"""Data, frozen CLIP, model and optimiser of one worker, built in this order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

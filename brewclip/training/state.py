@@ -1,4 +1,4 @@
-"""Where a training run stands: step, best evaluation, problem; light to import, for drivers and workers."""
+"""State of a training run: step, best evaluation, problem; light to import, for drivers and workers."""
 
 from dataclasses import dataclass, field
 

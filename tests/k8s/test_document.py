@@ -20,7 +20,8 @@ PAGES = (CHECKOUT / "docs" / "kubernetes.md", CHECKOUT / "docs" / "kubernetes-op
 TEXT = "\n".join(page.read_text() for page in PAGES)
 KUBERAY = "1.7.0"  # of the CRDs and of tests/k8s/manifests/kuberay.py
 # Programs of the user's machine, of whose words nothing is ours.
-FOREIGN = {"git", "kind", "openssl", "tr", "base64", "cat", "docker push"}
+FOREIGN = {"git", "kind", "openssl", "tr", "base64", "cat", "aws s3", "docker --config", "docker push"}
+PULLING = "kubernetes.io/dockerconfigjson"
 VERBS = {
     "apply",
     "create",
@@ -97,7 +98,7 @@ def secrets_wanted() -> dict[str, set[str]]:
             ]
             for key in filter(None, keys):
                 wanted.setdefault(key["name"], set()).add(key["key"])
-    return wanted
+    return wanted | {"registry": {".dockerconfigjson"}}  # of the component pull-secret, in no overlay
 
 
 def flag(words: list[str], name: str) -> str | None:
@@ -173,8 +174,8 @@ def kubectl_mistake(words: list[str]) -> str:
         return "" if words[2] in names_of("namespace") else f"no namespace {words[2]}"
     if namespace is None:
         return "names no namespace"
-    if words[:3] == ["create", "secret", "docker-registry"]:
-        return "" if words[3] == "registry" else f"secret {words[3]}: the component pull-secret takes `registry`"
+    if words[:4] == ["create", "secret", "generic", "registry"] and flag(words, "--type") != PULLING:
+        return f"secret registry: the component pull-secret takes the type {PULLING}"
     if words[:2] == ["create", "job"]:
         name = (flag(words, "--from") or "").removeprefix("cronjob/")
         return "" if name in names_of("cronjob") else f"no cronjob {name}"
@@ -299,6 +300,7 @@ def test_fields_that_the_page_reads_exist():
         "kubectl -n brewclip get rayjob trian",
         "kubectl -n brewclip port-forward service/mlfow 5000:5000",
         "kubectl -n brewclip create secret generic redis --from-file=pasword=/dev/stdin",
+        "kubectl -n brewclip create secret generic registry --from-file=.dockerconfigjson=config.json",
         'kubectl -n brewclip patch rayjob train --type merge -p \'{"spec":{"suspended":true}}\'',
         "kubectl -n brewclip scale deployment mlflow2 --replicas=0",
         "kubectl describ pods",

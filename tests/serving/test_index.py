@@ -138,11 +138,11 @@ def test_an_index_of_another_system_or_format_is_refused(images, tmp_path):
     other = ColourEncoder({"frozen_sha256": {"colours": "1" * 64}, "step": 2})
     with pytest.raises(UserError, match=r"was made by colours \(step 1.*this is colours \(step 2.*give another --out"):
         build(images, tmp_path / "index", other)
-    with pytest.raises(UserError, match=r"the index was made by colours \(step 1.*this is x \(step 2.*make it again"):
+    with pytest.raises(UserError, match=r"the index was made by colours \(step 1.*this is x \(step 2.*rebuild it"):
         ImageIndex.open(tmp_path / "index").check_made_by(other.identity, "x")
     (tmp_path / "old.npz").write_bytes(b"PK\x03\x04")
     for use in (ImageIndex.open, lambda path: build(images, path)):
-        with pytest.raises(UserError, match=r"old.npz is a file, an index is a folder since .*: make it again"):
+        with pytest.raises(UserError, match=r"old.npz is a file, an index is a folder since .*: rebuild it"):
             use(tmp_path / "old.npz")
     facts = tmp_path / "index" / "index.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"format": 99}))
@@ -164,7 +164,7 @@ def test_a_damaged_index_is_one_line(kind, images, tmp_path):
     else:
         path = tmp_path / "index" / name[kind]
         path.write_bytes(bytes(path.stat().st_size - (kind == "thumbnails")))
-    with pytest.raises(UserError, match=r"(is damaged|is not an index|lacks its file).*make it again") as caught:
+    with pytest.raises(UserError, match=r"(is damaged|is not an index|lacks its file).*rebuild it") as caught:
         ImageIndex.open(tmp_path / "index")
     assert "\n" not in str(caught.value)
 

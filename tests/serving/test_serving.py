@@ -167,7 +167,7 @@ def test_an_index_refuses_another_system(embedder, storage, index):
         brewclip.load(f"{storage.as_uri()}/runs/other").search(index, [waveform(0)])
     identity = {name: value for name, value in index.identity.items() if name != "frozen_settings"}
     old = ImageIndex(replace(index.facts, identity=identity), index.table, index.vectors, [])
-    with pytest.raises(UserError, match=r"CLIP scenes \w+ with settings unknown\), this is .*: make it again"):
+    with pytest.raises(UserError, match=r"CLIP scenes \w+ with settings unknown\), this is .*: rebuild it"):
         embedder.search(old, [waveform(0)])
 
 

@@ -77,7 +77,7 @@ def build_beside_one_without_parts(rank, folder):
     def refuse(*parts):
         raise AssertionError("a worker was built, whose resuming waits for the other")
 
-    entry.build_parts, entry.Worker = build_parts, refuse
+    entry.build_parts, entry.Worker, entry.worker_device = build_parts, refuse, lambda config: None
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     with entry._built_worker(Config(), Assignment({}, environment={})) as (worker, problem):

@@ -22,7 +22,7 @@ from brewclip.errors import UserError
 
 FORMAT = 2  # 1 was a single .npz file
 FACTS = "index.json"
-REMEDY = "make it again with brewclip index"
+REMEDY = "rebuild it with brewclip index"
 IMAGES = pa.schema(
     [
         ("id", pa.uint64()),

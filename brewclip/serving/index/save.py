@@ -157,7 +157,7 @@ def _fill_table(file: BinaryIO, table: pa.Table) -> None:
 
 
 def _with_new_ids(ids: list[int], digests: list[bytes]) -> list[int]:
-    """Return ids with those of new images behind: of the content, and of a number where the content has one already."""
+    """Append ids of new images: from the content hash, with a counter if that id is taken."""
     used, found = set(ids), list(ids)
     for digest in digests:
         copies: Iterator[int] = (_number(digest + bytes(copy)) for copy in range(len(used) + 1))
