@@ -85,7 +85,6 @@ def log_to_training_run(system: System, metrics: Mapping[str, float]) -> None:
     tracking = system.config.tracking
     if not system.mlflow_run_id or not metrics:
         return
-    run_url = system.url.rstrip("/").partition("/checkpoints/")[0]
-    tracker = Tracker(tracking.uri, tracking.experiment, system.name, run_url, run_id=system.mlflow_run_id)
+    tracker = Tracker(tracking.uri, tracking.experiment, system.name, system.url, run_id=system.mlflow_run_id)
     tracker.log_metrics(metrics, system.step)
     tracker.finish(status="")

@@ -1,10 +1,11 @@
 """Entry point of a worker: the group builds its parts together, trains, and writes the run's result."""
 
 import contextlib
+import functools
 import json
 import traceback
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from brewclip.config import Config, unflatten
 from brewclip.data.storage import exists, open_storage
@@ -16,6 +17,7 @@ from brewclip.training.parts import build_parts
 from brewclip.training.state import TrainState
 from brewclip.training.worker import Worker, worker_device
 
+Built = TypeVar("Built")
 # Ray starts a group again when a worker dies or raises; these would be raised again.
 _NOT_WORTH_A_RETRY = (
     TypeError, ValueError, LookupError, AttributeError, AssertionError, ImportError, NotImplementedError,
@@ -70,21 +72,22 @@ def _built_worker(config: Config, assignment: Assignment) -> Iterator[tuple[Work
 
     The group agrees before `Worker` too, whose resuming is collective: a rank without parts would never join it.
     """
-    parts, worker = None, None
-    problem = ""
-    try:
-        parts = build_parts(config, worker_device(config))
-    except _UNFIT as error:
-        problem = str(error)
-    problem = agree_on_problem(problem)
+    worker = None
+    parts, problem = _built_by_all(lambda: build_parts(config, worker_device(config)))
     if parts is not None and not problem:
-        try:
-            worker = Worker(config, parts, assignment)
-        except _UNFIT as error:
-            problem = str(error)
-        problem = agree_on_problem(problem)
+        worker, problem = _built_by_all(functools.partial(Worker, config, parts, assignment))
     try:
         yield (None if problem else worker), problem
     finally:
         if worker is not None:
             worker.close()
+
+
+def _built_by_all(build: Callable[[], Built]) -> tuple[Built | None, str]:
+    """Build something on every worker; return it, and the problem of the group, empty if all could."""
+    built, problem = None, ""
+    try:
+        built = build()
+    except _UNFIT as error:
+        problem = str(error)
+    return built, agree_on_problem(problem)
