@@ -44,6 +44,7 @@ def test_each_length_is_compiled_once():
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_are_those_of_eager_encoders(recompute):
+    """To 1e-4 of the largest of a parameter: padding changes the order of sums, by 2e-6 on some processors."""
     torch._dynamo.reset()
     config, (batch, _) = tiny_config(4), tiny_batch(4)
     model = build_tiny(config)
@@ -51,7 +52,8 @@ def test_gradients_are_those_of_eager_encoders(recompute):
     model.clip.recompute = recompute
     compile_encoders(model, "aot_eager")
     for name, gradient in gradients_of(model, config, batch).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+        largest = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-4 * largest, msg=name)
 
 
 def test_a_machine_that_cannot_compile_gets_one_line():
