@@ -152,6 +152,20 @@ class Manifest:
         storage = self._open_folder(folder)
         return storage, unquote(name) if isinstance(storage, FolderStorage) else name
 
+    def disagreement(self, shard: int, what: str) -> ManifestError:
+        """Return the error of a stored shard that is not the one of this manifest."""
+        return ManifestError(f"shard {self.url_of(shard)} {what}: it is not the one of {self.url}/manifest.json")
+
+    def check_size(self, shard: int, size: int) -> None:
+        """Compare the size of a stored shard, in bytes, with the manifest's.
+
+        Raises:
+            ManifestError: if they differ.
+        """
+        expected = int(self.size_bytes[shard])
+        if size != expected:
+            raise self.disagreement(shard, f"has {size} bytes instead of {expected}")
+
     def members_of(self, shard: int) -> list[AdoptedSample]:
         """Return the members of the samples of an adopted shard, in their order.
 

@@ -4,9 +4,7 @@ The size of a shard and the crc32 of each sample are compared with the manifest 
 truncated, flipped or exchanged bytes pass for a sample.
 """
 
-import hashlib
-import os
-import tempfile
+import contextlib
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,11 +16,12 @@ import numpy as np
 
 from brewclip.data.adopted import slice_samples
 from brewclip.data.embeddings import SplitEmbeddings
-from brewclip.data.folder_storage import FolderStorage
 from brewclip.data.manifest import Manifest
 from brewclip.data.order import Extent
 from brewclip.data.schema import BadSample, Sample, unpack_sample
-from brewclip.errors import ManifestError, ObjectMissing, TooManyBadSamples
+from brewclip.data.shard_cache import ShardCache
+from brewclip.data.storage import Storage
+from brewclip.errors import ManifestError, ObjectMissing, StorageError, TooManyBadSamples
 
 Decoded = TypeVar("Decoded")
 RawSample = memoryview | Sample | BadSample
@@ -100,9 +99,7 @@ class SplitReader:
         self, manifest: Manifest, cache_directory: str = "", embeddings: SplitEmbeddings | None = None
     ) -> None:
         self.manifest, self._embeddings = manifest, embeddings
-        self._cache = Path(cache_directory).expanduser() if cache_directory else None
-        self._locks: dict[int, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._cache = ShardCache(manifest, Path(cache_directory)) if cache_directory else None
 
     def read(self, extent: Extent) -> list[RawSample]:
         """Return the bytes of each sample of an extent; a `BadSample` where the checksum differs.
@@ -110,23 +107,40 @@ class SplitReader:
         Raises:
             ManifestError: if the shard is missing or is not as large as its manifest says.
         """
+        parts = self._read_copy(self._cache, extent) if self._cache is not None else None
+        if parts is None:
+            parts = self._read_from(*self.manifest.place_of(extent.shard), extent)
+        if self.manifest.is_adopted(extent.shard):
+            first, stop = extent.first, extent.first + extent.count
+            ends = self.manifest.index_of(extent.shard)[0][first : stop + 1].tolist()
+            return list(slice_samples(iter(parts), self.manifest.members_of(extent.shard)[first:stop], ends))
+        return list(parts)
+
+    def _read_copy(self, cache: ShardCache, extent: Extent) -> list[memoryview | BadSample] | None:
+        """Read an extent of a cached shard; None if its copy cannot be made, or was damaged and is removed."""
+        copy = cache.copy_of(extent.shard)
+        if copy is None:
+            return None
+        with contextlib.suppress(StorageError, ManifestError, OSError):
+            parts = self._read_from(*copy, extent)
+            if not any(isinstance(part, BadSample) for part in parts):
+                return parts
+        cache.remove(extent.shard)
+        return None
+
+    def _read_from(self, storage: Storage, name: str, extent: Extent) -> list[memoryview | BadSample]:
         manifest = self.manifest
-        storage, name = self._cached(extent.shard) if self._cache else manifest.place_of(extent.shard)
         offsets, checksums = manifest.index_of(extent.shard)
-        start, stop = int(offsets[extent.first]), int(offsets[extent.first + extent.count])
-        try:
-            data, size = storage.read_part(name, start, stop)
-        except ObjectMissing:
-            raise ManifestError(self.disagreement(extent.shard, "is missing")) from None
-        self._compare_size(extent.shard, size)
-        if len(data) != stop - start:
-            raise ManifestError(self.disagreement(extent.shard, f"ends before byte {stop}"))
         rows = slice(extent.first, extent.first + extent.count)
         ends = offsets[rows.start : rows.stop + 1]
-        parts = check_samples(memoryview(data), ends, checksums[rows], extent.first)
-        if manifest.is_adopted(extent.shard):
-            return list(slice_samples(parts, manifest.members_of(extent.shard)[rows], ends.tolist()))
-        return list(parts)
+        try:
+            data, size = storage.read_part(name, int(ends[0]), int(ends[-1]))
+        except ObjectMissing:
+            raise manifest.disagreement(extent.shard, "is missing") from None
+        manifest.check_size(extent.shard, size)
+        if len(data) != ends[-1] - ends[0]:
+            raise manifest.disagreement(extent.shard, f"ends before byte {ends[-1]}")
+        return list(check_samples(memoryview(data), ends, checksums[rows], extent.first))
 
     def load(self, extent: Extent) -> Iterator[tuple[int, Sample | BadSample]]:
         """Yield number and parsed sample for each sample of an extent."""
@@ -155,46 +169,6 @@ class SplitReader:
             sample = sample.copied()
         embeddings = self._embeddings
         return sample if embeddings is None else sample._replace(embeddings=embeddings.at(shard, index))
-
-    def _compare_size(self, shard: int, size: int) -> None:
-        expected = int(self.manifest.size_bytes[shard])
-        if size != expected:
-            raise ManifestError(self.disagreement(shard, f"has {size} bytes instead of {expected}"))
-
-    def _cached(self, shard: int) -> tuple[FolderStorage, str]:
-        assert self._cache is not None
-        sha256 = self.manifest.sha256_of(shard)
-        folder = FolderStorage(self._cache / sha256[:2] / sha256)
-        with self._lock:
-            lock = self._locks.setdefault(shard, threading.Lock())
-        name = self.manifest.name_of(shard)
-        with lock:
-            target = folder.folder / name
-            if not target.exists():
-                self._fill_cache(shard, target)
-        return folder, name
-
-    def _fill_cache(self, shard: int, target: Path) -> None:
-        storage, name = self.manifest.place_of(shard)
-        try:
-            self._compare_size(shard, storage.size(name))
-        except ObjectMissing:
-            raise ManifestError(self.disagreement(shard, "is missing")) from None
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=target.parent)
-        os.close(descriptor)
-        try:
-            storage.download(name, Path(partial))
-            with open(partial, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.sha256_of(shard):
-                    raise ManifestError(self.disagreement(shard, "has another sha256"))
-            Path(partial).replace(target)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-
-    def disagreement(self, shard: int, what: str) -> str:
-        """Return the error message about a shard that disagrees with the manifest."""
-        return f"shard {self.manifest.url_of(shard)} {what}: it is not the one of {self.manifest.url}/manifest.json"
 
 
 def iter_split(

@@ -16,7 +16,7 @@ from brewclip.data.order import Extent, Place, SampleOrder
 from brewclip.data.prefetch import RawSamples, RawSource, open_source
 from brewclip.data.reader import RawSample, Rejections, SplitReader
 from brewclip.data.schema import BadSample, Sample
-from brewclip.errors import ManifestError, UserError
+from brewclip.errors import UserError
 
 Decoded = TypeVar("Decoded")
 Item = TypeVar("Item")
@@ -160,7 +160,7 @@ class Stream(Generic[Decoded]):
                 return self._decode_bytes(data, shard, other)
             except BadSample:
                 continue
-        raise ManifestError(self.reader.disagreement(shard, f"has no sample that can be used ({cause})"))
+        raise self.reader.manifest.disagreement(shard, f"has no sample that can be used ({cause})")
 
     def _decode_bytes(self, data: RawSample, shard: int, index: int) -> Decoded:
         if isinstance(data, BadSample):

@@ -16,6 +16,11 @@ URL_TAG = "brewclip.checkpoint_url"
 ARTIFACT = "checkpoint"  # folder of the best checkpoint among the artifacts of an MLflow run
 
 
+def is_registered_name(name: str) -> bool:
+    """Return whether a text is written as the name of a registered model."""
+    return name.startswith(PREFIX)
+
+
 def resolve_model(name: str, tracking_uri: str = "") -> str:
     """Return the URL of a registered checkpoint; any other text is returned unchanged.
 
@@ -26,7 +31,7 @@ def resolve_model(name: str, tracking_uri: str = "") -> str:
     Raises:
         UserError: if there is no such name, or MLflow cannot be reached.
     """
-    if not name.startswith(PREFIX):
+    if not is_registered_name(name):
         return name
     parts = re.fullmatch(rf"{PREFIX}([^/@]+)(?:@([^/@]+)|/(\d+))", name)
     if parts is None:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from brewclip.checkpoints.checkpoint import load_checkpoint, load_resume_point, open_checkpoint
 from brewclip.checkpoints.compatibility import check_initial, check_same_run
+from brewclip.checkpoints.facts import Checkpoint
 from brewclip.checkpoints.removal import begin_removal, finish_removal, is_being_removed
 from brewclip.cluster import check_resources, demand_of, has_workers
 from brewclip.config import Config, flatten
@@ -24,7 +25,7 @@ from brewclip.data.manifest import open_manifest
 from brewclip.data.order import SampleOrder
 from brewclip.data.storage import Storage, check_reachable, exists, open_storage
 from brewclip.errors import UserError
-from brewclip.tracking.registry import resolve_model
+from brewclip.tracking.registry import is_registered_name, resolve_model
 from brewclip.tracking.tracker import describe_environment, supersede
 from brewclip.training.assignment import RESULT, Assignment
 from brewclip.training.lease import Fence, holding_lease
@@ -50,7 +51,7 @@ def prepare(config: Config) -> None:
         raise UserError(str(error)) from None
     config = _with_checkpoint_url(config)
     storage = open_storage(config.run_url)
-    latest = None if config.run.fresh or is_being_removed(storage) else load_checkpoint(storage)
+    latest = _latest_of(config, storage)
     if latest is not None:
         check_same_run(config, latest.facts)
     elif config.run.init_from:
@@ -198,9 +199,21 @@ def _check_initial_of(config: Config) -> None:
 
 
 def _with_checkpoint_url(config: Config) -> Config:
-    """Replace a registered name to start from by what it stands for now: the name may mean another one tomorrow."""
-    url = resolve_model(config.run.init_from, config.tracking.uri)
+    """Replace a registered name to start from by its checkpoint; a run that has started keeps the one it started from.
+
+    The name may stand for another checkpoint, or for none, when the run is resumed.
+    """
+    url = ""
+    if is_registered_name(config.run.init_from):
+        latest = _latest_of(config, open_storage(config.run_url))
+        url = latest.facts.config.get("run.init_from", "") if latest is not None else ""
+    url = url or resolve_model(config.run.init_from, config.tracking.uri)
     return replace(config, run=replace(config.run, init_from=url))
+
+
+def _latest_of(config: Config, storage: Storage) -> Checkpoint | None:
+    """Return the checkpoint that a run resumes from; None if it starts at step 0."""
+    return None if config.run.fresh or is_being_removed(storage) else load_checkpoint(storage)
 
 
 def _warn_of_unreachable(config: Config) -> None:

@@ -12,7 +12,7 @@ from brewclip.__main__ import main
 from brewclip.data.storage import open_storage
 from brewclip.scenes.drawing import draw_scene
 from brewclip.scenes.world import sample_scene, world_seed
-from brewclip.serving.index.place import open_index
+from brewclip.serving.index.place import IndexPlace, open_index
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -58,3 +58,12 @@ def test_a_bucket_is_indexed_by_a_cluster_and_searched(ray_head, bucket, tmp_pat
     assert index.read_image(row) == storage.read("images/5.png")
     names = set(storage.list_names("index/"))
     assert names == {f"index/{name}" for name in (*index.facts.files(), "index.json")}, "parts and old files are gone"
+
+    place = IndexPlace(f"{bucket}/index")
+    half = place.folder / "vectors-00000000.npy"
+    with place.locked():
+        half.write_bytes(b"of a build that is running")
+        assert open_index(f"{bucket}/index").facts == index.facts
+        assert half.exists(), "a search leaves the files of a build in the same cache"
+    open_index(f"{bucket}/index")
+    assert not half.exists()

@@ -1,14 +1,18 @@
-"""What the driver of a run does when it is asked to end."""
+"""What the driver of a run does when it is asked to end, or to go on."""
 
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
-from brewclip.config import Config, RunConfig
+from brewclip.checkpoints.checkpoint import save_checkpoint
+from brewclip.checkpoints.compatibility import check_same_run
+from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
+from brewclip.config import Config, RunConfig, flatten
 from brewclip.data.storage import exists, open_storage
-from brewclip.errors import UserError
+from brewclip.errors import CheckpointError, UserError
 from brewclip.training import launch
 from brewclip.training.stop import STOP
 
@@ -40,3 +44,20 @@ def test_a_driver_with_workers_asks_them_to_stop(config, monkeypatch, capsys):
 def test_ctrl_c_stays_ctrl_c(config):
     with pytest.raises(KeyboardInterrupt), launch._stopping_on_sigterm(config):
         raise KeyboardInterrupt
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_its_registered_name_stood_for(config, monkeypatch):
+    """Also where the name stands for another one by then."""
+    meant = "file:///sweep/runs/first"
+    monkeypatch.setattr(launch, "resolve_model", lambda name, uri: meant if name else "")
+    named = replace(config, run=replace(config.run, init_from="models:/brewclip@best"))
+    assert launch._with_checkpoint_url(named).run.init_from == meant
+    started = flatten(launch._with_checkpoint_url(named))
+    facts = CheckpointFacts(step=1, config=started, frozen_sha256={}, audio_dim=4)
+    save_checkpoint(open_storage(config.run_url), Checkpoint(facts, {}, {}), best=True, keep=1)
+    meant = "file:///sweep/runs/second"
+    check_same_run(launch._with_checkpoint_url(named), facts)
+    over = replace(named, run=replace(named.run, fresh=True))
+    assert launch._with_checkpoint_url(over).run.init_from == meant, "starting over, the name is read again"
+    with pytest.raises(CheckpointError, match=r"with --run\.init-from file:///sweep/runs/first, now it is :"):
+        check_same_run(launch._with_checkpoint_url(config), facts)

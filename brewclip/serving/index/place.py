@@ -1,5 +1,6 @@
 """Where an index is: a folder of this machine, or a prefix of a bucket with a copy in the user's cache."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from brewclip.data.folder_storage import FolderStorage
 from brewclip.data.storage import Storage, open_storage
 from brewclip.errors import ObjectMissing, UserError
 from brewclip.serving.index.image_index import ImageIndex
@@ -50,6 +52,7 @@ class IndexPlace:
             self.folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
         else:
             self.folder = Path(text.removeprefix("file://")).expanduser().absolute()
+        self._copy = FolderStorage(self.folder)
 
     def read_facts(self) -> IndexFacts | None:
         """Return what index.json says; None if no index was saved here.
@@ -69,6 +72,8 @@ class IndexPlace:
     def fetch(self) -> None:
         """Copy what a bucket's index has and the cache has not; nothing for a folder.
 
+        Files of earlier versions are removed from the cache, unless a build of this machine works in it.
+
         Raises:
             UserError: if there is no index, or storage cannot be reached.
         """
@@ -78,8 +83,9 @@ class IndexPlace:
             facts = self._download()
         except ObjectMissing:  # it was replaced meanwhile
             facts = self._download()
-        (self.folder / FACTS).write_bytes(facts.to_json())
-        _remove_others(self.folder, facts)
+        self._copy.write(FACTS, facts.to_json())
+        with contextlib.suppress(BlockingIOError), self._holding_lock():  # else they may be a running build's
+            _remove_others(self.folder, facts)
 
     def publish(self, facts: IndexFacts) -> None:
         """Make the files that were written to the folder the index, and remove those of earlier versions.
@@ -94,7 +100,7 @@ class IndexPlace:
                     self.storage.upload(self.folder / name, name)
         self.storage.write(FACTS, facts.to_json())
         if self.remote:
-            (self.folder / FACTS).write_bytes(facts.to_json())
+            self._copy.write(FACTS, facts.to_json())
             for name in self.storage.list_names():
                 if _OURS.fullmatch(name) and name not in facts.files():
                     self.storage.delete(name)
@@ -108,16 +114,23 @@ class IndexPlace:
             UserError: if there is one, or the folder cannot be written.
         """
         self._refuse_file()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(f"index {self.location} cannot be written: {error.strerror}") from None
+        with contextlib.ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(self._holding_lock())
+            except BlockingIOError:
+                raise UserError(f"another program is writing the index {self.location}: wait for it") from None
+            except OSError as error:
+                raise UserError(f"index {self.location} cannot be written: {error.strerror}") from None
+            yield
+
+    @contextmanager
+    def _holding_lock(self) -> Iterator[None]:
+        """Hold the folder's lock; raise BlockingIOError if another program does."""
+        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
-        except BlockingIOError:
-            raise UserError(f"another program is writing the index {self.location}: wait for it") from None
         finally:
             os.close(file)
 
