@@ -53,7 +53,7 @@ class Options(BenchmarkOptions):
 
     whisper: Annotated[str, WHISPER] = "base"
     """Name of the Whisper model."""
-    num_recordings: Annotated[int, Range(1, 10**6)] = 24
+    num_recordings: Annotated[int, Range(1, 10**6)] = 16
     """Spoken captions of about 3 s, or recordings evenly spaced over the split."""
     split: str = ""
     """URL of a split of recordings whose text is known, as a recipe wrote it; empty uses synthetic captions."""

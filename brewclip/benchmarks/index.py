@@ -68,7 +68,7 @@ class Options(BenchmarkOptions):
     """Photographs that are indexed; 0 skips it."""
     clip: str = "ViT-B-32/random"
     """CLIP of that; its speed does not depend on the weights."""
-    num_pairs: Annotated[int, Range(1, 1000)] = 5
+    num_pairs: Annotated[int, Range(1, 1000)] = 3
     """Measured runs of each side."""
 
 

@@ -55,7 +55,7 @@ class Options(BenchmarkOptions):
     """Images (640 x 480 JPEG) and recordings (3 to 4 s, WAV, 44.1 kHz stereo) of the miniature corpus."""
     samples_per_shard: Annotated[int, Range(1, 10**6)] = 100
     """Samples per tar, for both sides."""
-    num_pairs: Annotated[int, Range(1, 1000)] = 5
+    num_pairs: Annotated[int, Range(1, 1000)] = 3
     """Measured runs of each side."""
     memory_samples: Annotated[int, Range(0, 10**8)] = 30_000
     """Tiny samples written in sequence to see whether memory grows; 0 skips it."""

@@ -54,9 +54,9 @@ class Options(BenchmarkOptions):
     """Pairs per step on each worker; the preset has 64."""
     num_samples: Annotated[int, Range(2, 10**7)] = 512
     """Pairs of the split."""
-    num_steps: Annotated[int, Range(1, 10**6)] = 20
+    num_steps: Annotated[int, Range(1, 10**6)] = 10
     """Steps per measurement."""
-    num_pairs: Annotated[int, Range(1, 1000)] = 3
+    num_pairs: Annotated[int, Range(1, 1000)] = 2
     """Measurements of each source in each run, alternating."""
     num_runs: Annotated[int, Range(1, 1000)] = 2
     """Runs on one worker, and as many on two; each starts new Ray workers, which takes about 20 s."""

@@ -1,7 +1,7 @@
 """Benchmark the search service against the plain way to serve the same models.
 
     python jobs/benchmark.py serve
-    python jobs/benchmark.py serve --clients 1 16 --queries-per-client 4
+    python jobs/benchmark.py serve --clients 1 4 16 --queries-per-client 4
 
 Both answer spoken captions of --seconds each from zero-shot Whisper base and the scenes CLIP, over the same index, with
 the same number of CPU threads; the plain way is `plain_server`. Clients send one query after the other, each a
@@ -43,9 +43,9 @@ _SIDE_PIXELS = 96
 class Options(BenchmarkOptions):
     """Load, and how it is served."""
 
-    clients: tuple[Annotated[int, Range(1, 1000)], ...] = (1, 4, 16)
+    clients: tuple[Annotated[int, Range(1, 1000)], ...] = (1, 16)
     """Numbers of clients at once."""
-    queries_per_client: Annotated[int, Range(1, 1000)] = 4
+    queries_per_client: Annotated[int, Range(1, 1000)] = 3
     """Queries of each client in a run."""
     seconds: Annotated[float, Range(0.5, 30)] = 3.5
     """Length of each query."""
@@ -176,13 +176,15 @@ def _wait_for(url: str, process: SupervisedProcess) -> None:
 def _alternate(
     options: Options, bodies: list[bytes], count: int, ours: str, theirs: str
 ) -> tuple[list[Run], list[Run]]:
-    """Ask both servers in turn, with the order switched from pair to pair, after a round that does not count."""
+    """Ask both servers in turn, with the order switched from pair to pair, after a query of each client that does not count."""
     sides: dict[str, list[Run]] = {ours: [], theirs: []}
     for pair in range(options.num_pairs + 1):
         for url in (ours, theirs) if pair % 2 == 0 else (theirs, ours):
-            measured = measure(functools.partial(_ask, url), bodies, count, options.queries_per_client, pair)
+            queries = options.queries_per_client if pair else 1
+            measured = measure(functools.partial(_ask, url), bodies, count, queries, pair)
             if pair:
                 sides[url].append(measured)
+                print(f"{_clients(count)}, {url}: {measured.rate:.3g} queries/s", flush=True)
     return sides[ours], sides[theirs]
 
 

@@ -66,7 +66,7 @@ class Options(BenchmarkOptions):
     """Pairs per step."""
     num_steps: Annotated[int, Range(1, 10**6)] = 8
     """Steps per run."""
-    num_pairs: Annotated[int, Range(1, 1000)] = 5
+    num_pairs: Annotated[int, Range(1, 1000)] = 3
     """Measured runs of each side."""
     num_threads: Annotated[int, THREADS] = 1
     """CPU threads of torch."""
