@@ -36,7 +36,7 @@ test: $(INSTALLED) ## run all tests
 test-fast: $(INSTALLED) ## run the tests that start neither Ray nor an S3 server, MLflow or a browser, without the slow ones
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not services and not slow"
 
-benchmark: $(INSTALLED) ## measure all benchmarks (40 to 80 minutes on 2 quiet cores) and put their table into docs/benchmarks.md
+benchmark: $(INSTALLED) ## measure all benchmarks (40 minutes on 2 quiet cores) and put their table into docs/benchmarks.md
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmark]'
 	@$(BIN)/python jobs/benchmark.py all
 

@@ -4,7 +4,7 @@
     python jobs/benchmark.py all --only recall loss
     python jobs/benchmark.py all --only extract --speech-split file:///data/ravdess/train
 
-Each runs in its own process with its defaults, 40 to 80 minutes in all on 2 idle cores. The table is written between
+Each runs in its own process with its defaults, 40 minutes in all on 2 idle cores. The table is written between
 the markers <!-- benchmarks --> and <!-- /benchmarks --> of --table, or replaces that file if it has none; the results
 are stored in --folder. Benchmarks left out by --only reuse the results of their last run.
 """

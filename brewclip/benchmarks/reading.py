@@ -82,7 +82,7 @@ class Options(BenchmarkOptions):
     """Bound of the stream's raw bytes."""
     num_ray_tasks: Annotated[int, Range(0, 256)] = 1
     """Tasks of Ray Data that read at the same time; 0 leaves it out."""
-    num_pairs: Annotated[int, Range(1, 1000)] = 3
+    num_pairs: Annotated[int, Range(1, 1000)] = 2
     """Measured runs of each side."""
 
 
@@ -236,7 +236,8 @@ def _feed_a_step(manifest: Manifest, options: Options) -> list[Limit]:
     ours: Batches = functools.partial(_iter_stream, manifest, options, options.num_fed_steps)  # over epochs by itself
     limits = []
     for name, batches in {"the stream": ours, **_peers_over_link(manifest, options)}.items():
-        runs = [feed(_epochs(batches), seconds, options.num_fed_steps) for _ in range(options.num_pairs)]
+        count = options.num_pairs if batches is ours else 1  # peers have no target here
+        runs = [feed(_epochs(batches), seconds, options.num_fed_steps) for _ in range(count)]
         waiting, firsts = tuple(share for share, _ in runs), tuple(first for _, first in runs)
         pairs = options.batch_size / seconds
         most = _MOST_WAITING if batches is ours else 0.0

@@ -48,7 +48,7 @@ class Options(BenchmarkOptions):
     """Recordings of the case whose memory is measured; 0 skips it."""
     large_images: Annotated[int, Range(0, 10**8)] = 100_000
     """Images of that case."""
-    large_seconds: Annotated[float, Range(0, 86_400)] = 60.0
+    large_seconds: Annotated[float, Range(0, 86_400)] = 30.0
     """Time limit of that case; 0 for none."""
 
 

@@ -6,13 +6,15 @@
 A run starts workers of the preset `scenes` with Ray Train over a local S3 server. In each worker the training loop is
 fed alternately by the stream (with curves, flags and counts as in a real run), by a stream that decodes each image
 again, as in a first epoch, and from memory with nothing else. Runs of one worker and of two with twice the batch
-alternate. The arithmetic of `traffic`, given the speed of one worker and of the link between two, predicts the step
-time of two, and the figure for GPUs.
+alternate. Both of two workers also compute at once without exchanging anything, which is what these cores can do at
+most. The arithmetic of `traffic`, given that speed and the link's, predicts the step time of two workers, and the
+figure for GPUs.
 """
 
 import itertools
 import json
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -157,12 +159,15 @@ def measure_worker(settings: dict[str, Any]) -> None:
     decoder = build_decoder(config, load_clip(config.model.clip))
     worker.parts, worker.first_step = replace(worker.parts, decoder=decoder), -1
     sources = {"stream": batches, "first_epoch": worker.iter_batches(), "memory": itertools.cycle(in_memory)}
-    rates: dict[str, list[float]] = {name: [] for name in sources}
+    rates: dict[str, list[float]] = {name: [] for name in (*sources, "apart")}
     for pair in range(-1, settings["num_pairs"]):  # the first is a warm-up of all sources
         for name in sources if pair % 2 == 0 else reversed(sources):
             rate = _steps(worker, sources[name], is_real=name != "memory")
             if pair >= 0:
                 rates[name].append(rate)
+        apart = _steps_apart(worker, in_memory)
+        if pair >= 0:
+            rates["apart"].append(apart)
     trained = sum(parameter.numel() for parameter in worker.parts.model.trained_parameters().values())
     found = {"rates": rates, "before_first_step": parts, "link": _measure_link(), "trained_parameters": trained}
     if worker.rank == 0:
@@ -184,6 +189,23 @@ def _steps(worker: Any, batches: Iterator[Any], *, is_real: bool) -> float:
     else:
         train_only(config, model, optimizer, batches)
     return config.optim.total_steps * config.run.global_batch_size / (time.perf_counter() - started)
+
+
+def _steps_apart(worker: Any, in_memory: list[Any]) -> float:
+    """Compute forward and backward passes alone while the other workers do the same; return pairs per second of all."""
+    import torch.distributed as dist
+
+    from brewclip.benchmarks.steps import forward_and_backward
+
+    config: Config = worker.config
+    if dist.is_initialized():
+        dist.barrier()
+    started = time.perf_counter()
+    for batch, _ in itertools.islice(itertools.cycle(in_memory), config.optim.total_steps):
+        forward_and_backward(config, worker.parts.model, batch)
+    seconds = time.perf_counter() - started
+    worker.parts.optimizer.zero_grad()
+    return config.optim.total_steps * config.run.global_batch_size / seconds
 
 
 class _WithoutCheckpoints:
@@ -257,6 +279,12 @@ def _figures(runs: dict[int, list[dict[str, Any]]], options: Options) -> tuple[l
             rates(1, "memory"),
             "pairs/s",
         ),
+        Comparison(
+            f"two workers against one, {options.pairs_per_worker} pairs each, without any exchange: the cores' limit",
+            rates(2, "apart"),
+            rates(1, "apart"),
+            "pairs/s",
+        ),
     ]
     for comparison in comparisons:
         print(comparison.line(), flush=True)
@@ -270,25 +298,33 @@ def _figures(runs: dict[int, list[dict[str, Any]]], options: Options) -> tuple[l
 
 
 def _predict(runs: dict[int, list[dict[str, Any]]], options: Options) -> dict[str, float]:
-    """Compare the step time of two workers with the prediction from one worker's speed and the link."""
+    """Compare the step time of two workers with the prediction from one worker's speed and the link.
+
+    Cores share their memory, GPUs do not: the speed is that of a worker while the other one computes, too.
+    """
     pairs = options.pairs_per_worker
     workload = replace(SCENES, trained_parameters=runs[2][0]["trained_parameters"])
-    seconds = [pairs / rate for found in runs[1] for rate in found["rates"]["memory"]]
-    alone = sorted(seconds)[len(seconds) // 2]
-    flops = step_time(workload, Machine(1.0, 1.0, 0.0), 1, pairs).seconds / alone
+
+    def median_seconds(num_workers: int, source: str) -> float:
+        rates = [rate for found in runs[num_workers] for rate in found["rates"][source]]
+        return num_workers * pairs / statistics.median(rates)
+
+    alone = median_seconds(1, "memory")
+    beside_another = alone * median_seconds(2, "apart") / median_seconds(1, "apart")
+    flops = step_time(workload, Machine(1.0, 1.0, 0.0), 1, pairs).seconds / beside_another
     predicted = [
         step_time(workload, Machine(flops, **found["link"]), 2, pairs).seconds for found in runs[2] if found["link"]
     ]
-    measured = sorted(2 * pairs / rate for found in runs[2] for rate in found["rates"]["memory"])
     figures = {
         "one_worker_seconds": alone,
+        "one_worker_while_another_computes_seconds": beside_another,
         "two_workers_predicted_seconds": sum(predicted) / max(1, len(predicted)),
-        "two_workers_measured_seconds": measured[len(measured) // 2],
+        "two_workers_measured_seconds": median_seconds(2, "memory"),
         **runs[2][0]["link"],
     }
     print(
-        f"a step of one worker {show(1000 * alone)} ms, of two: "
-        f"{show(1000 * figures['two_workers_predicted_seconds'])} ms by arithmetic, "
+        f"a step of one worker {show(1000 * alone)} ms, {show(1000 * beside_another)} ms while another one computes; "
+        f"of two: {show(1000 * figures['two_workers_predicted_seconds'])} ms by arithmetic, "
         f"{show(1000 * figures['two_workers_measured_seconds'])} ms measured",
         flush=True,
     )

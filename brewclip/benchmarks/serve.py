@@ -176,7 +176,7 @@ def _wait_for(url: str, process: SupervisedProcess) -> None:
 def _alternate(
     options: Options, bodies: list[bytes], count: int, ours: str, theirs: str
 ) -> tuple[list[Run], list[Run]]:
-    """Ask both servers in turn, with the order switched from pair to pair, after a query of each client that does not count."""
+    """Ask both servers in turn, with the order switched from pair to pair; one query of each client goes before."""
     sides: dict[str, list[Run]] = {ours: [], theirs: []}
     for pair in range(options.num_pairs + 1):
         for url in (ours, theirs) if pair % 2 == 0 else (theirs, ours):

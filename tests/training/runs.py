@@ -1,12 +1,12 @@
 """Starting real training jobs in tests, watching how far they are, and reading what they left."""
 
 import contextlib
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -71,21 +71,14 @@ class TrainingJob:
         assert checkpoint is not None
         return checkpoint
 
-    def losses(self) -> dict[int, set[str]]:
-        """Return the losses that were printed for each step; one for each time the step was done."""
-        losses: dict[int, set[str]] = {}
-        for step, loss in re.findall(r"step (\d+)/\d+, loss ([\d.]+)", self.log.read_text()):
-            losses.setdefault(int(step), set()).add(loss)
-        return losses
-
-    def recorded_losses(self, tracking_uri: str) -> dict[int, float]:
-        """Return the loss of each step as MLflow has it, the last one where a step was done again."""
+    def recorded(self, tracking_uri: str) -> tuple[Any, list[Any]]:
+        """Return the run in MLflow, and its points of `train/loss`: a step that was done again has several."""
         import mlflow
 
         client = mlflow.MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name("brewclip").experiment_id
         (run,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{self.run_url}'")
-        return {point.step: point.value for point in client.get_metric_history(run.info.run_id, "train/loss")}
+        return run, client.get_metric_history(run.info.run_id, "train/loss")
 
 
 def training_workers(of: Callable[[psutil.Process], bool] = lambda process: True) -> list[psutil.Process]:

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from brewclip.local import MlflowServer, RayHead
+from brewclip.checkpoints.checkpoint import open_checkpoint
+from brewclip.local import RayHead
 from brewclip.local.processes import program_path
 from tests.training.features import write_features
 from tests.training.runs import STEPS, TrainingJob, training_workers
@@ -43,85 +45,49 @@ def records(mlflow_server):
 
 @pytest.fixture(scope="module")
 def undisturbed(storage, records, ray_head, tmp_path_factory):
-    """A run on two workers that nothing happens to."""
-    job = TrainingJob(storage, "undisturbed", tmp_path_factory.mktemp("runs") / "undisturbed.log", *records)
+    """A run on two workers that nothing happens to; it keeps all its checkpoints."""
+    log = tmp_path_factory.mktemp("runs") / "undisturbed.log"
+    job = TrainingJob(storage, "undisturbed", log, *records, "--run.keep-checkpoints", "99")
     assert job.wait() == 0, job.log.read_text()
     return job
 
 
-def assert_same_run(job: TrainingJob, undisturbed: TrainingJob) -> None:
-    """Every step had the loss it would have had, and the weights are the same to the bit."""
-    one, other = job.checkpoint(), undisturbed.checkpoint()
-    assert one.facts.step == other.facts.step == STEPS
-    for name, tensor in other.model.items():
-        assert torch.equal(one.model[name], tensor), name
-    for step, losses in job.losses().items():
-        assert losses == undisturbed.losses()[step], f"step {step}"
+@pytest.fixture
+def one_cpu(undisturbed, ray_head) -> Iterator[None]:
+    """Leave one of the head's four CPUs, so that of two workers with one each, the second is on another node."""
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    ray.init(ignore_reinit_error=True, logging_level="error")
+    held = placement_group([{"CPU": 3}])
+    assert held.wait(30)
+    yield
+    remove_placement_group(held)
 
 
-def test_a_run_that_is_killed_asked_to_end_and_starved(
-    storage, undisturbed, records, s3, mlflow_server, ray_head, tmp_path
+def test_a_run_that_loses_a_worker_a_node_its_drivers_and_its_services(
+    storage, undisturbed, one_cpu, records, s3, mlflow_server, ray_head, tmp_path
 ):
-    """A worker is killed, then the driver; the next driver is asked to end; the last loses storage and MLflow.
+    """Two workers on two nodes: one is killed; the driver is asked to end; the next one's node disappears, and it, too.
 
-    SIGTERM to the driver, as `ray job stop` and Kubernetes send it, writes a checkpoint first. While storage and MLflow
-    are away, training goes on with what it has and waits for data. It is one MLflow run, and no record is lost but
-    what killed workers had still to deliver.
+    The last driver has one worker, and loses storage and MLflow for a while. Up to there, weights and losses are those
+    of the undisturbed run to the bit, and from there on but for rounding. It is one MLflow run.
     """
     log = tmp_path / "log"
-    job = TrainingJob(storage, "disturbed", log, *records)
-    job.wait_for_step(5)
-    training_workers()[1].kill()
-    job.wait_for_step(14)
-    os.killpg(job.process.pid, signal.SIGKILL)
-    job.wait()
-    _wait_until_no_workers()
-    killed_at = job.step()
-
-    job = TrainingJob(storage, "disturbed", log, *records, "--run.checkpoint-every-steps", "1000")
-    _wait_for_text(log, "step 30/")
-    job.process.terminate()
-    assert job.wait() == 2
-    asked_at = job.step()
-    assert 30 <= asked_at < STEPS
-    assert f"was asked to stop at step {asked_at};" in log.read_text()
-
-    job = TrainingJob(storage, "disturbed", log, *records)
-    job.wait_for_step(asked_at + 1)
-    s3.stop()
-    mlflow_server.stop()
-    time.sleep(12)  # longer than what is fetched ahead lasts
-    s3.start()
-    mlflow_server.start()
-    assert job.wait() == 0, log.read_text()[-3000:]
-    assert_same_run(job, undisturbed)
-    assert_whole_record(job, mlflow_server, killed_at, asked_at)
-
-
-def assert_whole_record(job: TrainingJob, mlflow_server: MlflowServer, killed_at: int, asked_at: int) -> None:
-    """MLflow holds one run of the job, finished, with all steps of the drivers that lived; the last one's once."""
-    import mlflow
-
-    client = mlflow.MlflowClient(mlflow_server.tracking_uri)
-    experiment = client.get_experiment_by_name("brewclip").experiment_id
-    (run,) = client.search_runs([experiment], f"tags.`brewclip.run_url` = '{job.run_url}'")
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
-    assert set(steps) >= set(range(killed_at + 1, STEPS + 1))
-    assert sorted(step for step in steps if step > asked_at) == list(range(asked_at + 1, STEPS + 1))
-    assert run.info.status == "FINISHED"
-
-
-# The head has four CPUs: one worker of three fits there, the other on the node that comes and goes.
-TWO_NODES = ("--cluster.cpus-per-worker", "3")
-ELASTIC = (*TWO_NODES, "--cluster.min-workers", "1", "--cluster.resize-every-seconds", "3")
-
-
-def test_a_lost_node_and_another_number_of_workers(storage, undisturbed, records, ray_head, tmp_path):
-    """A worker's node disappears; the run is finished on one worker instead of two, and its curve is the same."""
-    node = _start_node(ray_head, tmp_path)
-    job = TrainingJob(storage, "moved", tmp_path / "moved.log", *records, *TWO_NODES)
+    node = _start_node(ray_head, tmp_path, num_cpus=1)
     try:
-        job.wait_for_step(9)
+        job = TrainingJob(storage, "disturbed", log, *records)
+        job.wait_for_step(5)
+        training_workers()[1].kill()
+        _wait_for_text(log, "step 15/")
+        job.process.terminate()
+        assert job.wait() == 2
+        asked_at = job.step()
+        assert 15 <= asked_at < STEPS
+        assert f"was asked to stop at step {asked_at};" in log.read_text()
+
+        job = TrainingJob(storage, "disturbed", log, *records)
+        job.wait_for_step(asked_at + 5)
         assert len(training_workers()) == 2
     finally:
         _kill_node(node)
@@ -129,16 +95,48 @@ def test_a_lost_node_and_another_number_of_workers(storage, undisturbed, records
     os.killpg(job.process.pid, signal.SIGKILL)
     job.wait()
     _wait_until_no_workers()
-    assert 0 < job.step() < STEPS
-    job = TrainingJob(storage, "moved", tmp_path / "moved.log", *records, *TWO_NODES, "--cluster.num-workers", "1")
-    assert job.wait() == 0, job.log.read_text()[-3000:]
-    losses = job.recorded_losses(records[1])
-    assert sorted(losses) == list(range(1, STEPS + 1))
-    assert losses == pytest.approx(undisturbed.recorded_losses(records[1]), abs=1e-4)
+    killed_at = job.step()
+    assert asked_at + 5 <= killed_at < STEPS
+    then = open_checkpoint(f"{undisturbed.run_url}/checkpoints/step-{killed_at:08d}")
+    for name, tensor in then.model.items():
+        assert torch.equal(job.checkpoint().model[name], tensor), name
+
+    started = time.time()
+    job = TrainingJob(storage, "disturbed", log, *records, "--cluster.num-workers", "1")
+    job.wait_for_step(killed_at + 1)
+    s3.stop()
+    mlflow_server.stop()
+    time.sleep(12)  # longer than what is fetched ahead lasts
+    s3.start()
+    mlflow_server.start()
+    assert job.wait() == 0, log.read_text()[-3000:]
     one, other = job.checkpoint(), undisturbed.checkpoint()
-    assert one.facts.step == STEPS
+    assert one.facts.step == other.facts.step == STEPS
     for name, tensor in other.model.items():
         torch.testing.assert_close(one.model[name], tensor, atol=1e-3, rtol=1e-3)
+    assert_whole_record(job, undisturbed, mlflow_server.tracking_uri, asked_at, killed_at, started)
+
+
+def assert_whole_record(
+    job: TrainingJob, undisturbed: TrainingJob, tracking_uri: str, asked_at: int, killed_at: int, started: float
+) -> None:
+    """MLflow holds one run of the job, finished; drivers that lived left all their steps, and the last one's once."""
+    run, points = job.recorded(tracking_uri)
+    assert run.info.status == "FINISHED"
+    expected = {point.step: point.value for point in undisturbed.recorded(tracking_uri)[1]}
+    assert sorted(expected) == list(range(1, STEPS + 1))
+    before = [point for point in points if point.timestamp < 1000 * started]
+    last = [point for point in points if point.timestamp >= 1000 * started]
+    assert {point.step for point in before} >= set(range(15, asked_at + 1))
+    assert sorted(point.step for point in last) == list(range(killed_at + 1, STEPS + 1))
+    for point in before:
+        assert point.value == expected[point.step], f"step {point.step}"
+    for point in last:
+        assert point.value == pytest.approx(expected[point.step], abs=1e-4), f"step {point.step}"
+
+
+# The head has four CPUs: one worker of three fits there, the other on the node that comes and goes.
+ELASTIC = ("--cluster.cpus-per-worker", "3", "--cluster.min-workers", "1", "--cluster.resize-every-seconds", "3")
 
 
 def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path, monkeypatch):
@@ -175,18 +173,19 @@ NODE = """
 import signal, sys
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-node = Node(RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", num_cpus=3, object_store_memory=10**8,
-                      dashboard_agent_listen_port=0, min_worker_port=0, max_worker_port=0),
+address, num_cpus = sys.argv[1:]
+node = Node(RayParams(gcs_address=address, node_ip_address="127.0.0.1", num_cpus=int(num_cpus),
+                      object_store_memory=10**8, dashboard_agent_listen_port=0, min_worker_port=0, max_worker_port=0),
             head=False, shutdown_at_exit=False, spawn_reaper=False)
 print("node is up", flush=True)
 signal.pause()
 """
 
 
-def _start_node(ray_head: RayHead, folder: Path) -> psutil.Process:
+def _start_node(ray_head: RayHead, folder: Path, num_cpus: int = 3) -> psutil.Process:
     """Start a second Ray node on this machine and return its process when it is up."""
     with open(folder / "node.log", "w") as output:
-        command = [sys.executable, "-c", NODE, ray_head.address]
+        command = [sys.executable, "-c", NODE, ray_head.address, str(num_cpus)]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     _wait_for_text(folder / "node.log", "node is up")
     return psutil.Process(process.pid)
