@@ -74,7 +74,7 @@ def emotion_panel(title: str, baseline: EmotionResult | None, results: Results) 
 
 def emotion_rows(baseline: EmotionResult | None, results: Results) -> list[list[str]]:
     """Return a header and rows: accuracy over the seeds, majority baseline, published accuracy."""
-    rows = [["system", "method", "accuracy", "commonest answer", "published, RAVDESS"]]
+    rows = [["system", "method", "accuracy", "majority class", "published, RAVDESS"]]
     for key in _ROWS:
         variant, _, method = key
         many = results.get(key, [])
@@ -91,8 +91,8 @@ def judge_emotion(corpus: str, results: Results) -> list[Verdict]:
     """Return the verdicts on the claims; the interval over clips spans those of all seeds."""
     full, tuned, text = (results.get(key, []) for key in _ROWS[:3])
     cases = [
-        ("a linear probe on the acoustic channel is above the commonest answer", full, _above_majority(full), False),
-        ("the pipeline alone is at the commonest answer", text, _above_majority(text), True),
+        ("a linear probe on the acoustic channel is above the majority class", full, _above_majority(full), False),
+        ("the pipeline alone is at the majority class", text, _above_majority(text), True),
         ("finetuning is above the linear probe", tuned, _above(tuned, full), False),
         ("the acoustic channel is above the pipeline alone", full, _above(full, text), False),
     ]
@@ -147,7 +147,7 @@ def _cached_or_run(
         return _from_record(json.loads(cached))
     result = run()
     cache.save(name, identity, json.dumps(result.record()).encode())
-    print(f"emotion {name}: {result.accuracy:.1f} %, commonest answer {result.majority:.1f} %", flush=True)
+    print(f"emotion {name}: {result.accuracy:.1f} %, majority class {result.majority:.1f} %", flush=True)
     return result
 
 

@@ -230,7 +230,7 @@ def real_speech_page(
         first = results[0]
         about = (
             f"{first.num_test} clips of RAVDESS, {first.split}. Accuracy in % with the 95 % interval over clips; the "
-            f"commonest answer is right in {first.majority:.1f} %. C is chosen on the speakers learned from."
+            f"majority class is right in {first.majority:.1f} %. C is chosen on the speakers learned from."
         )
         sections.append(Section(f"Emotions, {title}", about, real_emotion_rows(results)))
     return Page(TITLE, sections=sections, command=command)
