@@ -68,7 +68,9 @@ def claim_run(config: Config) -> Iterator[Fence]:
         UserError: as `prepare`, or if another program trains the run.
     """
     prepare(config)
-    config = _with_checkpoint_url(config)
+    given, config = config.run.init_from, _with_checkpoint_url(config)
+    if config.run.init_from != given:
+        print(f"--run.init-from {given} stands for {config.run.init_from}", flush=True)
     storage = open_storage(config.run_url)
     with holding_lease(storage, config.run_name) as fence:
         storage.delete(RESULT)

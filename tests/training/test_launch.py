@@ -46,8 +46,9 @@ def test_ctrl_c_stays_ctrl_c(config):
         raise KeyboardInterrupt
 
 
-def test_a_run_goes_on_from_the_checkpoint_that_its_registered_name_stood_for(config, monkeypatch):
+def test_a_run_goes_on_from_the_checkpoint_that_its_registered_name_stood_for(config, monkeypatch, capsys):
     """Also where the name stands for another one by then."""
+    monkeypatch.setattr(launch, "prepare", lambda config: None)
     meant = "file:///sweep/runs/first"
     monkeypatch.setattr(launch, "resolve_model", lambda name, uri: meant if name else "")
     named = replace(config, run=replace(config.run, init_from="models:/brewclip@best"))
@@ -57,6 +58,8 @@ def test_a_run_goes_on_from_the_checkpoint_that_its_registered_name_stood_for(co
     save_checkpoint(open_storage(config.run_url), Checkpoint(facts, {}, {}), best=True, keep=1)
     meant = "file:///sweep/runs/second"
     check_same_run(launch._with_checkpoint_url(named), facts)
+    with launch.claim_run(named):
+        assert capsys.readouterr().out == "--run.init-from models:/brewclip@best stands for file:///sweep/runs/first\n"
     over = replace(named, run=replace(named.run, fresh=True))
     assert launch._with_checkpoint_url(over).run.init_from == meant, "starting over, the name is read again"
     with pytest.raises(CheckpointError, match=r"with --run\.init-from file:///sweep/runs/first, now it is :"):
