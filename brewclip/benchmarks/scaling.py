@@ -14,7 +14,6 @@ figure for GPUs.
 import itertools
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,28 +23,17 @@ from typing import Annotated, Any
 
 from brewclip.benchmarks.corpus import write_features
 from brewclip.benchmarks.gpu_scaling import arithmetic_rows, draw_scaling, scaling_tables
-from brewclip.benchmarks.measure import (
-    BenchmarkOptions,
-    Comparison,
-    Limit,
-    environment_set,
-    print_limit,
-    show,
-)
+from brewclip.benchmarks.measure import BenchmarkOptions, environment_set
+from brewclip.benchmarks.scaling_results import Runs, compare_runs, predict_step
 from brewclip.benchmarks.summary import CLOSING, OPENING, put_between_markers
-from brewclip.benchmarks.traffic import Machine, Tower, Workload, step_time
 from brewclip.config import Config, flatten, unflatten
 from brewclip.config.ranges import Range
 from brewclip.errors import UserError
 from brewclip.local import S3Server
 
-_LEAST_FED_SHARE = 0.95
-_LEAST_WEAK_SCALING = 1.8
 _LINK_BYTES = 2**24  # summed over both workers to measure the link
 _NUM_LINK_RUNS = 5
 _RESULT = "benchmark-result.json"
-
-SCENES = Workload("scenes", Tower(160, 4, 41), Tower(128, 4, 24), 2.0 * 36 * 3 * 16**2 * 160, 128, 0, 0, 200_000)
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,7 @@ def run(options: Options) -> dict[str, Any]:
         UserError: if an option is invalid.
     """
     _check(options)
-    runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    runs: Runs = {1: [], 2: []}
     with (
         tempfile.TemporaryDirectory(prefix="brewclip-benchmark-") as folder,
         S3Server(Path(folder) / "objects", Path(folder)) as server,
@@ -90,8 +78,8 @@ def run(options: Options) -> dict[str, Any]:
         for number in range(options.num_runs):
             for num_workers in (1, 2) if number % 2 == 0 else (2, 1):
                 runs[num_workers].append(_run_workers(bucket, environment, options, num_workers))
-    comparisons, limits = _figures(runs, options)
-    prediction = _predict(runs, options)
+    comparisons, limits = compare_runs(runs, options.pairs_per_worker)
+    prediction = predict_step(runs, options.pairs_per_worker)
     if options.image:
         draw_scaling(options.image)
     if options.page and not put_between_markers(Path(options.page), scaling_tables(prediction)):
@@ -242,90 +230,3 @@ def _measure_link() -> dict[str, float]:
     small, large = seconds.values()
     # Between two workers, a sum sends its bytes once (twice half of them), in two hops.
     return {"bytes_per_second": _LINK_BYTES / max(large - small, 1e-9), "latency_seconds": small / 2}
-
-
-# ------------------------------------------------------------------ results
-
-
-def _figures(runs: dict[int, list[dict[str, Any]]], options: Options) -> tuple[list[Comparison], list[Limit]]:
-    def rates(num_workers: int, source: str) -> tuple[float, ...]:
-        return tuple(rate for found in runs[num_workers] for rate in found["rates"][source])
-
-    comparisons = [
-        Comparison(
-            "one worker fed through Ray, S3 and the stream against memory",
-            rates(1, "stream"),
-            rates(1, "memory"),
-            "pairs/s",
-            _LEAST_FED_SHARE,
-        ),
-        Comparison(
-            "one worker fed by a stream that decodes every image, as in a first epoch, against memory",
-            rates(1, "first_epoch"),
-            rates(1, "memory"),
-            "pairs/s",
-            _LEAST_FED_SHARE,
-        ),
-        Comparison(
-            f"two workers against one, {options.pairs_per_worker} pairs each",
-            rates(2, "stream"),
-            rates(1, "stream"),
-            "pairs/s",
-            _LEAST_WEAK_SCALING,
-        ),
-        Comparison(
-            f"two workers against one, {options.pairs_per_worker} pairs each, all from memory",
-            rates(2, "memory"),
-            rates(1, "memory"),
-            "pairs/s",
-        ),
-        Comparison(
-            f"two workers against one, {options.pairs_per_worker} pairs each, without any exchange: the cores' limit",
-            rates(2, "apart"),
-            rates(1, "apart"),
-            "pairs/s",
-        ),
-    ]
-    for comparison in comparisons:
-        print(comparison.line(), flush=True)
-    names = {"workers": "Ray's workers are up", "weights": "weights are loaded", "batch": "first batch"}
-    everyone = [found["before_first_step"] for of in runs.values() for found in of]
-    limits = [
-        print_limit(Limit(f"before the first step, {name}", tuple(parts[key] for parts in everyone), "s"))
-        for key, name in names.items()
-    ]
-    return comparisons, limits
-
-
-def _predict(runs: dict[int, list[dict[str, Any]]], options: Options) -> dict[str, float]:
-    """Compare the step time of two workers with the prediction from one worker's speed and the link.
-
-    Cores share their memory, GPUs do not: the speed is that of a worker while the other one computes, too.
-    """
-    pairs = options.pairs_per_worker
-    workload = replace(SCENES, trained_parameters=runs[2][0]["trained_parameters"])
-
-    def median_seconds(num_workers: int, source: str) -> float:
-        rates = [rate for found in runs[num_workers] for rate in found["rates"][source]]
-        return num_workers * pairs / statistics.median(rates)
-
-    alone = median_seconds(1, "memory")
-    beside_another = alone * median_seconds(2, "apart") / median_seconds(1, "apart")
-    flops = step_time(workload, Machine(1.0, 1.0, 0.0), 1, pairs).seconds / beside_another
-    predicted = [
-        step_time(workload, Machine(flops, **found["link"]), 2, pairs).seconds for found in runs[2] if found["link"]
-    ]
-    figures = {
-        "one_worker_seconds": alone,
-        "one_worker_while_another_computes_seconds": beside_another,
-        "two_workers_predicted_seconds": sum(predicted) / max(1, len(predicted)),
-        "two_workers_measured_seconds": median_seconds(2, "memory"),
-        **runs[2][0]["link"],
-    }
-    print(
-        f"a step of one worker {show(1000 * alone)} ms, {show(1000 * beside_another)} ms while another one computes; "
-        f"of two: {show(1000 * figures['two_workers_predicted_seconds'])} ms by arithmetic, "
-        f"{show(1000 * figures['two_workers_measured_seconds'])} ms measured",
-        flush=True,
-    )
-    return figures

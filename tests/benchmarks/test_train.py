@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from brewclip.benchmarks.corpus import write_features
 from brewclip.benchmarks.open_clip_step import OpenClipStep
-from brewclip.benchmarks.scaling import SCENES
+from brewclip.benchmarks.scaling_results import SCENES
 from brewclip.benchmarks.steps import build_config, build_trainee, count_flops, make_batches, read_pairs
 from brewclip.benchmarks.traffic import Tower
 from brewclip.benchmarks.train import SWITCHES, Options, run
