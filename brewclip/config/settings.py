@@ -196,7 +196,8 @@ class ClusterConfig:
     num_workers: Annotated[int, Range(1, 4096)] = 1
     """Workers of a run; the maximum if `min_workers` is set."""
     min_workers: Annotated[int, Range(0, 4096)] = 0
-    """Minimum workers of an elastic run; 0 keeps the number fixed."""
+    """Minimum workers of an elastic run; 0 keeps the number fixed. When a node is lost, Ray waits
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S (60) for all workers before it starts fewer."""
     resize_every_seconds: Annotated[float, Range(1, 86_400)] = 60.0
     """How often an elastic run checks for free resources; each resize restarts it from its last checkpoint."""
     use_gpu: UseGpu = False

@@ -143,6 +143,7 @@ def test_a_machine_that_is_about_to_go(storage, ray_head, tmp_path, monkeypatch)
     """A preemption notice becomes a checkpoint; the run goes on from there alone, and with two when a machine comes."""
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # for room for two, after the node has gone
     node = _start_node(ray_head, tmp_path)
     rhythm = ("--optim.total-steps", "9000", "--run.checkpoint-every-steps", "1000", "--run.eval-every-steps", "9000")
     rhythm += ("--run.log-every-steps", "10")
