@@ -280,6 +280,7 @@ def test_drivers_and_web_processes_load_no_model(module: str) -> None:
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 
 
+@pytest.mark.slow
 def test_the_worker_of_an_extraction_loads_no_clip() -> None:
     code = "import sys, brewclip.corpora.extraction_worker, brewclip.models.whisper, brewclip.pretrained.whisper; "
     code += "print(*{'open_clip', 'torchvision', 'mlflow'} & set(sys.modules))"
@@ -287,6 +288,7 @@ def test_the_worker_of_an_extraction_loads_no_clip() -> None:
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_training_loads_neither_whisper_nor_mlflow() -> None:
     """Features are stored; Whisper's package alone takes a second of a core, in each worker of each attempt."""
     code = "import sys, brewclip.training.worker; print(*{'whisper', 'numba', 'mlflow'} & set(sys.modules))"

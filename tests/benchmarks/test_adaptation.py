@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from brewclip.benchmarks import adaptation
 from brewclip.benchmarks.adaptation import Course, Options, run
 from brewclip.config import Config, preset
@@ -18,6 +20,7 @@ def small(name: str) -> Config:
     return replace(made, model=replace(made.model, ff_dim=64), optim=optim, run=run_settings)
 
 
+@pytest.mark.slow
 def test_both_are_trained_and_measured_and_the_adapter_takes_fewer_operations(tmp_path, monkeypatch, capsys):
     storage = tmp_path.joinpath("storage").as_uri()
     monkeypatch.setattr(adaptation, "preset", small)

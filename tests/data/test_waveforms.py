@@ -43,6 +43,7 @@ def crops_of(manifest, world_size=1, first=0, steps=9):
     return {position: (pair.key, pair.audio.tobytes()) for position, pair in sorted(found.items())}
 
 
+@pytest.mark.slow
 def test_crops_depend_on_the_position_alone(manifest):
     """On any number of workers and from any step, over more than two epochs; a second epoch has others."""
     alone = crops_of(manifest)

@@ -221,6 +221,7 @@ def test_a_command_is_right(line):
         assert mistake_of(words) == ""
 
 
+@pytest.mark.slow
 def test_every_secret_is_made_on_the_page():
     made = {words[words.index("generic") + 1] for line in LINES for words in commands(line) if "generic" in words}
     assert made == set(secrets_wanted())

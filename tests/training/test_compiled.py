@@ -23,6 +23,7 @@ def test_lengths_are_few():
     assert all(padded_frames(n) >= n and padded_tokens(n) >= n for n in range(1, 300))
 
 
+@pytest.mark.slow
 def test_each_length_is_compiled_once():
     """Of 63 pairs of lengths: images once, texts of 16, 32 and 36 tokens, speech of 128 and 256 frames."""
     graphs = []
@@ -42,6 +43,7 @@ def test_each_length_is_compiled_once():
     assert len(graphs) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_are_those_of_eager_encoders(recompute):
     """To 1e-4 of the largest of a parameter: padding changes the order of sums, by 2e-6 on some processors."""

@@ -85,6 +85,7 @@ def build_beside_one_without_parts(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_one_rank_that_cannot_be_built_does_not_leave_the_others_waiting(tmp_path):
     mp.spawn(build_beside_one_without_parts, (tmp_path,), nprocs=2)
     for rank in range(2):
