@@ -16,7 +16,7 @@ from brewclip.data.storage import open_storage
 from brewclip.errors import ObjectMissing
 
 CHECKOUT = Path(__file__).parents[2]
-STEPS = 80
+STEPS = 120
 
 
 class TrainingJob:

@@ -79,11 +79,11 @@ def test_a_run_that_loses_a_worker_a_node_its_drivers_and_its_services(
         job = TrainingJob(storage, "disturbed", log, *records)
         job.wait_for_step(5)
         training_workers()[1].kill()
-        _wait_for_text(log, "step 15/")
+        _wait_for_text(log, "step 30/")
         job.process.terminate()
         assert job.wait() == 2
         asked_at = job.step()
-        assert 15 <= asked_at < STEPS
+        assert 30 <= asked_at < STEPS
         assert f"was asked to stop at step {asked_at};" in log.read_text()
 
         job = TrainingJob(storage, "disturbed", log, *records)
@@ -127,7 +127,7 @@ def assert_whole_record(
     assert sorted(expected) == list(range(1, STEPS + 1))
     before = [point for point in points if point.timestamp < 1000 * started]
     last = [point for point in points if point.timestamp >= 1000 * started]
-    assert {point.step for point in before} >= set(range(15, asked_at + 1))
+    assert {point.step for point in before} >= set(range(30, asked_at + 1))
     assert sorted(point.step for point in last) == list(range(killed_at + 1, STEPS + 1))
     for point in before:
         assert point.value == expected[point.step], f"step {point.step}"
