@@ -11,6 +11,7 @@ most. The arithmetic of `traffic`, given that speed and the link's, predicts the
 figure for GPUs.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -146,16 +147,18 @@ def measure_worker(settings: dict[str, Any]) -> None:
     # Without an image cache, and not as the first step of the run.
     decoder = build_decoder(config, load_clip(config.model.clip))
     worker.parts, worker.first_step = replace(worker.parts, decoder=decoder), -1
-    sources = {"stream": batches, "first_epoch": worker.iter_batches(), "memory": itertools.cycle(in_memory)}
-    rates: dict[str, list[float]] = {name: [] for name in (*sources, "apart")}
+    sources = {
+        "stream": functools.partial(_steps, worker, batches, is_real=True),
+        "first_epoch": functools.partial(_steps, worker, worker.iter_batches(), is_real=True),
+        "memory": functools.partial(_steps, worker, itertools.cycle(in_memory), is_real=False),
+        "apart": functools.partial(_steps_apart, worker, itertools.cycle(in_memory)),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in sources}
     for pair in range(-1, settings["num_pairs"]):  # the first is a warm-up of all sources
         for name in sources if pair % 2 == 0 else reversed(sources):
-            rate = _steps(worker, sources[name], is_real=name != "memory")
+            rate = sources[name]()
             if pair >= 0:
                 rates[name].append(rate)
-        apart = _steps_apart(worker, in_memory)
-        if pair >= 0:
-            rates["apart"].append(apart)
     trained = sum(parameter.numel() for parameter in worker.parts.model.trained_parameters().values())
     found = {"rates": rates, "before_first_step": parts, "link": _measure_link(), "trained_parameters": trained}
     if worker.rank == 0:
@@ -179,7 +182,7 @@ def _steps(worker: Any, batches: Iterator[Any], *, is_real: bool) -> float:
     return config.optim.total_steps * config.run.global_batch_size / (time.perf_counter() - started)
 
 
-def _steps_apart(worker: Any, in_memory: list[Any]) -> float:
+def _steps_apart(worker: Any, batches: Iterator[Any]) -> float:
     """Compute forward and backward passes alone while the other workers do the same; return pairs per second of all."""
     import torch.distributed as dist
 
@@ -189,7 +192,7 @@ def _steps_apart(worker: Any, in_memory: list[Any]) -> float:
     if dist.is_initialized():
         dist.barrier()
     started = time.perf_counter()
-    for batch, _ in itertools.islice(itertools.cycle(in_memory), config.optim.total_steps):
+    for batch, _ in itertools.islice(batches, config.optim.total_steps):
         forward_and_backward(config, worker.parts.model, batch)
     seconds = time.perf_counter() - started
     worker.parts.optimizer.zero_grad()

@@ -1,5 +1,6 @@
 """Results of the scaling benchmark: ratios, start-up times, and the step of two workers against its prediction."""
 
+import functools
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,13 @@ Runs = dict[int, list[dict[str, Any]]]
 """What rank 0 of each run measured, by the number of workers."""
 
 
+def _rates(runs: Runs, num_workers: int, source: str) -> tuple[float, ...]:
+    return tuple(rate for found in runs[num_workers] for rate in found["rates"][source])
+
+
 def compare_runs(runs: Runs, pairs_per_worker: int) -> tuple[list[Comparison], list[Limit]]:
     """Compare the rates of the sources and of one worker and two, and print the results."""
-
-    def rates(num_workers: int, source: str) -> tuple[float, ...]:
-        return tuple(rate for found in runs[num_workers] for rate in found["rates"][source])
-
+    rates = functools.partial(_rates, runs)
     comparisons = [
         Comparison(
             "one worker fed through Ray, S3 and the stream against memory",
@@ -74,8 +76,7 @@ def predict_step(runs: Runs, pairs_per_worker: int) -> dict[str, float]:
     workload = replace(SCENES, trained_parameters=runs[2][0]["trained_parameters"])
 
     def median_seconds(num_workers: int, source: str) -> float:
-        rates = [rate for found in runs[num_workers] for rate in found["rates"][source]]
-        return num_workers * pairs_per_worker / statistics.median(rates)
+        return num_workers * pairs_per_worker / statistics.median(_rates(runs, num_workers, source))
 
     alone = median_seconds(1, "memory")
     beside_another = alone * median_seconds(2, "apart") / median_seconds(1, "apart")

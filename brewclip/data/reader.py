@@ -113,7 +113,7 @@ class SplitReader:
         if self.manifest.is_adopted(extent.shard):
             first, stop = extent.first, extent.first + extent.count
             ends = self.manifest.index_of(extent.shard)[0][first : stop + 1].tolist()
-            return list(slice_samples(iter(parts), self.manifest.members_of(extent.shard)[first:stop], ends))
+            return list(slice_samples(parts, self.manifest.members_of(extent.shard)[first:stop], ends))
         return list(parts)
 
     def _read_copy(self, cache: ShardCache, extent: Extent) -> list[memoryview | BadSample] | None:

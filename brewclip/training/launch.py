@@ -33,8 +33,11 @@ from brewclip.training.state import STOP_REQUESTED
 from brewclip.training.stop import STOP
 
 
-def prepare(config: Config) -> None:
+def prepare(config: Config) -> Config:
     """Find what cannot work before a worker starts: storage, splits, counts, an earlier run of other settings.
+
+    Returns:
+        The settings, with the checkpoint in place of a registered name to start from.
 
     Raises:
         UserError: one line with the remedy.
@@ -49,13 +52,14 @@ def prepare(config: Config) -> None:
         order.check(config.cluster.num_workers)
     except ValueError as error:
         raise UserError(str(error)) from None
-    config = _with_checkpoint_url(config)
     storage = open_storage(config.run_url)
-    latest = _latest_of(config, storage)
+    latest = None if config.run.fresh or is_being_removed(storage) else load_checkpoint(storage)
+    config = _with_checkpoint_url(config, latest)
     if latest is not None:
         check_same_run(config, latest.facts)
     elif config.run.init_from:
         _check_initial_of(config)
+    return config
 
 
 @contextlib.contextmanager
@@ -67,8 +71,7 @@ def claim_run(config: Config) -> Iterator[Fence]:
     Raises:
         UserError: as `prepare`, or if another program trains the run.
     """
-    prepare(config)
-    given, config = config.run.init_from, _with_checkpoint_url(config)
+    given, config = config.run.init_from, prepare(config)
     if config.run.init_from != given:
         print(f"--run.init-from {given} stands for {config.run.init_from}", flush=True)
     storage = open_storage(config.run_url)
@@ -103,9 +106,9 @@ def run_training(
         UserError: for data, weights or checkpoints that do not fit, if the run was asked to stop, or if another program
             has taken it over.
     """
-    config = _with_checkpoint_url(config)
     storage = open_storage(config.run_url)
     checkpoint = load_checkpoint(storage)
+    config = _with_checkpoint_url(config, checkpoint)
     latest = checkpoint.facts if checkpoint is not None else None
     if latest is not None and latest.step >= config.optim.total_steps:
         print(f"run {config.run_name!r} is finished at step {latest.step}: nothing to do (--run.fresh starts over)")
@@ -200,22 +203,16 @@ def _check_initial_of(config: Config) -> None:
     check_initial(config, url, open_checkpoint(url))
 
 
-def _with_checkpoint_url(config: Config) -> Config:
+def _with_checkpoint_url(config: Config, latest: Checkpoint | None) -> Config:
     """Replace a registered name to start from by its checkpoint; a run that has started keeps the one it started from.
 
-    The name may stand for another checkpoint, or for none, when the run is resumed.
+    The name may stand for another checkpoint, or for none, when the run is resumed from `latest`.
     """
     url = ""
-    if is_registered_name(config.run.init_from):
-        latest = _latest_of(config, open_storage(config.run_url))
-        url = latest.facts.config.get("run.init_from", "") if latest is not None else ""
+    if latest is not None and is_registered_name(config.run.init_from):
+        url = latest.facts.config.get("run.init_from", "")
     url = url or resolve_model(config.run.init_from, config.tracking.uri)
     return replace(config, run=replace(config.run, init_from=url))
-
-
-def _latest_of(config: Config, storage: Storage) -> Checkpoint | None:
-    """Return the checkpoint that a run resumes from; None if it starts at step 0."""
-    return None if config.run.fresh or is_being_removed(storage) else load_checkpoint(storage)
 
 
 def _warn_of_unreachable(config: Config) -> None:

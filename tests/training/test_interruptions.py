@@ -129,6 +129,7 @@ def assert_whole_record(
     last = [point for point in points if point.timestamp >= 1000 * started]
     assert {point.step for point in before} >= set(range(30, asked_at + 1))
     assert sorted(point.step for point in last) == list(range(killed_at + 1, STEPS + 1))
+    assert {point.step for point in points} >= set(range(30, STEPS + 1))
     for point in before:
         assert point.value == expected[point.step], f"step {point.step}"
     for point in last:

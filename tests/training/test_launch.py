@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from brewclip.checkpoints.checkpoint import save_checkpoint
+from brewclip.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from brewclip.checkpoints.compatibility import check_same_run
 from brewclip.checkpoints.facts import Checkpoint, CheckpointFacts
 from brewclip.config import Config, RunConfig, flatten
@@ -48,19 +48,24 @@ def test_ctrl_c_stays_ctrl_c(config):
 
 def test_a_run_goes_on_from_the_checkpoint_that_its_registered_name_stood_for(config, monkeypatch, capsys):
     """Also where the name stands for another one by then."""
-    monkeypatch.setattr(launch, "prepare", lambda config: None)
+
+    def resolved(config):
+        latest = None if config.run.fresh else load_checkpoint(open_storage(config.run_url))
+        return launch._with_checkpoint_url(config, latest)
+
+    monkeypatch.setattr(launch, "prepare", resolved)
     meant = "file:///sweep/runs/first"
     monkeypatch.setattr(launch, "resolve_model", lambda name, uri: meant if name else "")
     named = replace(config, run=replace(config.run, init_from="models:/brewclip@best"))
-    assert launch._with_checkpoint_url(named).run.init_from == meant
-    started = flatten(launch._with_checkpoint_url(named))
+    assert resolved(named).run.init_from == meant
+    started = flatten(resolved(named))
     facts = CheckpointFacts(step=1, config=started, frozen_sha256={}, audio_dim=4)
     save_checkpoint(open_storage(config.run_url), Checkpoint(facts, {}, {}), best=True, keep=1)
     meant = "file:///sweep/runs/second"
-    check_same_run(launch._with_checkpoint_url(named), facts)
+    check_same_run(resolved(named), facts)
     with launch.claim_run(named):
         assert capsys.readouterr().out == "--run.init-from models:/brewclip@best stands for file:///sweep/runs/first\n"
     over = replace(named, run=replace(named.run, fresh=True))
-    assert launch._with_checkpoint_url(over).run.init_from == meant, "starting over, the name is read again"
+    assert resolved(over).run.init_from == meant, "starting over, the name is read again"
     with pytest.raises(CheckpointError, match=r"with --run\.init-from file:///sweep/runs/first, now it is :"):
-        check_same_run(launch._with_checkpoint_url(config), facts)
+        check_same_run(resolved(config), facts)
